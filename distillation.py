@@ -1,0 +1,125 @@
+"""Step 4: distil the teacher's image encoder into the FastSAM3D student.
+
+Reads   --teacher-dir   the teacher and its outputs, stored by preparelabel.py
+        --crops-dir     the crops they were made of
+Writes  --out-dir       last.pt, student.pth (released layout), metrics.jsonl, loss.png, args.json
+
+    python distillation.py
+    python distillation.py --network tiny_fastsam3d --steps 800
+    python distillation.py --checkpoint fastsam3d.pth        # go on from a released student
+
+A run that was stopped goes on with --resume. ``student.pth`` holds the encoder as the released
+fastsam3d.pth does, and the teacher's prompt encoder and decoder beside it, so that it is complete.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from segment_anything import Sam3D, build_sam3D, sam_model_registry3D, student_payload
+from utils.checkpoint import copy_teacher_blocks, open_network, save_payload
+from utils.crops import read_index
+from utils.errors import exit_on_input_error
+from utils.runtime import pick_device, start_run
+from utils.tasks import EncoderDistillation
+from utils.teacher_store import TEACHER, TeacherOutputs, open_store
+from utils.trainer import FitReport, add_training_arguments, fit, fit_config
+
+STUDENT = "student.pth"
+
+
+class Report(NamedTuple):
+    """``path`` is the student in released layout."""
+
+    fit: FitReport
+    path: Path
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument("--crops-dir", type=Path, default=Path("work_dir/crops"))
+    files.add_argument("--teacher-dir", type=Path, default=Path("work_dir/teacher_outputs"))
+    files.add_argument("--out-dir", type=Path, default=Path("work_dir/student"))
+
+    network = parser.add_argument_group("network and loss")
+    network.add_argument(
+        "--network",
+        default="fastsam3d",
+        choices=sorted(sam_model_registry3D),
+    )
+    network.add_argument("--checkpoint", type=Path, help="start from this student's encoder")
+    network.add_argument(
+        "--init-from-teacher",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="start from the teacher's stem, neck and evenly spaced blocks (default: on)",
+    )
+    network.add_argument(
+        "--logit-weight",
+        type=float,
+        default=1.0,
+        help="weight of the masks beside the embedding; 0 = embedding alone (default: 1)",
+    )
+    add_training_arguments(parser, steps=20_000, batch_size=4, lr=5e-4)
+    return parser.parse_args(argv)
+
+
+def build_student(args: argparse.Namespace, teacher: Sam3D) -> Sam3D:
+    """Return the student to train: its encoder as ``args`` say, the rest the teacher's."""
+    if args.checkpoint:
+        return open_network(args.checkpoint, args.network, args.teacher_dir / TEACHER)[0]
+    config = sam_model_registry3D[args.network]().config
+    # The decoder is the teacher's, so whatever that was trained with holds for the student.
+    student = build_sam3D(
+        replace(config, prompt=teacher.config.prompt, decoder=teacher.config.decoder)
+    )
+    student.prompt_encoder.load_state_dict(teacher.prompt_encoder.state_dict())
+    student.mask_decoder.load_state_dict(teacher.mask_decoder.state_dict())
+    if args.init_from_teacher:
+        copy_teacher_blocks(teacher, student)
+    return student
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Distil as ``args`` say; return what was learned and where it was saved."""
+    start_run(args, args.out_dir)
+    device = pick_device(args.device)
+    index = read_index(args.crops_dir)
+    store = open_store(args.teacher_dir, index)
+    teacher, rule = open_network(args.teacher_dir / TEACHER)
+    student = build_student(args, teacher)
+
+    def payload() -> dict:
+        return student_payload(student, crop_rule=rule.to_dict(), teacher=store.fingerprint)
+
+    report = fit(
+        EncoderDistillation(student, logit_weight=args.logit_weight),
+        TeacherOutputs(store, index),
+        index.samples,
+        fit_config(args, device),
+        args.out_dir,
+        device=device,
+        payload=payload,
+        resume=args.resume,
+    )
+    path = args.out_dir / STUDENT
+    save_payload(path, payload())
+    return Report(report, path)
+
+
+@exit_on_input_error
+def main() -> None:
+    report = run(parse_args())
+    print(
+        f"loss {report.fit.first_loss:.3f} -> {report.fit.last_loss:.3f} "
+        f"in {report.fit.minutes:.1f} min -> {report.path}"
+    )
+
+
+if __name__ == "__main__":
+    main()

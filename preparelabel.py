@@ -1,0 +1,196 @@
+"""Step 3: train the SAM-Med3D teacher and store its outputs ("logits") for distillation.
+
+Reads   prepared <organ>/<data set> folders (utils/data_paths.py: img_datas), cut once to crops
+Writes  --crops-dir     the network's inputs, with index.json; reused as long as the sources stay
+        --out-dir       last.pt, metrics.jsonl, loss.png, args.json, run.log
+        --teacher-dir   one file a sample: embedding, clicks, masks; manifest.json
+
+    python preparelabel.py --checkpoint sam_med3d_turbo.pth          # fine-tune released weights
+    python preparelabel.py                                           # ViT-B from scratch
+    python preparelabel.py --network tiny --steps 1500 --batch-size 4 --num-clicks 5
+    python preparelabel.py --steps 0 --checkpoint sam_med3d_turbo.pth   # store outputs only
+
+A run that was stopped goes on with --resume.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from segment_anything import Sam3D, checkpoint_payload, sam_model_registry3D
+from utils.checkpoint import open_network
+from utils.crops import CropIndex, build_crops, read_index
+from utils.data_loader import CropDataset
+from utils.data_paths import img_datas
+from utils.errors import InputError, exit_on_input_error
+from utils.geometry import CropRule
+from utils.runtime import pick_device, pick_precision, start_run
+from utils.tasks import InteractiveTask
+from utils.teacher_store import TeacherStore, store_outputs
+from utils.trainer import FitReport, add_training_arguments, fit, fit_config
+
+
+class Report(NamedTuple):
+    """``fit`` is None where --steps 0 asked for outputs only."""
+
+    fit: FitReport | None
+    store: TeacherStore
+    failures: list[str]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--img-datas",
+        type=Path,
+        nargs="+",
+        default=[Path(folder) for folder in img_datas],
+        help="<organ>/<data set> folders (default: those of utils/data_paths.py)",
+    )
+    files.add_argument("--crops-dir", type=Path, default=Path("work_dir/crops"))
+    files.add_argument(
+        "--from-crops",
+        action="store_true",
+        help="use the crops in --crops-dir as they are; no NIfTI file is read",
+    )
+    files.add_argument("--out-dir", type=Path, default=Path("work_dir/teacher"))
+    files.add_argument("--teacher-dir", type=Path, default=Path("work_dir/teacher_outputs"))
+
+    network = parser.add_argument_group("network and crops")
+    network.add_argument(
+        "--network",
+        choices=sorted(sam_model_registry3D),
+        help="default: what the checkpoint says, else vit_b_ori",
+    )
+    network.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="start from these weights, our own or sam_med3d_turbo.pth with --network vit_b_ori",
+    )
+    network.add_argument(
+        "--spacing-mm",
+        type=float,
+        help="voxel size of the crops in mm (default: the checkpoint's, else 1.5)",
+    )
+    network.add_argument(
+        "--fit-spacing",
+        action=argparse.BooleanOptionalAction,
+        help="finer where the whole volume fits in a smaller cube (default: the checkpoint's, "
+        "else off as for released weights)",
+    )
+    network.add_argument(
+        "--max-instances", type=int, default=8, help="largest instances cut of an instance label"
+    )
+
+    clicks = parser.add_argument_group("clicks and loss")
+    clicks.add_argument("--num-clicks", type=int, default=11, help="clicks a step (default: 11)")
+    clicks.add_argument(
+        "--loss-size",
+        type=int,
+        default=128,
+        help="edge of the grid the loss is taken on, a divisor of 128; 32 is fastest (default: 128)",
+    )
+    clicks.add_argument(
+        "--decoder-lr-scale",
+        type=float,
+        default=0.1,
+        help="learning rate of prompt encoder and mask decoder as a share of --lr (default: 0.1)",
+    )
+    clicks.add_argument(
+        "--stored-clicks", type=int, default=5, help="clicks stored for each sample (default: 5)"
+    )
+    add_training_arguments(parser, steps=20_000, batch_size=4, lr=8e-4)
+    return parser.parse_args(argv)
+
+
+def build_teacher(args: argparse.Namespace) -> tuple[Sam3D, CropRule]:
+    """Return the network to train and the crops it sees; flags override the checkpoint's rule."""
+    if args.checkpoint:
+        teacher, rule = open_network(args.checkpoint, args.network)
+    else:
+        teacher, rule = sam_model_registry3D[args.network or "vit_b_ori"](), CropRule()
+    rule = CropRule(
+        size=teacher.config.encoder.img_size,
+        spacing_mm=rule.spacing_mm if args.spacing_mm is None else args.spacing_mm,
+        fit=rule.fit if args.fit_spacing is None else args.fit_spacing,
+    )
+    if args.loss_size < 1 or rule.size % args.loss_size:
+        raise InputError(f"--loss-size {args.loss_size}: expected a divisor of {rule.size}.")
+    return teacher, rule
+
+
+def open_crops(args: argparse.Namespace, rule: CropRule) -> CropIndex:
+    """Cut the crops that are not there yet, or take them as they are."""
+    if not args.from_crops:
+        return build_crops(args.img_datas, args.crops_dir, rule, max_instances=args.max_instances)
+    index = read_index(args.crops_dir)
+    if index.rule != rule:
+        raise InputError(
+            f"{args.crops_dir}: the crops were cut by {index.rule}, the network expects {rule}.\n"
+            "Leave out --from-crops to cut them anew, or give --spacing-mm and --fit-spacing."
+        )
+    return index
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Train as ``args`` say, then store what the trained teacher makes of every crop."""
+    start_run(args, args.out_dir)
+    device = pick_device(args.device)
+    teacher, rule = build_teacher(args)
+    index = open_crops(args, rule)
+    report = None
+    if args.steps:
+        task = InteractiveTask(
+            teacher,
+            num_clicks=args.num_clicks,
+            loss_size=args.loss_size,
+            seed=args.seed,
+            decoder_lr_scale=args.decoder_lr_scale,
+        )
+        report = fit(
+            task,
+            CropDataset(index, augment=True, seed=args.seed),
+            index.samples,
+            fit_config(args, device),
+            args.out_dir,
+            device=device,
+            payload=lambda: checkpoint_payload(teacher, crop_rule=rule.to_dict()),
+            resume=args.resume,
+        )
+    store = store_outputs(
+        teacher,
+        index,
+        args.teacher_dir,
+        rule=rule,
+        num_clicks=args.stored_clicks,
+        seed=args.seed,
+        device=device,
+        precision=pick_precision(args.precision, device),
+    )
+    return Report(report, store, index.failures)
+
+
+@exit_on_input_error
+def main() -> int:
+    report = run(parse_args())
+    if report.fit:
+        print(
+            f"loss {report.fit.first_loss:.3f} -> {report.fit.last_loss:.3f} "
+            f"in {report.fit.minutes:.1f} min -> {report.fit.path}"
+        )
+    print(
+        f"outputs of {len(report.store.samples)} samples -> {report.store.folder} "
+        f"(teacher {report.store.fingerprint}); {len(report.failures)} failed"
+    )
+    for failure in report.failures:
+        print(failure, file=sys.stderr)
+    return 1 if report.failures else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Promptable 3D segmentation networks: SAM-Med3D, FastSAM3D and small relatives."""
+
+from segment_anything.build_sam3D import (
+    build_from_checkpoint,
+    build_sam3D,
+    sam_model_registry3D,
+)
+from segment_anything.checkpoint_keys import (
+    CheckpointError,
+    checkpoint_payload,
+    fingerprint,
+    load_checkpoint,
+    read_checkpoint,
+    student_num_heads,
+    student_payload,
+)
+from segment_anything.config import (
+    ConfigError,
+    DecoderConfig,
+    EncoderConfig,
+    PromptConfig,
+    SamConfig,
+)
+from segment_anything.modeling import EncoderOutput, Sam3D
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DecoderConfig",
+    "EncoderConfig",
+    "EncoderOutput",
+    "PromptConfig",
+    "Sam3D",
+    "SamConfig",
+    "build_from_checkpoint",
+    "build_sam3D",
+    "checkpoint_payload",
+    "fingerprint",
+    "load_checkpoint",
+    "read_checkpoint",
+    "sam_model_registry3D",
+    "student_num_heads",
+    "student_payload",
+]

@@ -1,0 +1,184 @@
+"""The networks by name: every number that defines one is here.
+
+    sam_model_registry3D["vit_b_ori"](checkpoint="sam_med3d_turbo.pth")
+    sam_model_registry3D["fastsam3d"]("fastsam3d.pth", decoder_checkpoint="sam_med3d_turbo.pth")
+
+| name             | what it is                                                              |
+|------------------|-------------------------------------------------------------------------|
+| vit_b_ori        | SAM-Med3D, the teacher (arXiv:2310.15161)                               |
+| fastsam3d        | FastSAM3D's six-block encoder with the teacher's decoder (2403.09827)   |
+| tiny             | a small network to train from scratch, on a CPU if need be              |
+| tiny_fastsam3d   | the student form of ``tiny``                                            |
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from segment_anything.checkpoint_keys import (
+    DECODER_PARTS,
+    CheckpointError,
+    load_checkpoint,
+    open_checkpoint,
+    read_checkpoint,
+    student_num_heads,
+)
+from segment_anything.config import (
+    ConfigError,
+    DecoderConfig,
+    EncoderConfig,
+    PromptConfig,
+    SamConfig,
+)
+from segment_anything.modeling import (
+    ImageEncoderViT3D,
+    MaskDecoder3D,
+    PromptEncoder3D,
+    Sam3D,
+    TwoWayTransformer3D,
+)
+
+VIT_B_ORI = SamConfig(network="vit_b_ori")
+
+FASTSAM3D = SamConfig(
+    network="fastsam3d",
+    encoder=EncoderConfig(
+        depth=6,
+        window_size=0,
+        global_attn_indexes=(),
+        attention_free_blocks=(0, 1),
+        mlp_residual="normalised",
+    ),
+)
+
+TINY = SamConfig(
+    network="tiny",
+    encoder=EncoderConfig(
+        embed_dim=192,
+        depth=6,
+        num_heads=6,
+        window_size=0,
+        global_attn_indexes=(),
+        stem="conv",
+        neck_kernel=1,
+    ),
+    prompt=PromptConfig(dense_pe_axes=(0, 1, 2), click_stamp_sigma=1.0, click_memory="all"),
+    decoder=DecoderConfig(mlp_dim=512),
+)
+
+TINY_FASTSAM3D = dataclasses.replace(
+    TINY,
+    network="tiny_fastsam3d",
+    encoder=dataclasses.replace(
+        TINY.encoder, depth=3, attention_free_blocks=(0,), mlp_residual="normalised"
+    ),
+)
+
+
+def build_sam3D(config: SamConfig) -> Sam3D:
+    """Build a network with fresh weights, in training mode."""
+    encoder, decoder = config.encoder, config.decoder
+    width = encoder.out_chans
+    return Sam3D(
+        config,
+        image_encoder=ImageEncoderViT3D(encoder),
+        prompt_encoder=PromptEncoder3D(
+            config.prompt,
+            embed_dim=width,
+            img_size=encoder.img_size,
+            grid_size=encoder.grid_size,
+        ),
+        mask_decoder=MaskDecoder3D(
+            TwoWayTransformer3D(decoder.depth, width, decoder.num_heads, decoder.mlp_dim),
+            dim=width,
+        ),
+    )
+
+
+def build_from_checkpoint(
+    path: str | Path, network: str | None = None, decoder_checkpoint: str | Path | None = None
+) -> Sam3D:
+    """Rebuild the network that a checkpoint belongs to, with its weights.
+
+    Args:
+        path: A file of ours, which says what it is, or a released one, which does not.
+        network: Its name in the registry; must be given for released files.
+        decoder_checkpoint: Where the prompt encoder and mask decoder come from, for files that
+            hold an image encoder alone.
+
+    Raises:
+        CheckpointError: the file is unreadable, unnamed, or not of ``network``.
+    """
+    config = read_checkpoint(path).get("config")
+    if config is None:
+        if network not in sam_model_registry3D:
+            raise CheckpointError(
+                f"{path}: does not say which network it holds, and '{network}' was named; expected "
+                f"one of {', '.join(sam_model_registry3D)}.\nName it: nothing in its keys would "
+                "tell a wrong guess from a right one."
+            )
+        return sam_model_registry3D[network](path, decoder_checkpoint=decoder_checkpoint)
+    if network is not None and config.get("network") != network:
+        raise CheckpointError(
+            f"{path}: holds the network '{config.get('network')}', expected '{network}'.\n"
+            "Leave the name out, or point to the file you meant."
+        )
+    try:
+        model = build_sam3D(SamConfig.from_dict(config))
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path}: its config cannot be built ({error}), expected one of this version.\n"
+            "Use the version of this project that wrote it."
+        ) from error
+    return _load(model, path, decoder_checkpoint)
+
+
+def _build(
+    config: SamConfig,
+    checkpoint: str | Path | None = None,
+    decoder_checkpoint: str | Path | None = None,
+) -> Sam3D:
+    """Build a named network, with the weights of ``checkpoint`` if one is given.
+
+    Args:
+        config: Which network.
+        checkpoint: A whole network, or an image encoder alone.
+        decoder_checkpoint: Where the prompt encoder and mask decoder come from instead: the file
+            of the teacher that a student was distilled from.
+    """
+    if checkpoint is None:
+        model = build_sam3D(config)
+        if decoder_checkpoint is not None:
+            load_checkpoint(model, decoder_checkpoint, DECODER_PARTS)
+        return model
+    if config.network == FASTSAM3D.network:  # released students exist with 12 heads and with 6
+        heads = student_num_heads(open_checkpoint(checkpoint).weights)
+        encoder = dataclasses.replace(config.encoder, num_heads=heads)
+        config = dataclasses.replace(config, encoder=encoder)
+    return _load(build_sam3D(config), checkpoint, decoder_checkpoint)
+
+
+def _load(model: Sam3D, path: str | Path, decoder_path: str | Path | None) -> Sam3D:
+    checkpoint = open_checkpoint(path)
+    encoder_alone = not any(checkpoint.holds(part) for part in DECODER_PARTS)
+    if encoder_alone or decoder_path is not None:
+        load_checkpoint(model, checkpoint, ("image_encoder",))
+    else:
+        load_checkpoint(model, checkpoint)
+    if decoder_path is not None:
+        load_checkpoint(model, decoder_path, DECODER_PARTS)
+    elif encoder_alone:
+        warnings.warn(
+            f"{path} holds an image encoder alone: prompt encoder and mask decoder are untrained "
+            "until decoder_checkpoint, the teacher's file, is given",
+            stacklevel=3,
+        )
+    return model
+
+
+sam_model_registry3D: dict[str, Callable[..., Sam3D]] = {
+    config.network: partial(_build, config)
+    for config in (VIT_B_ORI, FASTSAM3D, TINY, TINY_FASTSAM3D)
+}

@@ -1,0 +1,16 @@
+"""The networks, one box of the paper's figure per file."""
+
+from segment_anything.modeling.image_encoder3D import EncoderOutput, ImageEncoderViT3D
+from segment_anything.modeling.mask_decoder3D import MaskDecoder3D
+from segment_anything.modeling.prompt_encoder3D import PromptEncoder3D
+from segment_anything.modeling.sam3D import Sam3D
+from segment_anything.modeling.transformer3D import TwoWayTransformer3D
+
+__all__ = [
+    "EncoderOutput",
+    "ImageEncoderViT3D",
+    "MaskDecoder3D",
+    "PromptEncoder3D",
+    "Sam3D",
+    "TwoWayTransformer3D",
+]

@@ -1,0 +1,228 @@
+"""The released encoder's self-attention with relative positions: the same numbers, far less work.
+
+Shapes: B batch, n heads, c head width, g tokens along a grid axis, N = g^3 tokens, S = table extent
+(the window size in window blocks, g in global ones). A token is addressed (d, h, w), a key (x, y, j)
+along the same three axes.
+
+**The relative terms are not the textbook's decomposed form** (MViTv2, arXiv:2112.01526). With
+R_d[d, j] = rel_pos_d[d - j + S - 1], and R_h, R_w alike, the logit of query (d, h, w) on key
+(x, y, j) is
+
+    scale q.k  +  q(d,h,w).R_d[d, j]  +  q(d,h,x).R_h[h, j]  +  q(d,h,y).R_w[y, j]
+
+A slip in the original's broadcasting made every term index the *last* key axis, and the second and
+third read the query vector at another position of the query's own row. SAM-Med3D and FastSAM3D were
+trained with it, so it is part of what their weights mean. Do not repair it here.
+
+**Padding.** Window blocks pad the grid with zeros from g to S tokens along each axis, and nothing
+masks the padded tokens. They all have the qkv bias as their q, k and v, so their logits differ only
+in the relative terms, and those separate: a whole padding is *one virtual key*, with the bias as key
+and value and log(sum exp(relative terms)) as its extra logit. See `_padding_logit`.
+
+Derivation and cost: 2,744 windowed tokens become 513 keys and 512 queries for S = 14, g = 8.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+try:
+    from flash_attn import flash_attn_func
+except ImportError:  # optional; scaled_dot_product_attention serves everywhere
+    flash_attn_func = None
+
+FLASH_MAX_WIDTH = 256  # the widest head that flash_attn takes
+
+
+class RelativeLogits(NamedTuple):
+    """What relative position adds to the logits, in factors, at float32 or more.
+
+    The bias of query (d, h, w) on key (x, y, j) is a[d,h,w,j] + b[d,h,x,j] + c[d,h,y,j]; on the
+    virtual padding key it is ``padding``.
+    """
+
+    a: Tensor  # (B, n, g, g, g, g): d, h, w, j
+    b: Tensor  # (B, n, g, g, g, g): d, h, x, j
+    c: Tensor  # (B, n, g, g, g, g): d, h, y, j
+    padding: Tensor | None  # (B, n, g, g, g), or None when nothing is padded
+
+
+class Attention3D(nn.Module):
+    """Multi-head self-attention over a whole cubic token grid."""
+
+    def __init__(self, dim: int, *, num_heads: int, grid_size: int, window_size: int = 0) -> None:
+        """Build it.
+
+        Args:
+            dim: Token width.
+            num_heads: Heads; ``dim`` is a multiple.
+            grid_size: Tokens along each axis (g).
+            window_size: The cube the grid counts as padded to (S >= g); 0 = no padding.
+        """
+        super().__init__()
+        self.num_heads = num_heads
+        self.grid_size = grid_size
+        self.table_size = window_size or grid_size
+        head_dim = dim // num_heads
+        self.scale = head_dim**-0.5
+        self.qkv = nn.Linear(dim, dim * 3)
+        self.proj = nn.Linear(dim, dim)
+        for axis in "dhw":
+            table = nn.Parameter(torch.zeros(2 * self.table_size - 1, head_dim))
+            self.register_parameter(f"rel_pos_{axis}", table)
+
+        position = torch.arange(self.table_size)
+        offsets = position[:, None] - position[None, :] + self.table_size - 1
+        self.register_buffer("offsets", offsets, persistent=False)
+        columns = key_columns(grid_size, padded=self.padded)
+        self.register_buffer("columns", columns, persistent=False)
+
+    @property
+    def padded(self) -> bool:
+        """Whether padded tokens take part, as the virtual key."""
+        return self.table_size > self.grid_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Let every token attend to the grid, and to the padding where there is one.
+
+        Args:
+            x: (B, g, g, g, dim) normalised tokens.
+
+        Returns:
+            (B, g, g, g, dim).
+        """
+        batch, heads, grid = x.shape[0], self.num_heads, self.grid_size
+        qkv = self.qkv(x).reshape(batch, grid**3, 3, heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, n, N, c)
+        relative = self._relative_logits(query)
+        if self.padded:
+            _, key_bias, value_bias = self._bias_of_heads(batch).to(key.dtype)
+            key = torch.cat([key, key_bias], dim=2)
+            value = torch.cat([value, value_bias], dim=2)
+        out = attend(query * self.scale, key, value, relative, self.columns)
+        return self.proj(out.transpose(1, 2).reshape(x.shape))
+
+    def _bias_of_heads(self, batch: int) -> Tensor:
+        """Return q, k and v of a padded token: (3, B, n, 1, c)."""
+        bias = self.qkv.bias.view(3, 1, self.num_heads, 1, -1)
+        return bias.expand(-1, batch, -1, -1, -1)
+
+    def _relative_logits(self, query: Tensor) -> RelativeLogits:
+        """Compute the relative terms of unscaled queries (B, n, N, c), never below float32."""
+        grid = self.grid_size
+        with torch.autocast(query.device.type, enabled=False):
+            dtype = torch.promote_types(query.dtype, torch.float32)
+            query = query.to(dtype).unflatten(2, (grid, grid, grid))
+            # (S, S, c) each; real queries need the first g rows, padded ones the rest of table_w
+            tables = (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
+            table_d, table_h, table_w = (table.to(dtype)[self.offsets] for table in tables)
+            a = torch.einsum("bndhwc,djc->bndhwj", query, table_d[:grid])
+            b = torch.einsum("bndhxc,hjc->bndhxj", query, table_h[:grid])
+            c = torch.einsum("bndhyc,yjc->bndhyj", query, table_w[:grid])
+            padding = None
+            if self.padded:
+                bias = self.qkv.bias.to(dtype).view(3, self.num_heads, -1)[0]
+                # The query at a padded place of the row is the bias: equal for every padded x in
+                # b, and read through another row of the table for every padded y in c.
+                b_pad = torch.einsum("nc,hjc->nhj", bias, table_h[:grid])
+                c_pad = torch.einsum("nc,yjc->nyj", bias, table_w[grid:])
+                b_pad = b_pad + math.log(self.table_size - grid)
+                padding = _padding_logit(a, b, c, b_pad, torch.logsumexp(c_pad, dim=1))
+            return RelativeLogits(a[..., :grid], b[..., :grid], c[..., :grid], padding)
+
+
+def _padding_logit(a: Tensor, b: Tensor, c: Tensor, b_pad: Tensor, c_pad: Tensor) -> Tensor:
+    """Return log(sum over padded keys of exp(relative terms)) for every query, (B, n, g, g, g).
+
+    The padded keys are three disjoint sets: j padded; j real and x padded; j and x real and y
+    padded. Adding those, and not subtracting the real keys from all, loses no digits.
+
+    Args:
+        a, b, c: The terms of real queries with j over all S places, (B, n, g, g, g, S).
+        b_pad: (n, g, S), log of b's sum over the padded x, for each h and j.
+        c_pad: (n, S), log of c's sum over the padded y, for each j.
+    """
+    grid = a.shape[-2]
+    b_real, c_real = torch.logsumexp(b, dim=-2), torch.logsumexp(c, dim=-2)  # (B, n, d, h, j)
+    b_pad, c_pad = b_pad[None, :, None], c_pad[None, :, None, None]
+    b_all, c_all = torch.logaddexp(b_real, b_pad), torch.logaddexp(c_real, c_pad)
+    over_real_j = torch.logaddexp(b_pad + c_all, b_real + c_pad)[..., :grid]
+    over_padded_j = (b_all + c_all)[..., grid:]
+    of_row = torch.cat([over_real_j, over_padded_j], dim=-1)
+    return torch.logsumexp(a + of_row[..., None, :], dim=-1)
+
+
+def key_columns(grid: int, *, padded: bool) -> Tensor:
+    """Return the columns that pick each key's relative logits in a dot product.
+
+    (N, 2 g^2): a one at (x, j) and a one at (y, j); padded adds the virtual key, as the last row,
+    and its own column.
+    """
+    x, y, j = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(grid)] * 3, indexing="ij"))
+    columns = torch.cat([F.one_hot(x * grid + j, grid**2), F.one_hot(y * grid + j, grid**2)], dim=1)
+    if padded:
+        columns = F.pad(columns, (0, 1, 0, 1))
+        columns[-1, -1] = 1
+    return columns.float()
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, relative: RelativeLogits, columns: Tensor
+) -> Tensor:
+    """Return softmax(query key^T + relative) value: the one place that chooses a backend.
+
+    On CUDA the relative logits ride inside the dot product, so that fused kernels apply: flash_attn
+    where it is installed and takes the numbers, else PyTorch's. On the CPU a dense bias is faster.
+
+    Args:
+        query: (B, n, N, c), scaled.
+        key: (B, n, N or N + 1, c); the last may be the virtual padding key.
+        value: As ``key``.
+        relative: The relative logits of the same queries.
+        columns: `key_columns` of the same keys.
+    """
+    if not query.is_cuda:
+        bias = dense_bias(relative).to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+    width = value.shape[-1]
+    query, key = extend(query, key, relative, columns)
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if flash_attn_func is not None and half and query.shape[-1] <= FLASH_MAX_WIDTH:
+        value = F.pad(value, (0, query.shape[-1] - width))
+        tokens_first = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        return flash_attn_func(*tokens_first, softmax_scale=1.0).transpose(1, 2)[..., :width]
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+
+
+def dense_bias(relative: RelativeLogits) -> Tensor:
+    """Return the relative logits of every query on every key: (B, n, N, N or N + 1)."""
+    of_row = relative.b[..., :, None, :] + relative.c[..., None, :, :]  # (B, n, d, h, x, y, j)
+    bias = of_row[:, :, :, :, None] + relative.a[..., None, None, :]
+    bias = bias.flatten(5).flatten(2, 4)
+    if relative.padding is None:
+        return bias
+    return torch.cat([bias, relative.padding.flatten(2)[..., None]], dim=-1)
+
+
+def extend(
+    query: Tensor, key: Tensor, relative: RelativeLogits, columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Widen query and key so that their dot product includes the relative logits.
+
+    The width, c + 2 g^2 (+ 1), is filled up with zeros to a multiple of 8, as kernels need.
+    """
+    a, b, c, padding = relative
+    grid = a.shape[-1]
+    for_xj = (a[..., None, :] + b[..., None, :, :]).flatten(-2)  # (B, n, d, h, w, x j)
+    for_yj = c[..., None, :, :].expand(-1, -1, -1, -1, grid, -1, -1).flatten(-2)
+    parts = [for_xj.flatten(2, 4), for_yj.flatten(2, 4)]
+    if padding is not None:
+        parts.append(padding.flatten(2)[..., None])
+    query = torch.cat([query, *(part.to(query.dtype) for part in parts)], dim=-1)
+    columns = columns.to(key.dtype).expand(*key.shape[:2], -1, -1)
+    key = torch.cat([key, columns], dim=-1)
+    missing = -query.shape[-1] % 8
+    return F.pad(query, (0, missing)), F.pad(key, (0, missing))

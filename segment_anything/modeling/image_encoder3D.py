@@ -1,0 +1,146 @@
+"""The image encoder: a plain vision transformer over the patches of a cubic volume.
+
+Teacher (SAM-Med3D, arXiv:2310.15161) and student (FastSAM3D, arXiv:2403.09827) are two
+configurations of it. Volumes are (B, 1, D, H, W); between stem and neck tokens stay on their grid
+with channels last, (B, g, g, g, C).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from segment_anything.config import EncoderConfig
+from segment_anything.modeling.attention3D import Attention3D
+from segment_anything.modeling.common import ChannelNorm3d, LayerNorm3d, MLPBlock
+
+
+class EncoderOutput(NamedTuple):
+    """What `ImageEncoderViT3D.forward_features` returns."""
+
+    image_embedding: Tensor  # (B, out_chans, g, g, g)
+    hidden_states: list[Tensor]  # (B, g, g, g, C): the embedded patches, then after every block
+
+
+class PatchEmbed3D(nn.Module):
+    """Cut a volume into cubes of ``patch_size`` voxels and project each linearly."""
+
+    def __init__(self, patch_size: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(1, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed (B, 1, D, H, W) to (B, D/p, H/p, W/p, C)."""
+        return self.proj(x).movedim(1, -1)
+
+
+class ConvStem3D(nn.Module):
+    """Embed 16^3 patches in four small convolutions.
+
+    For networks trained from scratch: one linear map of 4,096 voxels needs far more data than
+    early convolutions do (arXiv:2106.14881).
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        layers = [
+            *(nn.Conv3d(1, 32, kernel_size=4, stride=4), ChannelNorm3d(32), nn.GELU()),
+            *(nn.Conv3d(32, 32, kernel_size=3, padding=1), ChannelNorm3d(32), nn.GELU()),
+            *(nn.Conv3d(32, 96, kernel_size=2, stride=2), ChannelNorm3d(96), nn.GELU()),
+            nn.Conv3d(96, embed_dim, kernel_size=2, stride=2),
+        ]
+        self.proj = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed (B, 1, D, H, W) to (B, D/16, H/16, W/16, C)."""
+        return self.proj(x).movedim(1, -1)
+
+
+class Block3D(nn.Module):
+    """A pre-norm transformer block; ``attn`` None leaves its MLP half alone."""
+
+    def __init__(
+        self, dim: int, mlp_dim: int, *, attn: nn.Module | None, normalised_residual: bool
+    ) -> None:
+        super().__init__()
+        if attn is not None:
+            self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = MLPBlock(dim, mlp_dim)
+        self.normalised_residual = normalised_residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens, then channels, on the same grid (B, g, g, g, C)."""
+        if self.attn is not None:
+            x = x + self.attn(self.norm1(x))
+        y = self.norm2(x)
+        # FastSAM3D was trained with the MLP's residual starting from the normalised value, the
+        # teacher was not. Keys and shapes are equal: only this flag tells the two apart.
+        return (y if self.normalised_residual else x) + self.mlp(y)
+
+
+class ImageEncoderViT3D(nn.Module):
+    """Volume to image embedding."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.img_size = config.img_size
+        grid, dim = config.grid_size, config.embed_dim
+        if config.stem == "conv":
+            self.patch_embed = ConvStem3D(dim)
+        else:
+            self.patch_embed = PatchEmbed3D(config.patch_size, dim)
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, grid, dim))
+        self.blocks = nn.ModuleList(_block(config, index) for index in range(config.depth))
+        kernel, chans = config.neck_kernel, config.out_chans
+        self.neck = nn.Sequential(
+            nn.Conv3d(dim, chans, kernel_size=1, bias=False),
+            LayerNorm3d(chans),
+            nn.Conv3d(chans, chans, kernel_size=kernel, padding=kernel // 2, bias=False),
+            LayerNorm3d(chans),
+        )
+        self._initialise()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode (B, 1, D, H, W) to the image embedding (B, out_chans, g, g, g)."""
+        return self.forward_features(x).image_embedding
+
+    def forward_features(self, x: Tensor) -> EncoderOutput:
+        """Encode (B, 1, D, H, W), and keep what every block returned."""
+        if x.dim() != 5 or x.shape[1:] != (1, *[self.img_size] * 3):
+            size = self.img_size
+            raise ValueError(
+                f"image encoder: got a volume of shape {tuple(x.shape)}, expected "
+                f"(B, 1, {size}, {size}, {size}): crop or pad it first"
+            )
+        x = self.patch_embed(x) + self.pos_embed
+        hidden_states = [x]
+        for block in self.blocks:
+            x = block(x)
+            hidden_states.append(x)
+        return EncoderOutput(self.neck(x.movedim(-1, 1)), hidden_states)
+
+    def _initialise(self) -> None:
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+
+def _block(config: EncoderConfig, index: int) -> Block3D:
+    attn = None
+    if index not in config.attention_free_blocks:
+        attn = Attention3D(
+            config.embed_dim,
+            num_heads=config.num_heads,
+            grid_size=config.grid_size,
+            window_size=0 if index in config.global_attn_indexes else config.window_size,
+        )
+    return Block3D(
+        config.embed_dim,
+        int(config.embed_dim * config.mlp_ratio),
+        attn=attn,
+        normalised_residual=config.mlp_residual == "normalised",
+    )

@@ -1,0 +1,80 @@
+"""The mask decoder: image embedding and prompts to low-resolution mask logits (SAM, arXiv:2304.02643).
+
+Every mask token becomes, through its own perceptron, a vector over the channels of the upscaled
+image; their dot product is the mask.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from segment_anything.modeling.common import MLP, LayerNorm3d
+
+
+class MaskDecoder3D(nn.Module):
+    """One mask for unambiguous prompts, or three alternatives, and a predicted IoU for each."""
+
+    def __init__(self, transformer: nn.Module, *, dim: int, num_multimask_outputs: int = 3) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.num_mask_tokens = num_multimask_outputs + 1
+        self.iou_token = nn.Embedding(1, dim)
+        self.mask_tokens = nn.Embedding(self.num_mask_tokens, dim)
+        self.output_upscaling = nn.Sequential(
+            *(nn.ConvTranspose3d(dim, dim // 4, kernel_size=2, stride=2), LayerNorm3d(dim // 4)),
+            nn.GELU(),
+            *(nn.ConvTranspose3d(dim // 4, dim // 8, kernel_size=2, stride=2), nn.GELU()),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(dim, dim, dim // 8, 3) for _ in range(self.num_mask_tokens)
+        )
+        self.iou_prediction_head = MLP(dim, 256, self.num_mask_tokens, 3)
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Predict masks.
+
+        Args:
+            image_embeddings: (B, C, g, g, g), or (1, C, g, g, g) shared by all prompts.
+            image_pe: (1, C, g, g, g) from the prompt encoder's ``get_dense_pe``.
+            sparse_prompt_embeddings: (B, T, C).
+            dense_prompt_embeddings: (B, C, g, g, g).
+            multimask_output: True for the three alternatives, False for the one mask.
+
+        Returns:
+            Low-resolution logits (B, 3 or 1, 4g, 4g, 4g) and their predicted IoU (B, 3 or 1).
+        """
+        wanted = slice(1, None) if multimask_output else slice(0, 1)
+        # 1. Output tokens in front of the prompt tokens
+        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        batch = sparse_prompt_embeddings.shape[0]
+        output_tokens = output_tokens.expand(batch, -1, -1)
+        tokens = torch.cat([output_tokens, sparse_prompt_embeddings], dim=1)
+
+        # 2. Tokens and image attend to each other
+        src = image_embeddings + dense_prompt_embeddings
+        hs, keys = self.transformer(src, image_pe, tokens)
+        iou_token_out = hs[:, 0]
+        mask_tokens_out = hs[:, 1 : 1 + self.num_mask_tokens]
+
+        # 3. Upscale the image by four
+        src = keys.transpose(1, 2).unflatten(2, src.shape[2:])
+        upscaled = self.output_upscaling(src)
+
+        # 4. Masks: each wanted token against every voxel
+        hyper_in = torch.stack(
+            [
+                self.output_hypernetworks_mlps[index](mask_tokens_out[:, index])
+                for index in range(self.num_mask_tokens)[wanted]
+            ],
+            dim=1,
+        )
+        masks = (hyper_in @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
+
+        # 5. Quality
+        return masks, self.iou_prediction_head(iou_token_out)[:, wanted]

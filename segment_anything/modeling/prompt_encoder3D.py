@@ -1,0 +1,165 @@
+"""Prompts to embeddings: clicks to sparse tokens, a mask of logits to a dense grid.
+
+Coordinates are voxels in array order (z, y, x) of the cubic volume, centres at integers. Labels are
+1 foreground, 0 background, -1 padding. Mask prompts are logits on the low-resolution grid, four
+cells to a token (32^3 for a 128^3 volume). Positions are random Fourier features (arXiv:2006.10739).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segment_anything.config import PromptConfig
+from segment_anything.modeling.common import LayerNorm3d
+
+LOW_RES_PER_TOKEN = 4  # low-resolution cells along an axis of a token
+
+
+class PositionEmbeddingRandom3D(nn.Module):
+    """Random Fourier features of positions in the unit cube."""
+
+    def __init__(self, num_feats: int) -> None:
+        super().__init__()
+        matrix = torch.randn(3, num_feats)
+        self.register_buffer("positional_encoding_gaussian_matrix", matrix)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """Encode (..., 3) in [0, 1] to (..., 3 num_feats), as [sin, cos, sin] at float32."""
+        matrix = self.positional_encoding_gaussian_matrix.float()
+        with torch.autocast(coords.device.type, enabled=False):  # phases need every bit
+            phase = 2 * math.pi * ((2 * coords.float() - 1) @ matrix)
+        sin = phase.sin()
+        return torch.cat([sin, phase.cos(), sin], dim=-1)
+
+    def of_grid(self, grid_size: int, axes: tuple[int, int, int]) -> Tensor:
+        """Encode the centres of a cubic grid, their coordinates ordered by ``axes``.
+
+        Returns:
+            (1, C, g, g, g).
+        """
+        device = self.positional_encoding_gaussian_matrix.device
+        centres = (torch.arange(grid_size, device=device) + 0.5) / grid_size
+        zyx = torch.meshgrid(centres, centres, centres, indexing="ij")
+        coords = torch.stack([zyx[axis] for axis in axes], dim=-1)
+        return self(coords).permute(3, 0, 1, 2)[None]
+
+
+class PromptEncoder3D(nn.Module):
+    """Clicks and a mask prompt to what the mask decoder reads."""
+
+    def __init__(
+        self, config: PromptConfig, *, embed_dim: int, img_size: int, grid_size: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_dim = embed_dim
+        self.img_size = img_size
+        self.grid_size = grid_size
+        self.low_res_size = grid_size * LOW_RES_PER_TOKEN
+        self.pe_layer = PositionEmbeddingRandom3D(embed_dim // 3)
+        # Background, foreground. The released weights know no box corners.
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(2))
+        self.not_a_point_embed = nn.Embedding(1, embed_dim)
+        self.mask_downscaling = nn.Sequential(
+            *(nn.Conv3d(1, 4, kernel_size=2, stride=2), LayerNorm3d(4), nn.GELU()),
+            *(nn.Conv3d(4, 16, kernel_size=2, stride=2), LayerNorm3d(16), nn.GELU()),
+            nn.Conv3d(16, embed_dim, kernel_size=1),
+        )
+        self.no_mask_embed = nn.Embedding(1, embed_dim)
+        self._dense_pe: tuple[Tensor, int, Tensor] | None = None  # matrix, its version, encoding
+
+    def get_dense_pe(self) -> Tensor:
+        """Return the position encoding of the token grid, (1, C, g, g, g).
+
+        Computed once for a Gaussian matrix: loading weights into it, or moving it, starts anew.
+        """
+        matrix = self.pe_layer.positional_encoding_gaussian_matrix
+        version = 0 if matrix.is_inference() else matrix._version
+        cached = self._dense_pe
+        if cached is None or cached[0] is not matrix or cached[1] != version:
+            # In SAM-Med3D this grid has its first two axes swapped relative to the points below.
+            # Its weights were trained with both, so both stay: dense_pe_axes (1, 0, 2).
+            with torch.inference_mode(False):  # the cache may outlive inference mode
+                encoding = self.pe_layer.of_grid(self.grid_size, self.config.dense_pe_axes)
+            cached = self._dense_pe = (matrix, version, encoding)
+        return cached[2]
+
+    def forward(
+        self,
+        points: tuple[Tensor, Tensor] | None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embed prompts; every kind may be missing.
+
+        Args:
+            points: Coordinates (B, N, 3) in voxels and labels (B, N) in {1, 0, -1}.
+            boxes: None; these networks have no box embedding.
+            masks: (B, 1, m, m, m) logits on the low-resolution grid, m = 4 g.
+
+        Returns:
+            Sparse embeddings (B, N + 1, C), (B, 0, C) without points, and dense embeddings
+            (B, C, g, g, g).
+        """
+        if boxes is not None:
+            raise ValueError(
+                "prompt encoder: got boxes, expected points and masks only: the weights know no "
+                "box corners; give a click at the box's centre and the box as a coarse mask"
+            )
+        batch = self._batch_size(points, masks)
+        weight = self.no_mask_embed.weight
+        sparse = weight.new_zeros(batch, 0, self.embed_dim)
+        if points is not None:
+            sparse = self._embed_points(*points)
+            if self.config.click_stamp_sigma > 0:
+                masks = self._stamp_clicks(masks, *points)
+        if masks is not None:
+            return sparse, self.mask_downscaling(masks)
+        dense = weight.view(1, -1, 1, 1, 1).expand(batch, -1, *[self.grid_size] * 3)
+        return sparse, dense
+
+    def _batch_size(self, points: tuple[Tensor, Tensor] | None, masks: Tensor | None) -> int:
+        if points is None:
+            return 1 if masks is None else masks.shape[0]
+        coords, labels = points
+        if coords.dim() != 3 or coords.shape[-1] != 3 or labels.shape != coords.shape[:2]:
+            raise ValueError(
+                f"prompt encoder: got coordinates {tuple(coords.shape)} and labels "
+                f"{tuple(labels.shape)}, expected (B, N, 3) and (B, N)"
+            )
+        if masks is not None and masks.shape[0] != coords.shape[0]:
+            raise ValueError(
+                f"prompt encoder: got {masks.shape[0]} masks for {coords.shape[0]} sets of points, "
+                "expected one each"
+            )
+        return coords.shape[0]
+
+    def _embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
+        """Embed clicks and, as no box is ever given, SAM's one padding point: (B, N + 1, C)."""
+        coords = F.pad(coords, (0, 0, 0, 1))
+        labels = F.pad(labels.long(), (0, 1), value=-1)
+        code = self.pe_layer((coords + 0.5) / self.img_size)
+        kinds = [self.not_a_point_embed, *self.point_embeddings]
+        kinds = torch.cat([embedding.weight for embedding in kinds])
+        return code.to(kinds.dtype) * (labels >= 0)[..., None] + kinds[labels + 1]
+
+    def _stamp_clicks(self, masks: Tensor | None, coords: Tensor, labels: Tensor) -> Tensor:
+        """Blend each click, in order, into the mask prompt as a Gaussian of confident logits.
+
+        One token among hundreds of image tokens hardly moves a decoder trained on little data; a
+        dense mark does. A missing mask counts as zeros.
+        """
+        size, sigma = self.low_res_size, self.config.click_stamp_sigma
+        cells = torch.arange(size, device=coords.device)
+        centres = (coords + 0.5) * (size / self.img_size) - 0.5  # in cells, (B, N, 3)
+        along = torch.exp(-((cells - centres[..., None]) ** 2) / (2 * sigma**2))  # (B, N, 3, m)
+        logits = (2.0 * labels - 1.0) * self.config.click_stamp_logit
+        if masks is None:
+            masks = along.new_zeros(coords.shape[0], 1, size, size, size)
+        for click in range(coords.shape[1]):
+            z, y, x = (along[:, click] * (labels[:, click, None, None] >= 0)).unbind(1)
+            weight = torch.einsum("bz,by,bx->bzyx", z, y, x)[:, None]
+            masks = masks + weight * (logits[:, click, None, None, None, None] - masks)
+        return masks

@@ -1,0 +1,168 @@
+"""Clicks: the challenge's own, a plain reading of its rule, and cases worked by hand."""
+
+from pathlib import Path
+
+import cc3d
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from utils.click_method import _squared_distances, challenge_click, training_click
+from utils.errors import InputError
+
+PARITY = np.load(Path(__file__).parent / "data" / "metrics_seed0.npz")
+
+
+def plain_click(pred, gt, max_box_voxels=60_000_000):
+    """Follow the evaluator's text step by step on whole volumes, global random state and all."""
+    error = pred != gt
+    if not error.any():
+        return None
+    labels = cc3d.connected_components(error, connectivity=26)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    component = labels == np.argmax(sizes)
+    low = np.argwhere(component).min(axis=0)
+    shape = np.argwhere(component).max(axis=0) + 1 - low
+    padding = np.maximum((shape * 0.25).astype(int), 1)
+    box = np.zeros(shape + 2 * padding, np.uint8)
+    inside = tuple(slice(p, p + n) for p, n in zip(padding, shape, strict=True))
+    where = tuple(slice(a, a + n) for a, n in zip(low, shape, strict=True))
+    box[inside] = component[where]
+    pooled = box.size > max_box_voxels
+    if pooled:
+        box = np.pad(box, [(0, n % 2) for n in box.shape])
+        corners = [box[a::2, b::2, c::2] for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+        box = np.maximum.reduce(corners)
+    depth = ndimage.distance_transform_edt(box)
+    if pooled:
+        depth = depth.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    full = np.zeros(error.shape)
+    full[where] = depth[inside]
+    candidates = np.argwhere(full == full.max())
+    state = np.random.get_state()
+    np.random.seed(42)
+    z, y, x = candidates[np.random.choice(len(candidates))]
+    np.random.set_state(state)
+    return (z, y, x), gt[z, y, x]
+
+
+def masks(seed: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    smooth = [ndimage.gaussian_filter(rng.standard_normal(shape), 1.2) > 0.08 for _ in range(2)]
+    return smooth[0], smooth[1]
+
+
+@pytest.mark.parametrize("case", range(10))
+def test_clicks_equal_the_challenges(case):
+    gt, seg = PARITY[f"gt_{case}"], PARITY[f"seg_{case}"]
+    for class_id, expected in enumerate(PARITY[f"clicks_{case}"], start=1):
+        click = challenge_click(seg == class_id, gt == class_id)
+        found = [-1] * 4 if click is None else [*click.zyx, click.is_foreground]
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("max_box_voxels", [60_000_000, 300], ids=["exact", "pooled"])
+@pytest.mark.parametrize("shape", [(12, 19, 25), (40, 9, 6), (5, 5, 5), (1, 20, 13)], ids=str)
+def test_click_is_what_the_plain_rule_says(shape, max_box_voxels):
+    for seed in range(8):
+        pred, gt = masks(seed, shape)
+        click = challenge_click(pred, gt, max_box_voxels=max_box_voxels)
+        assert click == plain_click(pred, gt, max_box_voxels)
+
+
+def test_components_of_one_size_are_taken_in_array_order():
+    gt = np.zeros((9, 9, 9), dtype=bool)
+    gt[6:8, 1:3, 1:3] = gt[1:3, 6:8, 6:8] = True
+    click = challenge_click(np.zeros_like(gt), gt)
+    assert click.zyx[0] in (1, 2)
+    assert click == plain_click(np.zeros_like(gt), gt)
+
+
+def test_diagonal_neighbours_are_one_component():
+    gt = np.zeros((8, 8, 8), dtype=bool)
+    gt[range(5), range(5), range(5)] = True  # five voxels that touch at corners
+    gt[6, 6, 0:4] = True
+    z, y, x = challenge_click(np.zeros_like(gt), gt).zyx
+    assert z == y == x
+
+
+def test_click_is_in_the_middle_and_knows_its_side():
+    gt = np.zeros((12, 14, 16), dtype=bool)
+    gt[2:7, 3:8, 9:14] = True
+    assert challenge_click(np.zeros_like(gt), gt) == ((4, 5, 11), True)
+    assert challenge_click(gt, np.zeros_like(gt)) == ((4, 5, 11), False)
+
+
+def test_outside_of_the_volume_is_outside_of_the_error():
+    full = np.ones((5, 7, 9), dtype=bool)
+    z, y, x = challenge_click(~full, full).zyx
+    assert (z, y) == (2, 3)
+    assert 2 <= x <= 6
+
+
+@pytest.mark.parametrize("shape", [(7, 12, 20), (30, 5, 4), (300, 6, 5)], ids=str)
+def test_distances_equal_scipys(shape):
+    masks_ = [np.ones(shape, bool), masks(3, shape)[0], np.zeros(shape, bool)]
+    for mask in (np.pad(m, 1) for m in masks_):
+        expected = np.rint(ndimage.distance_transform_edt(mask) ** 2)
+        np.testing.assert_array_equal(_squared_distances(mask), expected)
+
+
+def test_long_errors_do_not_overflow():
+    column = np.pad(np.ones((500, 480, 3), bool), [(1, 1), (1, 1), (250, 250)], mode="edge")
+    mask = np.pad(column[:, :, :], 1)
+    expected = ndimage.distance_transform_edt(mask[:, :, 250:253])
+    assert _squared_distances(mask)[:, :, 251].max() == np.rint(expected.max() ** 2)
+
+
+def test_no_error_gives_no_click():
+    gt = np.ones((4, 5, 6), dtype=bool)
+    assert challenge_click(gt, gt) is None
+    assert training_click(gt, gt, np.random.default_rng(0), centre_probability=0.0) is None
+    assert training_click(gt, gt, np.random.default_rng(0), centre_probability=1.0) is None
+
+
+def test_global_random_state_and_masks_are_left_alone():
+    pred, gt = masks(0, (10, 11, 12))
+    kept = pred.copy(), gt.copy()
+    np.random.seed(7)
+    before = np.random.get_state()[1].copy()
+    challenge_click(pred, gt)
+    training_click(pred, gt, np.random.default_rng(0))
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    np.testing.assert_array_equal((pred, gt), kept)
+
+
+def test_training_click_is_the_challenges_or_any_error_voxel():
+    gt = np.zeros((6, 7, 8), dtype=bool)
+    gt[2, 3, 1:6] = True
+    pred = np.zeros_like(gt)
+    pred[5, 6, 7] = True
+    rng = np.random.default_rng(0)
+
+    assert training_click(pred, gt, rng, centre_probability=1.0) == challenge_click(pred, gt)
+    drawn = [training_click(pred, gt, rng, centre_probability=0.0) for _ in range(200)]
+    assert {click.zyx for click in drawn} == {tuple(v) for v in np.argwhere(pred != gt).tolist()}
+    assert all(click.is_foreground == gt[click.zyx] for click in drawn)
+
+
+def test_training_clicks_follow_their_generator():
+    pred, gt = masks(0, (10, 11, 12))
+    first, second = (
+        [training_click(pred, gt, rng) for _ in range(9)]
+        for rng in (np.random.default_rng(5), np.random.default_rng(5))
+    )
+    assert first == second
+    assert len(set(first)) > 2
+
+
+def test_click_holds_plain_numbers():
+    (z, y, x), is_foreground = challenge_click(*masks(0, (6, 7, 8)))
+    assert [type(value) for value in (z, y, x, is_foreground)] == [int, int, int, bool]
+
+
+@pytest.mark.parametrize("shapes", [((3, 4, 5), (3, 5, 4)), ((4, 5), (4, 5))], ids=str)
+def test_masks_of_other_shapes_are_refused(shapes):
+    with pytest.raises(InputError, match="expected two masks"):
+        challenge_click(*(np.zeros(shape, dtype=bool) for shape in shapes))

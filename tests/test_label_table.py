@@ -1,0 +1,123 @@
+"""The class file: schema, data set of a case, organ folders, and our copy of the challenge's."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from utils.label_table import LabelTableError, organ_slug, read_label_table
+
+CHALLENGE = Path(__file__).parent.parent / "CVPR25.json"
+
+
+def table_of(tmp_path, content):
+    path = tmp_path / "classes.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return read_label_table(path)
+
+
+def one_class(name="Liver", instance_label=0):
+    return {"1": [name], "instance_label": instance_label}
+
+
+def test_name_may_stand_alone_or_lead_a_list_of_prompts(tmp_path):
+    entry = {"1": "Liver", "3": ["Right kidney", "Kidney in CT"], "instance_label": 0}
+
+    labels = table_of(tmp_path, {"CT_A": entry}).labels_of("CT_A")
+
+    assert labels.classes == {1: "Liver", 3: "Right kidney"}
+    assert labels.organs == {1: "liver", 3: "right_kidney"}
+    assert not labels.instance
+
+
+@pytest.mark.parametrize(
+    ("case_id", "dataset"),
+    [
+        ("CT_TotalSeg_organs_s0001", "CT_TotalSeg_organs"),
+        ("CT_TotalSeg_s0001", "CT_TotalSeg"),
+        ("CT_TotalSeg", "CT_TotalSeg"),
+    ],
+)
+def test_longest_prefix_decides(tmp_path, case_id, dataset):
+    keys = ("CT_TotalSeg", "CT_TotalSeg_organs", "organs")
+    table = table_of(tmp_path, {key: one_class() for key in keys})
+
+    assert table.dataset_of(case_id) == dataset
+
+
+def test_key_inside_a_name_is_no_match(tmp_path):
+    table = table_of(tmp_path, {"AMOS": one_class()})
+
+    with pytest.raises(LabelTableError, match=r"CT_AMOS_1: starts with no data set of .*AMOS"):
+        table.dataset_of("CT_AMOS_1")
+
+
+@pytest.mark.parametrize("key", ["CT_AbdomenCT1K", "CT_Abdomen1K"])
+def test_both_published_spellings_name_one_data_set(tmp_path, key):
+    table = table_of(tmp_path, {key: one_class()})
+
+    assert table.dataset_of("CT_AbdomenCT1K_0001") == key
+    assert table.dataset_of("CT_Abdomen1K_0001") == key
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("Left gluteus Maximus", "left_gluteus_maximus"),
+        ("Urinary_bladder", "urinary_bladder"),
+        ("Soft tissue sarcoma (gross tumor volume)", "soft_tissue_sarcoma_gross_tumor_volume"),
+        ("Alzheimer's disease  plaque", "alzheimer_s_disease_plaque"),
+        ("../Disc C5/C6", "disc_c5_c6"),
+    ],
+)
+def test_slug_is_lower_case_letters_digits_and_single_underscores(name, slug):
+    assert organ_slug(name) == slug
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", r"holds \[1\]"),
+        ("{}", r"holds \{\}"),
+        ('{"A": {}, "A": {}}', "A is there twice"),
+        ({"A": 3}, "data set 'A': holds 3"),
+        ({"../A": one_class()}, "cannot be a folder's name"),
+        ({"": one_class()}, "cannot be a folder's name"),
+        ({"A": {"1": "Liver"}}, "'instance_label' is null"),
+        ({"A": one_class(instance_label=2)}, "'instance_label' is 2"),
+        ({"A": {"instance_label": 0}}, r"has the classes \[\]"),
+        ({"A": {"2": "Tumor", "instance_label": 1}}, r"has the classes \[2\]"),
+        ({"A": {"0": "Background", "instance_label": 0}}, "'0' is no label value"),
+        ({"A": {"liver": "1", "instance_label": 0}}, "'liver' is no label value"),
+        ({"A": {"1": [], "instance_label": 0}}, r"class 1 holds \[\]"),
+        ({"A": one_class(name="?!")}, "holds no letter or digit"),
+        (
+            {"A": {"1": "Left Lung", "2": "left_lung", "instance_label": 0}},
+            "class 1 'Left Lung' and class 2 'left_lung' would share the folder 'left_lung'",
+        ),
+    ],
+)
+def test_malformed_class_file_is_refused_with_the_entry(tmp_path, content, message):
+    with pytest.raises(LabelTableError, match=rf"classes\.json.*{message}.*Expected"):
+        table_of(tmp_path, content)
+
+
+def test_missing_class_file_is_named(tmp_path):
+    with pytest.raises(LabelTableError, match=r"no\.json: cannot be opened"):
+        read_label_table(tmp_path / "no.json")
+
+
+def test_challenge_table_has_its_56_data_sets_each_with_organs():
+    table = read_label_table(CHALLENGE)
+
+    assert len(table.datasets) == 56
+    assert all(labels.organs for labels in table.datasets.values())
+    assert table.labels_of("CT_AMOS").classes[6] == "Liver"
+    assert table.labels_of("CT_LiverTumor").instance
+
+
+def test_challenge_table_matches_every_key_to_itself():
+    table = read_label_table(CHALLENGE)
+
+    assert [table.dataset_of(f"{key}_0001") for key in table.datasets] == list(table.datasets)

@@ -1,0 +1,85 @@
+"""Phantoms: the challenge's form, the table's class ids, one case a seed and number."""
+
+import numpy as np
+import pytest
+
+from utils.errors import InputError
+from utils.phantoms import CT_CLASSES, MR_CLASSES, ct_phantom, mr_phantom, write_phantoms
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    return write_phantoms(tmp_path_factory.mktemp("phantoms"), 4, seed=0)
+
+
+def test_files_have_the_challenges_form(phantoms):
+    assert [path.name for path in phantoms] == [
+        "CT_AMOS_phantom_0001.npz",
+        "MR_Heart_ACDC_phantom_0002.npz",
+        "CT_AMOS_phantom_0003.npz",
+        "MR_Heart_ACDC_phantom_0004.npz",
+    ]
+    for path in phantoms:
+        with np.load(path, allow_pickle=False) as case:
+            assert set(case) == {"imgs", "gts", "spacing"}
+            assert case["imgs"].dtype == case["gts"].dtype == np.uint8
+            assert case["imgs"].shape == case["gts"].shape
+            x, y, z = case["spacing"]
+            depth, height, width = case["imgs"].shape
+            assert x == y < z  # thick slices: the third spacing belongs to the first axis
+            assert depth < min(height, width)
+
+
+def test_every_class_is_there_in_every_case():
+    for make, classes in ((ct_phantom, CT_CLASSES), (mr_phantom, MR_CLASSES)):
+        for seed in range(5):
+            sizes = np.bincount(make(np.random.default_rng(seed)).label.ravel())
+            assert set(np.flatnonzero(sizes)) == {0, *classes.values()}
+            assert sizes[sizes > 0].min() > 500
+
+
+def test_organs_lie_where_they_should():
+    label = ct_phantom(np.random.default_rng(0)).label
+    centre = {name: np.argwhere(label == value).mean(axis=0) for name, value in CT_CLASSES.items()}
+    z, _, x = range(3)
+    assert centre["Liver"][x] < centre["Spleen"][x]  # x grows to the patient's left
+    assert centre["Right kidney"][x] < centre["Left kidney"][x]
+    assert centre["Liver"][z] > centre["Right kidney"][z]  # z grows upwards
+
+
+def test_brightness_alone_does_not_find_an_organ():
+    for make in (ct_phantom, mr_phantom):
+        case = make(np.random.default_rng(0))
+        for value in np.unique(case.label)[1:]:
+            organ = case.label == value
+            low, high = np.percentile(case.image[organ], (10, 90))
+            in_range = (case.image >= low) & (case.image <= high)
+            assert (in_range & organ).sum() < 0.6 * in_range.sum()
+
+
+def test_cases_differ_by_seed_and_number_and_by_nothing_else(phantoms, tmp_path):
+    (again,) = write_phantoms(tmp_path / "a", 1, seed=0, first_number=3)
+    (other,) = write_phantoms(tmp_path / "b", 1, seed=1, first_number=3)
+    assert again.name == other.name == phantoms[2].name
+    images = [np.load(path)["imgs"] for path in (phantoms[2], again, other, phantoms[0])]
+    np.testing.assert_array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[2])
+    assert not np.array_equal(images[0], images[3])
+
+
+def test_finished_files_are_left_and_broken_ones_replaced(tmp_path):
+    finished, broken = write_phantoms(tmp_path, 2, seed=0)
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    stamp = finished.stat().st_mtime_ns, finished.stat().st_ino
+
+    write_phantoms(tmp_path, 2, seed=0)
+
+    assert (finished.stat().st_mtime_ns, finished.stat().st_ino) == stamp
+    assert set(np.load(broken)) == {"imgs", "gts", "spacing"}
+    assert sorted(tmp_path.iterdir()) == sorted([finished, broken])
+
+
+def test_no_cases_are_refused(tmp_path):
+    with pytest.raises(InputError, match="at least one case"):
+        write_phantoms(tmp_path, 0, seed=0)

@@ -1,0 +1,1 @@
+"""Everything around the model: data, geometry, clicks, losses, training, evaluation, pictures."""

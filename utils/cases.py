@@ -1,0 +1,102 @@
+"""Prepared folders -> targets: which mask to segment in which volume (no torch).
+
+A prepared folder is ``<organ>/<data set>`` with ``imagesTr/<case>.nii.gz`` and
+``labelsTr/<case>.nii.gz``, as written by reallocate.py and listed in utils/data_paths.py.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.nifti_io import Volume, read_nifti, require_same_grid
+
+SUFFIX = ".nii.gz"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One label of one organ and its image."""
+
+    organ: str
+    dataset: str
+    case_id: str
+    image_path: Path
+    label_path: Path
+
+    @property
+    def sample_id(self) -> str:
+        """``organ/data set/case``: unique in a prepared tree."""
+        return f"{self.organ}/{self.dataset}/{self.case_id}"
+
+
+def find_cases(folders: Iterable[Path | str]) -> list[Case]:
+    """List the cases of prepared ``<organ>/<data set>`` folders, sorted.
+
+    Raises:
+        InputError: no folder given, a folder lacks labelsTr, or none holds a label.
+    """
+    folders = [Path(folder) for folder in folders]
+    if not folders:
+        raise InputError(
+            "no prepared folders: expected <organ>/<data set> folders with imagesTr and labelsTr.\n"
+            "Run classify.py, categorize.py and reallocate.py, or edit utils/data_paths.py."
+        )
+    cases = []
+    for folder in sorted(set(folders)):
+        labels = folder / "labelsTr"
+        if not labels.is_dir():
+            raise InputError(
+                f"{folder}: found no labelsTr folder, expected {labels}.\n"
+                "Name <organ>/<data set> folders as reallocate.py leaves them."
+            )
+        for label_path in sorted(labels.glob(f"*{SUFFIX}")):
+            if label_path.name.startswith("."):
+                continue
+            cases.append(
+                Case(
+                    organ=folder.parent.name,
+                    dataset=folder.name,
+                    case_id=label_path.name.removesuffix(SUFFIX),
+                    image_path=folder / "imagesTr" / label_path.name,
+                    label_path=label_path,
+                )
+            )
+    if not cases:
+        raise InputError(
+            f"{len(folders)} folders, the first {folders[0]}: found no labelsTr/*{SUFFIX}.\n"
+            "Run categorize.py and reallocate.py on this tree first."
+        )
+    return cases
+
+
+def read_case(case: Case) -> tuple[Volume, Volume]:
+    """Read image and label, checked to lie on one grid.
+
+    Raises:
+        InputError: a file is missing or unreadable, the grids differ, or the label is empty.
+    """
+    if not case.image_path.exists():
+        raise InputError(
+            f"{case.sample_id}: {case.label_path} has no image, expected {case.image_path}.\n"
+            "Run reallocate.py on this tree."
+        )
+    image, label = read_nifti(case.image_path), read_nifti(case.label_path)
+    require_same_grid(image, label, case.image_path, case.label_path)
+    if not label.array.any():
+        raise InputError(
+            f"{case.label_path}: the label is empty, expected at least one voxel of {case.organ}.\n"
+            "Remove the file from the tree or run categorize.py again."
+        )
+    return image, label
+
+
+def instances_of(label: np.ndarray, most: int) -> list[int]:
+    """Return the values to segment: [1] for a binary label, else the ``most`` largest instances."""
+    values, counts = np.unique(label[label > 0], return_counts=True)
+    if len(values) == 1:
+        return [int(values[0])]
+    largest = np.argsort(-counts, kind="stable")[:most]
+    return sorted(int(values[i]) for i in largest)

@@ -1,0 +1,92 @@
+"""Writing and resuming training checkpoints.
+
+What a network is and how its weights are laid out belongs to segment_anything/checkpoint_keys.py;
+here they get the training state added, and appear on disk whole or not at all.
+"""
+
+from pathlib import Path
+
+import torch
+
+from segment_anything import (
+    CheckpointError,
+    ConfigError,
+    Sam3D,
+    build_from_checkpoint,
+    load_checkpoint,
+    read_checkpoint,
+)
+from utils.atomic import atomic_path
+from utils.errors import InputError
+from utils.geometry import CropRule
+
+
+def save_checkpoint(path: Path, payload: dict, step: int, state: dict) -> None:
+    """Write weights and training state; the previous file stays until the new one is complete."""
+    content = payload | {
+        "step": step,
+        "training_state": {name: part.state_dict() for name, part in state.items()},
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_training_state(path: Path, model: Sam3D, state: dict) -> int:
+    """Load weights into ``model`` and the optimizer's state; return the steps done."""
+    content = read_checkpoint(path)
+    if "training_state" not in content:
+        raise InputError(
+            f"{path}: holds no training state, expected a last.pt of this script.\n"
+            "To start from its weights use --checkpoint instead of --resume."
+        )
+    load_checkpoint(model, path)
+    for name, part in state.items():
+        part.load_state_dict(content["training_state"][name])
+    return content["step"]
+
+
+def open_network(
+    path: Path, network: str | None = None, decoder_checkpoint: Path | None = None
+) -> tuple[Sam3D, CropRule]:
+    """Rebuild the network of a checkpoint, and the crops it was trained on.
+
+    Released files do not say what they are: ``network`` must name it, and their crops are 128³
+    voxels of 1.5 mm.
+
+    Raises:
+        InputError: the file is not a checkpoint, or of another network.
+    """
+    try:
+        model = build_from_checkpoint(path, network, decoder_checkpoint)
+        rule = read_checkpoint(path).get("crop_rule", {})
+    except (CheckpointError, ConfigError) as error:
+        raise InputError(str(error)) from error
+    return model, CropRule(**({"size": model.config.encoder.img_size} | rule))
+
+
+def save_payload(path: Path, payload: dict) -> None:
+    """Write a finished network, without training state."""
+    with atomic_path(path) as temporary:
+        torch.save(payload, temporary)
+
+
+def copy_teacher_blocks(teacher: Sam3D, student: Sam3D) -> list[str]:
+    """Start the student's encoder from the teacher's; return the names of the copied tensors.
+
+    Stem, position embedding and neck go over as they are; student block i takes the teacher's block
+    at the same relative depth. Tensors that the student lacks, or has in another shape, stay out.
+    """
+    source = teacher.image_encoder.state_dict()
+    target = student.image_encoder.state_dict()
+    last_teacher = teacher.config.encoder.depth - 1
+    last_student = max(1, student.config.encoder.depth - 1)
+    copied = []
+    for name, tensor in target.items():
+        teacher_name = name
+        if name.startswith("blocks."):
+            _, number, rest = name.split(".", 2)
+            teacher_name = f"blocks.{round(int(number) * last_teacher / last_student)}.{rest}"
+        if teacher_name in source and source[teacher_name].shape == tensor.shape:
+            tensor.copy_(source[teacher_name])
+            copied.append(name)
+    return copied

@@ -1,0 +1,181 @@
+"""Cases x network -> scores after each simulated click. Both validation scripts are this.
+
+A case is scored on its own grid: the network sees a cube about the target, its logits are
+resampled to the volume and thresholded there, and the next click is the challenge's on that grid.
+Truth outside the cube counts as missed.
+"""
+
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from segment_anything import Sam3D
+from utils.baselines import ball_dsc_curve
+from utils.cases import Case, instances_of, read_case
+from utils.click_method import challenge_click
+from utils.crops import Crop, cut
+from utils.geometry import CropRule
+from utils.interaction import ClickHistory, decode, upsample
+from utils.metrics import dsc, interaction_auc, nsd
+from utils.nifti_io import Volume
+from utils.runtime import autocast
+
+#: Radii of the ball that every network must beat, in mm.
+BALL_RADII_MM = np.arange(1.0, 101.0)
+
+
+@dataclass
+class TargetResult:
+    """One target of one case: scores after each click, times, and what was clicked where."""
+
+    sample_id: str
+    organ: str
+    dataset: str
+    coverage: float
+    dsc: list[float] = field(default_factory=list)
+    nsd: list[float] = field(default_factory=list)
+    clicks: list[tuple[tuple[int, int, int], bool]] = field(default_factory=list)
+    encoder_ms: float = 0.0
+    decoder_ms: list[float] = field(default_factory=list)
+    ball_dsc: np.ndarray = field(default_factory=lambda: np.zeros(len(BALL_RADII_MM)))
+
+    @property
+    def dsc_auc(self) -> float:
+        return interaction_auc(self.dsc)
+
+    @property
+    def nsd_auc(self) -> float:
+        return interaction_auc(self.nsd)
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """All targets of a case, and the answer on the image's grid: instance numbers, or 1."""
+
+    case: Case
+    image: Volume
+    label: Volume
+    prediction: np.ndarray
+    targets: list[TargetResult]
+
+
+class Evaluator:
+    """Runs the click protocol with one network.
+
+    Args:
+        rule: the crops that the network was trained on.
+        num_clicks: clicks a target.
+        max_instances: how many of an instance label's largest instances are scored.
+    """
+
+    def __init__(
+        self,
+        model: Sam3D,
+        rule: CropRule,
+        *,
+        num_clicks: int,
+        device: torch.device,
+        precision: torch.dtype,
+        max_instances: int = 8,
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.rule, self.num_clicks, self.max_instances = rule, num_clicks, max_instances
+        self.device, self.precision = device, precision
+        self._warm_up()
+
+    def run_case(self, case: Case) -> CaseResult:
+        """Segment every target of ``case`` by clicks.
+
+        Raises:
+            InputError: the case cannot be read.
+        """
+        image, label = read_case(case)
+        prediction = np.zeros(label.array.shape, np.uint16)
+        values = instances_of(label.array, self.max_instances)
+        targets = []
+        for value in values:
+            name = case.sample_id + (f"#{value}" if len(values) > 1 else "")
+            target = label.array == value
+            result, mask = self._run_target(name, case, image, target)
+            prediction[mask] = value
+            targets.append(result)
+        return CaseResult(case, image, label, prediction, targets)
+
+    def _run_target(
+        self, name: str, case: Case, image: Volume, target: np.ndarray
+    ) -> tuple[TargetResult, np.ndarray]:
+        is_ct = case.dataset.startswith("CT")
+        crop = cut(image.array, target, image.affine, self.rule, is_ct)
+        result = TargetResult(name, case.organ, case.dataset, crop.coverage)
+        mask = np.zeros_like(target)
+        for mask, click in self._interact(crop, target, result):
+            result.clicks += [click] if click else []
+            result.dsc.append(dsc(target, mask))
+            result.nsd.append(nsd(target, mask, image.spacing_zyx))
+        first_click, _ = result.clicks[0]
+        result.ball_dsc = ball_dsc_curve(target, first_click, image.spacing_zyx, BALL_RADII_MM)
+        return result, mask
+
+    @torch.inference_mode()
+    def _interact(
+        self, crop: Crop, target: np.ndarray, result: TargetResult
+    ) -> Iterator[tuple[np.ndarray, tuple | None]]:
+        """Yield the mask on the volume's grid after each click, and the click (None: no error)."""
+        seen = crop.grid.paste(np.ones((1, 1, 1), np.float32), outside=0) > 0
+        reachable = target & seen
+        image = torch.from_numpy(crop.image)[None, None].to(self.device)
+        embedding, result.encoder_ms = self._timed(self.model.image_encoder, image)
+        history = ClickHistory(self.model.config.prompt.click_memory)
+        low_res, mask = None, np.zeros_like(target)
+        for _ in range(self.num_clicks):
+            click = challenge_click(mask, reachable)
+            if click is not None:
+                point = torch.tensor([crop.grid.to_crop(click[0])], dtype=torch.float32)
+                history.add(point.to(self.device), torch.tensor([int(click[1])]).to(self.device))
+                (low_res, logits), milliseconds = self._timed(
+                    self._decode, embedding, history, low_res
+                )
+                result.decoder_ms.append(milliseconds)
+                mask = crop.grid.paste(logits[0, 0].float().cpu().numpy(), outside=-np.inf) > 0
+            yield mask, click
+
+    def _decode(self, embedding, history, low_res):
+        low_res, _ = decode(self.model, embedding, history, low_res)
+        return low_res, upsample(low_res, self.rule.size)
+
+    def _timed(self, function, *inputs):
+        """Run in the network's precision; return the result and the synchronised time in ms."""
+        self._synchronise()
+        start = time.perf_counter()
+        with autocast(self.device, self.precision):
+            out = function(*inputs)
+        self._synchronise()
+        return out, 1000 * (time.perf_counter() - start)
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Run once, untimed: first calls pay for allocation and kernel choice."""
+        size = self.rule.size
+        image = torch.randn(1, 1, size, size, size, device=self.device)
+        history = ClickHistory(self.model.config.prompt.click_memory)
+        history.add(
+            torch.full((1, 3), size / 2, device=self.device),
+            torch.ones(1, dtype=torch.long, device=self.device),
+        )
+        embedding, _ = self._timed(self.model.image_encoder, image)
+        self._timed(self._decode, embedding, history, None)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the most memory used so far: the GPU's allocations, or the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

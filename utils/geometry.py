@@ -1,0 +1,202 @@
+"""Voxel grids: spacing, affines, and the network's crop with its inverse (no torch).
+
+Conventions used in the whole repository:
+
+* Arrays are indexed ``(D, H, W)``, that is ``(z, y, x)``; a name that depends on the order says so
+  (``spacing_zyx``, ``click_zyx``). Challenge files store ``spacing`` as ``(x, y, z)``.
+* Lengths are millimetres; voxel counts are plain ints.
+* An affine is NIfTI's: it maps ``(x, y, z)`` voxel centres to RAS+ world millimetres.
+* The *network's frame* is the closest canonical (RAS+) orientation of the volume's own axes at one
+  isotropic spacing: its three axes grow towards patient right, anterior and superior, in this
+  order. Released SAM-Med3D weights were trained so (torchio's ``ToCanonical``), and a click given
+  to the network is in this frame too. `CropGrid` is the only way in and out of it.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from utils.errors import InputError
+
+Triple = tuple[float, float, float]
+
+
+class GeometryError(InputError):
+    """Two grids that should be one differ, or a grid cannot be used."""
+
+
+def affine_from_spacing(spacing_xyz: np.ndarray) -> np.ndarray:
+    """Return the affine of a challenge case, which stores spacing but neither origin nor direction.
+
+    The axes grow towards patient left, posterior and superior (LPS), SimpleITK's identity
+    direction, which is how the challenge's files were made; hence the two minus signs.
+    """
+    x, y, z = (float(s) for s in spacing_xyz)
+    return np.diag([-x, -y, z, 1.0])
+
+
+def spacing_zyx(affine: np.ndarray) -> Triple:
+    """Return the voxel size in mm in array order: the affine's column norms, reversed."""
+    x, y, z = (float(s) for s in np.linalg.norm(affine[:3, :3], axis=0))
+    return z, y, x
+
+
+def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Say which array axis runs along R, A and S, and with which sign.
+
+    Returns:
+        axes: for each of R, A, S the axis of the (D, H, W) array closest to it.
+        signs: 1 where that array axis grows towards R, A or S, -1 where it grows away from it.
+    """
+    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    # An assignment, not three separate argmaxes, so that an oblique scan uses each axis once.
+    world, voxel = linear_sum_assignment(-np.abs(cosines))
+    signs = np.where(cosines[world, voxel] < 0, -1, 1)
+    return tuple(int(2 - v) for v in voxel), tuple(int(s) for s in signs)
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """How large a cube the network sees: ``size``³ voxels of ``spacing_mm``.
+
+    With ``fit`` the spacing becomes finer where the whole volume fits into a smaller cube, so that
+    a scan of one small organ fills the network's input. Only the volume's extent decides, never
+    the truth. Released SAM-Med3D weights expect 1.5 mm without ``fit``.
+    """
+
+    size: int = 128
+    spacing_mm: float = 1.5
+    fit: bool = False
+
+    def to_dict(self) -> dict:
+        """Return the fields, as checkpoints and indices store them."""
+        return asdict(self)
+
+    def spacing_for(self, volume_shape: tuple[int, ...], affine: np.ndarray) -> float:
+        """Return the crop's spacing in mm for a (D, H, W) volume."""
+        if not self.fit:
+            return self.spacing_mm
+        extent_mm = max(n * s for n, s in zip(volume_shape, spacing_zyx(affine), strict=True))
+        return min(self.spacing_mm, extent_mm / self.size)
+
+
+@dataclass(frozen=True)
+class CropGrid:
+    """A cube in the network's frame, placed on a volume; where it overhangs, it is padding.
+
+    Crop voxel ``i`` along network axis ``n`` lies at array coordinate ``origin[n] + steps[n] * i``
+    along array axis ``axes[n]``. Axes stay axes, so resampling is one small matrix an axis.
+    """
+
+    volume_shape: tuple[int, int, int]
+    axes: tuple[int, int, int]
+    steps: Triple
+    origin: Triple
+    size: int
+
+    @classmethod
+    def around(
+        cls,
+        centre_zyx: Triple,
+        volume_shape: tuple[int, int, int],
+        affine: np.ndarray,
+        rule: CropRule,
+    ) -> "CropGrid":
+        """Place the cube of ``rule`` so that its middle is at array coordinate ``centre_zyx``."""
+        axes, signs = canonical_axes(affine)
+        spacing_mm = rule.spacing_for(volume_shape, affine)
+        voxel_mm = spacing_zyx(affine)
+        steps = tuple(
+            sign * spacing_mm / voxel_mm[axis] for axis, sign in zip(axes, signs, strict=True)
+        )
+        middle = (rule.size - 1) / 2
+        origin = tuple(
+            centre_zyx[axis] - step * middle for axis, step in zip(axes, steps, strict=True)
+        )
+        return cls(tuple(volume_shape), axes, steps, origin, rule.size)
+
+    def crop(self, volume: np.ndarray) -> np.ndarray:
+        """Resample ``volume`` (D, H, W) linearly to (size, size, size) float32; padding is 0."""
+        if volume.shape != self.volume_shape:
+            raise GeometryError(
+                f"the crop was placed on a volume of shape {self.volume_shape}, got {volume.shape}"
+            )
+        out = np.transpose(volume, self.axes).astype(np.float32)
+        for n in range(3):
+            positions = self.origin[n] + self.steps[n] * np.arange(self.size)
+            out = _along(out, n, _linear_weights(positions, out.shape[n]))
+        return out
+
+    def paste(self, values: np.ndarray, outside: float) -> np.ndarray:
+        """Resample crop ``values`` (any cube over the same extent) linearly to the volume's grid.
+
+        Args:
+            values: (s, s, s) float array in the network's frame; ``s`` may be below ``size``, as
+                for low-resolution logits: each of its cells covers (size / s)³ crop voxels.
+            outside: what volume voxels beyond the cube get.
+
+        Returns:
+            (D, H, W) float32.
+        """
+        cell = self.size / values.shape[0]
+        out = np.asarray(values, dtype=np.float32)
+        inside = []
+        for n in range(3):
+            voxels = np.arange(self.volume_shape[self.axes[n]])
+            positions = (voxels - self.origin[n]) / self.steps[n]
+            covered = np.flatnonzero((positions >= -0.5) & (positions <= self.size - 0.5))
+            cells = (positions[covered] + 0.5) / cell - 0.5
+            out = _along(out, n, _linear_weights(cells, values.shape[0]))
+            inside.append(slice(covered[0], covered[-1] + 1) if len(covered) else slice(0, 0))
+        shape = tuple(self.volume_shape[axis] for axis in self.axes)
+        whole = np.full(shape, outside, dtype=np.float32)
+        whole[tuple(inside)] = out
+        return np.ascontiguousarray(np.transpose(whole, np.argsort(self.axes)))
+
+    def to_crop(self, point_zyx: Triple) -> Triple:
+        """Map an array coordinate of the volume to crop voxels in the network's axis order."""
+        return tuple(
+            (point_zyx[axis] - start) / step
+            for axis, start, step in zip(self.axes, self.origin, self.steps, strict=True)
+        )
+
+    def to_volume(self, point_crop: Triple) -> Triple:
+        """Map crop voxels (network's axis order) to the volume's array coordinate (z, y, x)."""
+        point = [0.0, 0.0, 0.0]
+        for n, axis in enumerate(self.axes):
+            point[axis] = self.origin[n] + self.steps[n] * point_crop[n]
+        return tuple(point)
+
+
+def bounding_box_centre(mask: np.ndarray) -> Triple:
+    """Return the middle of the tight box around the True voxels, in array coordinates."""
+    if not mask.any():
+        raise GeometryError("cannot centre a crop on an empty mask")
+    centre = []
+    for axis in range(3):
+        rows = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        centre.append((rows[0] + rows[-1]) / 2)
+    return tuple(float(c) for c in centre)
+
+
+def _linear_weights(positions: np.ndarray, length: int) -> np.ndarray:
+    """Return (len(positions), length) linear interpolation weights; rows beyond the axis are 0.
+
+    A voxel reaches half its width beyond its centre: positions in [-0.5, length - 0.5] are inside.
+    """
+    inside = (positions >= -0.5) & (positions <= length - 0.5)
+    clamped = np.clip(positions, 0, length - 1)
+    low = np.floor(clamped).astype(int)
+    high = np.minimum(low + 1, length - 1)
+    fraction = (clamped - low).astype(np.float32)
+    weights = np.zeros((len(positions), length), dtype=np.float32)
+    rows = np.arange(len(positions))
+    np.add.at(weights, (rows, low), np.where(inside, 1 - fraction, 0))
+    np.add.at(weights, (rows, high), np.where(inside, fraction, 0))
+    return weights
+
+
+def _along(array: np.ndarray, axis: int, weights: np.ndarray) -> np.ndarray:
+    """Multiply ``weights`` (new, old) into ``axis`` of ``array``."""
+    return np.moveaxis(np.tensordot(weights, array, axes=(1, axis)), 0, axis)

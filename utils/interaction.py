@@ -1,0 +1,135 @@
+"""The click loop: encode once, then prompt, decode, repeat. Serves training and evaluation.
+
+Coordinates given to the network are crop voxels in the network's axis order (utils/geometry.py).
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segment_anything import Sam3D
+from utils.click_method import training_click
+
+#: A point label for "no click here": the prompt encoder's padding point.
+NO_CLICK = -1
+
+
+def low_res_size(model: Sam3D) -> int:
+    """Return the edge of the network's low-resolution masks: four cells a token."""
+    return 4 * model.config.encoder.grid_size
+
+
+class ClickHistory:
+    """The clicks given so far for a batch, and which of them the network is shown.
+
+    Networks differ in what they were trained with (``PromptConfig.click_memory``): released
+    SAM-Med3D weights see the ``"last"`` click alone and remember the rest in the mask prompt;
+    ``"all"`` shows every click so far.
+    """
+
+    def __init__(self, memory: str) -> None:
+        self.memory = memory
+        self._coords: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def add(self, coords: Tensor, labels: Tensor) -> None:
+        """Add one click a sample: coords (B, 3) and labels (B,) in {1, 0, NO_CLICK}."""
+        self._coords.append(coords)
+        self._labels.append(labels)
+
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """Return point_coords (B, N, 3) and point_labels (B, N) for the prompt encoder."""
+        first = -1 if self.memory == "last" else 0
+        return torch.stack(self._coords[first:], 1), torch.stack(self._labels[first:], 1)
+
+
+def decode(
+    model: Sam3D, image_embedding: Tensor, history: ClickHistory, low_res_masks: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Run prompt encoder and mask decoder once.
+
+    Args:
+        image_embedding: (B, C, g, g, g).
+        low_res_masks: (B, 1, 4g, 4g, 4g) logits of the previous step; None before the first click,
+            which the released recipe feeds as zeros.
+
+    Returns:
+        low-resolution logits (B, 1, 4g, 4g, 4g) and predicted IoU (B, 1).
+    """
+    if low_res_masks is None:
+        batch, _, g, _, _ = image_embedding.shape
+        low_res_masks = image_embedding.new_zeros(batch, 1, 4 * g, 4 * g, 4 * g)
+    sparse, dense = model.prompt_encoder(points=history.shown(), boxes=None, masks=low_res_masks)
+    return model.mask_decoder(
+        image_embeddings=image_embedding,
+        image_pe=model.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=False,
+    )
+
+
+def upsample(low_res_masks: Tensor, size: int) -> Tensor:
+    """Return (B, 1, size, size, size) logits: trilinear, align_corners False, as released."""
+    return F.interpolate(low_res_masks, size=(size,) * 3, mode="trilinear", align_corners=False)
+
+
+def simulate_clicks(
+    low_res_masks: Tensor | None,
+    coarse_label: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Click once a sample into the error of the low-resolution prediction.
+
+    The place is chosen on the coarse grid, half of the time at the centre of the largest error and
+    half anywhere in the error, then refined to a voxel of ``label`` that really has the class.
+
+    Args:
+        low_res_masks: (B, 1, s, s, s) logits, or None before the first click.
+        coarse_label: (B, s, s, s) bool, from `coarsen`.
+        label: (B, S, S, S) bool at the network's input size.
+
+    Returns:
+        coords (B, 3) float and labels (B,) int on the CPU; NO_CLICK where no error is left.
+    """
+    if low_res_masks is None:
+        predicted = np.zeros_like(coarse_label)
+    else:
+        predicted = (low_res_masks[:, 0] > 0).cpu().numpy()
+    coords, labels = np.zeros((len(label), 3), np.float32), np.full(len(label), NO_CLICK)
+    for i, (mask, truth) in enumerate(zip(predicted, coarse_label, strict=True)):
+        click = training_click(mask, truth, rng)
+        if click is None:
+            continue
+        cell, is_foreground = click
+        coords[i] = _voxel_in_cell(label[i], cell, truth.shape[0], is_foreground, rng)
+        labels[i] = int(is_foreground)
+    return torch.from_numpy(coords), torch.from_numpy(labels)
+
+
+def coarsen(label: Tensor, size: int) -> np.ndarray:
+    """Shrink labels (B, 1, S, S, S) to (B, size, size, size) bool; no target vanishes."""
+    cell = label.shape[-1] // size
+    share = F.avg_pool3d(label.float(), cell)[:, 0]
+    # A target thinner than half a cell keeps its fullest cells.
+    fullest = share.amax(dim=(1, 2, 3), keepdim=True)
+    return (share >= torch.minimum(torch.full_like(fullest, 0.5), fullest)).cpu().numpy()
+
+
+def _voxel_in_cell(
+    label: np.ndarray,
+    cell: tuple[int, int, int],
+    cells: int,
+    is_foreground: bool,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Pick a random voxel of the cell whose label agrees with the click, or the cell's middle."""
+    width = label.shape[0] // cells
+    start = np.array(cell) * width
+    block = label[tuple(slice(s, s + width) for s in start)]
+    candidates = np.argwhere(block == is_foreground)
+    if len(candidates) == 0:
+        return start + (width - 1) / 2
+    return start + candidates[rng.integers(len(candidates))]

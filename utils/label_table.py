@@ -1,0 +1,200 @@
+"""The class file (``CVPR25.json``): data sets, their classes, organ folders (no torch).
+
+Schema: ``{data set: {"1": ["Liver", text prompt, ...], ..., "instance_label": 0 or 1}}``. Keys
+other than ``instance_label`` are label values, 1 and up; the first string of a list, or a bare
+string, is the class's name. ``instance_label: 1`` means that label values are instance numbers of
+the one class "1".
+
+A file belongs to the data set whose key is the longest prefix of its case id.
+
+Organ folders are named by `organ_slug`. Class names with one slug differ in case, spaces and
+punctuation only ("Left atrium", "Left Atrium"): the same organ, one folder. Within a data set two
+classes must not share a slug, because a case has one label per organ.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import InputError
+
+INSTANCE_KEY = "instance_label"
+
+# The published class file and the published file names spell this data set differently; whichever
+# of the two is the key, files in the other spelling belong to it.
+SPELLINGS = (("CT_AbdomenCT1K", "CT_Abdomen1K"), ("CT_Abdomen1K", "CT_AbdomenCT1K"))
+
+
+class LabelTableError(InputError):
+    """The class file is malformed, or does not know a data set or class that a file has."""
+
+
+@dataclass(frozen=True)
+class DatasetLabels:
+    """What the label values of one data set mean."""
+
+    classes: dict[int, str]  # label value -> class name
+    instance: bool  # values are instance numbers of the one class 1
+
+    @property
+    def organs(self) -> dict[int, str]:
+        """Label value -> name of the organ's folder."""
+        return {value: organ_slug(name) for value, name in self.classes.items()}
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The classes of all data sets."""
+
+    path: Path  # the class file, for messages
+    datasets: dict[str, DatasetLabels]
+
+    def dataset_of(self, case_id: str) -> str:
+        """Return the longest key that ``case_id`` starts with, in either published spelling."""
+        keys = {spelled: key for key, spelled in SPELLINGS if key in self.datasets}
+        keys |= {key: key for key in self.datasets}
+        prefixes = [spelled for spelled in keys if case_id.startswith(spelled)]
+        if not prefixes:
+            raise LabelTableError(
+                f"{case_id}: starts with no data set of {self.path} "
+                f"({len(self.datasets)} known: {_some(self.datasets)}).\nExpected a file name "
+                "that starts with a data set's key: rename the file, or add the data set."
+            )
+        return keys[max(prefixes, key=len)]
+
+    def labels_of(self, dataset: str) -> DatasetLabels:
+        """Return the classes of a data set by its exact key."""
+        if dataset not in self.datasets:
+            raise LabelTableError(
+                f"{dataset}: not a data set of {self.path} ({_some(self.datasets)}).\n"
+                "Expected one of its keys: give the class file that classify.py used, --json."
+            )
+        return self.datasets[dataset]
+
+
+def organ_slug(name: str) -> str:
+    """Return the folder name of a class: "Left gluteus Maximus" -> "left_gluteus_maximus".
+
+    Lower case; every run of characters other than letters and digits becomes one underscore, none
+    at the ends.
+    """
+    slug = re.sub(r"[\W_]+", "_", name.lower()).strip("_")
+    if not slug:
+        raise LabelTableError(
+            f"class name {name!r} holds no letter or digit. Expected a name that can become a "
+            "folder: change it in the class file."
+        )
+    return slug
+
+
+def read_label_table(path: Path) -> LabelTable:
+    """Read and check a class file.
+
+    Raises:
+        LabelTableError: no such file, not JSON, or not the schema above; names the entry.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_repeats)
+    except LabelTableError as error:
+        raise LabelTableError(f"{path}: {error}") from error
+    except OSError as error:
+        raise LabelTableError(
+            f"{path}: cannot be opened ({error.strerror}). Expected the class file, CVPR25.json: "
+            "check the path given with --json."
+        ) from error
+    except ValueError as error:
+        raise LabelTableError(
+            f"{path}: is not JSON ({error}). Expected {{data set: {{value: names}}}}: correct it."
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise LabelTableError(
+            f"{path}: holds {_shown(content)}. Expected an object with one entry per data set."
+        )
+    return LabelTable(path, {key: _dataset(path, key, entry) for key, entry in content.items()})
+
+
+def _dataset(path: Path, dataset: str, entry: object) -> DatasetLabels:
+    """Check one data set's entry of the class file."""
+    where = f"{path}, data set {dataset!r}"
+    if not dataset or dataset != Path(dataset).name or "\\" in dataset or dataset[0] == ".":
+        raise LabelTableError(
+            f"{where}: cannot be a folder's name. Expected what the names of its files start with."
+        )
+    if not isinstance(entry, dict):
+        raise LabelTableError(f"{where}: holds {_shown(entry)}. Expected {{value: names}}.")
+    if entry.get(INSTANCE_KEY) not in (0, 1):
+        raise LabelTableError(
+            f"{where}: {INSTANCE_KEY!r} is {_shown(entry.get(INSTANCE_KEY))}. Expected 0 (values "
+            "are classes) or 1 (values are instances of class 1): write which it is."
+        )
+    classes = {
+        _value(where, key): _name(where, key, names)
+        for key, names in entry.items()
+        if key != INSTANCE_KEY
+    }
+    labels = DatasetLabels(classes, instance=bool(entry[INSTANCE_KEY]))
+    if not classes or (labels.instance and set(classes) != {1}):
+        raise LabelTableError(
+            f"{where}: has the classes {sorted(classes)}. Expected at least one, and only 1 where "
+            f"{INSTANCE_KEY!r} is 1: correct the entry."
+        )
+    _require_one_class_per_organ(where, labels)
+    return labels
+
+
+def _require_one_class_per_organ(where: str, labels: DatasetLabels) -> None:
+    owner: dict[str, int] = {}
+    for value, organ in labels.organs.items():
+        if organ in owner:
+            first = owner[organ]
+            raise LabelTableError(
+                f"{where}: class {first} {labels.classes[first]!r} and class {value} "
+                f"{labels.classes[value]!r} would share the folder {organ!r}. Expected one class "
+                "per organ: tell the names apart by a letter or digit."
+            )
+        owner[organ] = value
+
+
+def _value(where: str, key: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,4}", key) or int(key) > 65535:
+        raise LabelTableError(
+            f"{where}: {key!r} is no label value. Expected {INSTANCE_KEY!r} or a whole number "
+            'from "1" to "65535": 0 is background and has no entry.'
+        )
+    return int(key)
+
+
+def _name(where: str, key: str, names: object) -> str:
+    name = names[0] if isinstance(names, list) and names else names
+    if not isinstance(name, str):
+        raise LabelTableError(
+            f"{where}: class {key} holds {_shown(names)}. Expected a name, or a list that starts "
+            "with one."
+        )
+    try:
+        organ_slug(name)
+    except LabelTableError as error:
+        raise LabelTableError(f"{where}: {error}") from error
+    return name
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    keys = [key for key, _ in pairs]
+    repeated = sorted({key for key in keys if keys.count(key) > 1})
+    if repeated:
+        raise LabelTableError(
+            f"{_some(repeated)} is there twice in one object. Expected one entry each: delete one."
+        )
+    return dict(pairs)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _some(names: Mapping[str, object] | list[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:6]) + (", ..." if len(listed) > 6 else "")

@@ -1,0 +1,31 @@
+"""Losses of teacher and student, all as means over the batch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dice_ce(logits: Tensor, target: Tensor) -> Tensor:
+    """Return soft Dice (squared denominator) plus binary cross-entropy, as SAM-Med3D trains with.
+
+    Args:
+        logits, target: (B, 1, D, H, W); the target lies in [0, 1] and may be soft.
+    """
+    probability = torch.sigmoid(logits)
+    axes = (1, 2, 3, 4)
+    overlap = (probability * target).sum(axes)
+    size = (probability.square() + target.square()).sum(axes)
+    dice = 1 - (2 * overlap + 1e-5) / (size + 1e-5)
+    return dice.mean() + F.binary_cross_entropy_with_logits(logits, target)
+
+
+def embedding_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the squared error of the student's embedding relative to the teacher's variance.
+
+    0 is a perfect copy; 1 is what predicting each channel's mean would score.
+
+    Args:
+        student, teacher: (B, C, D, H, W).
+    """
+    centred = teacher - teacher.mean(dim=(0, 2, 3, 4), keepdim=True)
+    return F.mse_loss(student, teacher) / centred.square().mean().clamp_min(1e-6)

@@ -1,0 +1,82 @@
+"""Device, precision, seed and the folder of a run."""
+
+import argparse
+import json
+import logging
+import random
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.atomic import atomic_path
+from utils.errors import InputError
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device that exists."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"--device {name}: found no CUDA device, expected one.\n"
+            "Use --device cpu, or install a CUDA build of torch."
+        )
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """Turn ``auto`` into bfloat16 or float16 where the device computes in it, float32 elsewhere."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Return the mixed-precision context of ``dtype``; none for float32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every global generator; used once, for weight initialisation."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def start_run(args: argparse.Namespace, out_dir: Path) -> None:
+    """Make the run's folder, log into it, and write down how it was called."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=[logging.StreamHandler(sys.stderr), logging.FileHandler(out_dir / "run.log")],
+        force=True,
+    )
+    values = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()}
+    with atomic_path(out_dir / "args.json") as temporary:
+        temporary.write_text(json.dumps(values, indent=1, default=str))
+    seed_everything(args.seed)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every script with a network has."""
+    run = parser.add_argument_group("run")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    run.add_argument(
+        "--precision",
+        default="auto",
+        choices=PRECISIONS,
+        help="auto: bfloat16 or float16 on a GPU, float32 on a CPU (default: auto)",
+    )
+    run.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")

@@ -1,0 +1,124 @@
+"""What is trained: a task turns a batch into ``{"loss": ..., named scalars}``.
+
+`InteractiveTask` trains the teacher (SAM-Med3D, arXiv:2310.15161), `EncoderDistillation` the student
+(FastSAM3D, arXiv:2403.09827). One loop, utils/trainer.py, drives both.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segment_anything import Sam3D
+from utils.interaction import (
+    ClickHistory,
+    coarsen,
+    decode,
+    low_res_size,
+    simulate_clicks,
+    upsample,
+)
+from utils.losses import dice_ce, embedding_loss
+
+
+class InteractiveTask(nn.Module):
+    """Segment from simulated clicks: encode once, then click into the error and decode, n times.
+
+    Args:
+        num_clicks: clicks a step; the loss is the mean over them.
+        loss_size: edge of the grid the loss is taken on; the released recipe uses the full input.
+        decoder_lr_scale: the decoder's learning rate over the encoder's; a tenth in the paper.
+    """
+
+    def __init__(
+        self,
+        model: Sam3D,
+        *,
+        num_clicks: int,
+        loss_size: int,
+        seed: int,
+        decoder_lr_scale: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.num_clicks, self.loss_size, self.seed = num_clicks, loss_size, seed
+        self.decoder_lr_scale = decoder_lr_scale
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        """Encoder at the full rate, prompt encoder and mask decoder at ``decoder_lr_scale`` of it."""
+        model, slow = self.model, lr * self.decoder_lr_scale
+        return [
+            {"params": list(model.image_encoder.parameters()), "lr": lr},
+            {"params": list(model.prompt_encoder.parameters()), "lr": slow},
+            {"params": list(model.mask_decoder.parameters()), "lr": slow},
+        ]
+
+    def forward(self, batch: dict, step: int) -> dict[str, Tensor]:
+        image, label = batch["image"], batch["label"]
+        rng = np.random.default_rng([self.seed, step])
+        cells = low_res_size(self.model)
+        coarse, full = coarsen(label, cells), label[:, 0].cpu().numpy()
+        target = shrink(label, self.loss_size)
+
+        image_embedding = self.model.image_encoder(image)
+        history = ClickHistory(self.model.config.prompt.click_memory)
+        low_res, losses = None, []
+        for _ in range(self.num_clicks):
+            coords, labels = simulate_clicks(low_res, coarse, full, rng)
+            history.add(coords.to(image.device), labels.to(image.device))
+            logits, _ = decode(self.model, image_embedding, history, low_res)
+            losses.append(dice_ce(upsample(logits.float(), self.loss_size), target))
+            low_res = logits.detach().float()
+        return {
+            "loss": torch.stack(losses).mean(),
+            "loss_first_click": losses[0].detach(),
+            "loss_last_click": losses[-1].detach(),
+        }
+
+
+class EncoderDistillation(nn.Module):
+    """Teach the student's encoder the teacher's stored embedding and what its decoder makes of it.
+
+    The decoder is the teacher's and stays as it is; gradients pass through it to the encoder.
+
+    Args:
+        logit_weight: share of the second term; 0 trains on embeddings alone, as FastSAM3D does.
+    """
+
+    def __init__(self, model: Sam3D, *, logit_weight: float) -> None:
+        super().__init__()
+        self.model = model
+        self.logit_weight = logit_weight
+        for part in (model.prompt_encoder, model.mask_decoder):
+            part.requires_grad_(False)
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        """Only the encoder learns."""
+        return [{"params": list(self.model.image_encoder.parameters()), "lr": lr}]
+
+    def forward(self, batch: dict, step: int) -> dict[str, Tensor]:
+        image_embedding = self.model.image_encoder(batch["image"])
+        feature = embedding_loss(image_embedding.float(), batch["image_embedding"].float())
+        report = {"loss": feature, "loss_embedding": feature.detach()}
+        if self.logit_weight:
+            logit = self._logit_loss(batch, image_embedding)
+            report["loss"] = feature + self.logit_weight * logit
+            report["loss_logits"] = logit.detach()
+        return report
+
+    def _logit_loss(self, batch: dict, image_embedding: Tensor) -> Tensor:
+        """Decode the student's embedding under the teacher's own clicks; compare the masks."""
+        history = ClickHistory(self.model.config.prompt.click_memory)
+        teacher_masks = batch["low_res_masks"].float()  # (B, clicks, s, s, s)
+        low_res, losses = None, []
+        for k in range(teacher_masks.shape[1]):
+            history.add(batch["click_coords"][:, k], batch["click_labels"][:, k])
+            logits, _ = decode(self.model, image_embedding, history, low_res)
+            low_res = teacher_masks[:, k : k + 1]
+            losses.append(dice_ce(logits.float(), torch.sigmoid(low_res)))
+        return torch.stack(losses).mean()
+
+
+def shrink(label: Tensor, size: int) -> Tensor:
+    """Average labels (B, 1, S, S, S) down to (B, 1, size, size, size) floats in [0, 1]."""
+    cell = label.shape[-1] // size
+    return nn.functional.avg_pool3d(label.float(), cell)

@@ -1,0 +1,180 @@
+"""The teacher's outputs on disk: one file a sample, and a manifest that says whose they are.
+
+A sample's file holds ``image_embedding`` (C, g, g, g) and ``low_res_masks`` (clicks, s, s, s) as
+float16, ``click_coords`` (clicks, 3), ``click_labels`` (clicks,), ``predicted_iou`` (clicks,) and
+``meta``: sample id, crop file, grid, affine and the teacher's fingerprint. So the next step never
+guesses what belongs to what.
+"""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from segment_anything import Sam3D, checkpoint_payload, fingerprint
+from utils.atomic import atomic_path
+from utils.crops import CropIndex, read_crop
+from utils.data_loader import CropDataset, collate
+from utils.errors import InputError
+from utils.geometry import CropRule
+from utils.interaction import ClickHistory, coarsen, decode, low_res_size, simulate_clicks
+from utils.runtime import autocast
+
+MANIFEST = "manifest.json"
+TEACHER = "teacher.pt"
+
+
+@dataclass(frozen=True)
+class TeacherStore:
+    """A folder of stored outputs; ``samples`` are the crop index's rows that have one."""
+
+    folder: Path
+    fingerprint: str
+    samples: list[dict]
+
+
+@torch.inference_mode()
+def store_outputs(
+    teacher: Sam3D,
+    index: CropIndex,
+    out_dir: Path,
+    *,
+    rule: CropRule,
+    num_clicks: int,
+    seed: int,
+    device: torch.device,
+    precision: torch.dtype,
+) -> TeacherStore:
+    """Run the teacher on every crop as it is and store what it says; stored ones are kept.
+
+    Outputs of another teacher, or of a crop cut anew since, are made again. ``teacher.pt`` beside
+    them is the teacher itself: its prompt encoder and decoder serve the student too.
+    """
+    teacher.to(device).eval()
+    identity = fingerprint(teacher)
+    dataset = CropDataset(index)
+    for number, sample in enumerate(tqdm(index.samples, desc="store", unit="sample")):
+        path = out_dir / sample["file"]
+        _, _, meta = read_crop(index.folder / sample["file"])
+        meta |= {"teacher": identity, "num_clicks": num_clicks, "seed": seed}
+        if path.exists() and _read_meta(path) == meta:
+            continue
+        batch = collate([dataset[number]])
+        rng = np.random.default_rng([seed, number])
+        with autocast(device, precision):
+            arrays = _outputs(teacher, batch, num_clicks, rng, device)
+        arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+    with atomic_path(out_dir / TEACHER) as temporary:
+        torch.save(checkpoint_payload(teacher, crop_rule=rule.to_dict()), temporary)
+    manifest = {
+        "teacher": identity,
+        "num_clicks": num_clicks,
+        "seed": seed,
+        "crops": str(index.folder),
+        "samples": [sample["sample_id"] for sample in index.samples],
+    }
+    with atomic_path(out_dir / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1))
+    return TeacherStore(out_dir, identity, index.samples)
+
+
+def _outputs(
+    teacher: Sam3D, batch: dict, num_clicks: int, rng: np.random.Generator, device: torch.device
+) -> dict[str, np.ndarray]:
+    """Encode one crop and click ``num_clicks`` times; return what is stored of it."""
+    label = batch["label"]
+    coarse, full = coarsen(label, low_res_size(teacher)), label[:, 0].numpy()
+    embedding = teacher.image_encoder(batch["image"].to(device))
+    history = ClickHistory(teacher.config.prompt.click_memory)
+    low_res, masks, ious, coords, labels = None, [], [], [], []
+    for _ in range(num_clicks):
+        point, point_label = simulate_clicks(low_res, coarse, full, rng)
+        history.add(point.to(device), point_label.to(device))
+        logits, iou = decode(teacher, embedding, history, low_res)
+        low_res = logits.float()
+        masks.append(low_res[0, 0].cpu().numpy())
+        ious.append(float(iou[0, 0]))
+        coords.append(point[0].numpy())
+        labels.append(int(point_label[0]))
+    return {
+        "image_embedding": embedding[0].float().cpu().numpy().astype(np.float16),
+        "low_res_masks": np.stack(masks).astype(np.float16),
+        "predicted_iou": np.array(ious, np.float32),
+        "click_coords": np.stack(coords),
+        "click_labels": np.array(labels),
+    }
+
+
+def open_store(folder: Path, index: CropIndex) -> TeacherStore:
+    """Open stored outputs and hold them against the crops they were made of.
+
+    Raises:
+        InputError: no manifest, or samples of the crop index without outputs.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        raise InputError(
+            f"{path}: not found, expected the teacher's stored outputs.\n"
+            "Run preparelabel.py to its end first."
+        )
+    manifest = json.loads(path.read_text())
+    stored = set(manifest["samples"])
+    missing = [s["sample_id"] for s in index.samples if s["sample_id"] not in stored]
+    if missing:
+        raise InputError(
+            f"{folder}: {len(missing)} crops of {index.folder} have no stored outputs, the first "
+            f"is {missing[0]}.\nRun preparelabel.py again: it stores what is missing."
+        )
+    return TeacherStore(folder, manifest["teacher"], index.samples)
+
+
+class TeacherOutputs(Dataset):
+    """Crops with the teacher's outputs: `CropDataset`'s dicts and what `store_outputs` wrote.
+
+    Raises:
+        InputError: a file is unreadable, is another sample's, or another teacher's.
+    """
+
+    def __init__(self, store: TeacherStore, index: CropIndex) -> None:
+        self.store = store
+        self.crops = CropDataset(index)
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, draw) -> dict:
+        number = getattr(draw, "index", draw)
+        sample = self.store.samples[number]
+        path = self.store.folder / sample["file"]
+        meta = _read_meta(path)
+        found = (meta["sample_id"], meta["teacher"])
+        expected = (sample["sample_id"], self.store.fingerprint)
+        if found != expected:
+            raise InputError(
+                f"{path}: found the outputs of sample, teacher {found}, expected {expected}.\n"
+                "Run preparelabel.py again on these crops."
+            )
+        with np.load(path, allow_pickle=False) as arrays:
+            outputs = {
+                key: torch.from_numpy(arrays[key])
+                for key in ("image_embedding", "low_res_masks", "click_coords", "click_labels")
+            }
+        return self.crops[number] | outputs
+
+
+def _read_meta(path: Path) -> dict:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return json.loads(arrays["meta"].tobytes())
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: not readable ({error}), expected the teacher's outputs.\n"
+            "Delete the file and run preparelabel.py again."
+        ) from error

@@ -1,0 +1,49 @@
+"""Step 5: validate the teacher with simulated clicks.
+
+Reads   --val-datas     prepared <organ>/<data set> folders (utils/data_paths.py: val_datas)
+        --checkpoint    ours (last.pt, teacher.pt), or a released file with --network
+Writes  --out-dir       cases.csv, organs.csv, summary.json, dsc.png, nsd.png, predictions/, pictures/
+
+    python validation.py
+    python validation.py --checkpoint sam_med3d_turbo.pth --network vit_b_ori --num-clicks 10
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from segment_anything import sam_model_registry3D
+from utils.checkpoint import open_network
+from utils.errors import exit_on_input_error
+from utils.report import Summary, add_validation_arguments, print_summary, run_validation
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, default=Path("work_dir/teacher_outputs/teacher.pt")
+    )
+    parser.add_argument(
+        "--network",
+        choices=sorted(sam_model_registry3D),
+        help="what a file without our configuration holds; vit_b_ori for sam_med3d_turbo.pth",
+    )
+    add_validation_arguments(parser, Path("work_dir/validation_teacher"))
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> Summary:
+    """Validate the teacher as ``args`` say."""
+    teacher, rule = open_network(args.checkpoint, args.network)
+    return run_validation(teacher, rule, args)
+
+
+@exit_on_input_error
+def main() -> int:
+    return print_summary(run(parse_args()))
+
+
+if __name__ == "__main__":
+    main()
