@@ -44,7 +44,7 @@ def gather_cases(args: argparse.Namespace) -> dict[str, Path]:
     folders = {split: args.out / "npz" / split for split in ("train", "val")}
     if args.data is None:
         write_phantoms(folders["train"], TRAIN_PHANTOMS, seed=0)
-        write_phantoms(folders["val"], VAL_PHANTOMS, seed=1)
+        write_phantoms(folders["val"], VAL_PHANTOMS, seed=1, first_number=TRAIN_PHANTOMS + 1)
         return folders
     files = sorted(args.data.glob("*.npz"))
     if len(files) < 2:

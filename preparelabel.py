@@ -93,7 +93,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--loss-size",
         type=int,
         default=128,
-        help="edge of the grid the loss is taken on, a divisor of 128; 32 is fastest (default: 128)",
+        help="edge of the grid the loss is taken on, dividing 128; 32 is fastest (default: 128)",
     )
     clicks.add_argument(
         "--decoder-lr-scale",

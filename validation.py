@@ -2,7 +2,8 @@
 
 Reads   --val-datas     prepared <organ>/<data set> folders (utils/data_paths.py: val_datas)
         --checkpoint    ours (last.pt, teacher.pt), or a released file with --network
-Writes  --out-dir       cases.csv, organs.csv, summary.json, dsc.png, nsd.png, predictions/, pictures/
+Writes  --out-dir       cases.csv, organs.csv, summary.json, dsc.png, nsd.png, and the folders
+                        predictions and pictures
 
     python validation.py
     python validation.py --checkpoint sam_med3d_turbo.pth --network vit_b_ori --num-clicks 10

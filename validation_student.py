@@ -3,7 +3,8 @@
 Reads   --val-datas     prepared <organ>/<data set> folders (utils/data_paths.py: val_datas)
         --checkpoint    ours (student.pth), or the released fastsam3d.pth with --network and
         --teacher       the file whose prompt encoder and mask decoder the student uses
-Writes  --out-dir       cases.csv, organs.csv, summary.json, dsc.png, nsd.png, predictions/, pictures/
+Writes  --out-dir       cases.csv, organs.csv, summary.json, dsc.png, nsd.png, and the folders
+                        predictions and pictures
 
     python validation_student.py
     python validation_student.py --checkpoint fastsam3d.pth --network fastsam3d \\

@@ -22,7 +22,6 @@ from segment_anything.checkpoint_keys import (
     CheckpointError,
     load_checkpoint,
     open_checkpoint,
-    read_checkpoint,
     student_num_heads,
 )
 from segment_anything.config import (
@@ -111,7 +110,7 @@ def build_from_checkpoint(
     Raises:
         CheckpointError: the file is unreadable, unnamed, or not of ``network``.
     """
-    config = read_checkpoint(path).get("config")
+    config = open_checkpoint(path).config
     if config is None:
         if network not in sam_model_registry3D:
             raise CheckpointError(
@@ -120,9 +119,9 @@ def build_from_checkpoint(
                 "tell a wrong guess from a right one."
             )
         return sam_model_registry3D[network](path, decoder_checkpoint=decoder_checkpoint)
-    if network is not None and config.get("network") != network:
+    if network is not None and config["network"] != network:
         raise CheckpointError(
-            f"{path}: holds the network '{config.get('network')}', expected '{network}'.\n"
+            f"{path}: holds the network '{config['network']}', expected '{network}'.\n"
             "Leave the name out, or point to the file you meant."
         )
     try:
@@ -154,7 +153,7 @@ def _build(
             load_checkpoint(model, decoder_checkpoint, DECODER_PARTS)
         return model
     if config.network == FASTSAM3D.network:  # released students exist with 12 heads and with 6
-        heads = student_num_heads(open_checkpoint(checkpoint).weights)
+        heads = student_num_heads(open_checkpoint(checkpoint).weights, str(checkpoint))
         encoder = dataclasses.replace(config.encoder, num_heads=heads)
         config = dataclasses.replace(config, encoder=encoder)
     return _load(build_sam3D(config), checkpoint, decoder_checkpoint)

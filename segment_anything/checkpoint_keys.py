@@ -103,9 +103,12 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
     weights = {_unwrapped(key): tensor for key, tensor in weights.items()}
     if not any(key.startswith(tuple(part + "." for part in PARTS)) for key in weights):
         weights = {f"image_encoder.{key}": tensor for key, tensor in weights.items()}
-    weights |= {_unwrapped(key): value for key, value in content.get(DECODER_WEIGHTS, {}).items()}
-    config = content.get("config") if WEIGHTS in content else None
-    return Checkpoint(path, weights, config)
+    decoder = content.get(DECODER_WEIGHTS)
+    if _is_state_dict(decoder):
+        weights |= {_unwrapped(key): tensor for key, tensor in decoder.items()}
+    config = content.get("config")
+    is_ours = isinstance(config, Mapping) and "network" in config
+    return Checkpoint(path, weights, config if is_ours else None)
 
 
 def load_checkpoint(
@@ -148,11 +151,12 @@ def load_checkpoint(
             tensor.copy_(found[key])
 
 
-def student_num_heads(state_dict: Mapping[str, Tensor]) -> int:
+def student_num_heads(state_dict: Mapping[str, Tensor], source: str = "the weights") -> int:
     """Return an encoder's head count, which only the width of its rel_pos tables tells.
 
     Args:
         state_dict: Encoder weights, with or without the ``image_encoder.`` prefix.
+        source: What an error calls them.
     """
     widths = {
         suffix: tensor.shape[-1]
@@ -162,8 +166,8 @@ def student_num_heads(state_dict: Mapping[str, Tensor]) -> int:
     }
     if len(widths) < 2:
         raise CheckpointError(
-            f"an encoder's weights: found the keys {_shorten(state_dict)}, expected pos_embed and "
-            "a rel_pos_d.\nGive the weights of an image encoder with attention."
+            f"{source}: found the keys {_shorten(state_dict)}, expected pos_embed and a "
+            "rel_pos_d among them.\nGive the weights of an image encoder with attention."
         )
     return widths["pos_embed"] // widths["rel_pos_d"]
 

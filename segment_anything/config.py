@@ -39,6 +39,10 @@ class EncoderConfig:
         _require(self.mlp_residual in ("input", "normalised"), "mlp_residual: input, normalised")
         _require(self.stem in ("patch", "conv"), "stem: patch, conv")
         _require(self.stem == "patch" or self.patch_size == 16, "the conv stem has stride 16")
+        blocks = range(self.depth)
+        _require(
+            set(self.attention_free_blocks) <= set(blocks), "attention_free_blocks beyond depth"
+        )
         _require(self.neck_kernel % 2 == 1, "neck_kernel is even")
         _require(
             self.window_size == 0 or self.window_size >= self.grid_size,

@@ -101,19 +101,13 @@ def test_outside_of_the_volume_is_outside_of_the_error():
     assert 2 <= x <= 6
 
 
-@pytest.mark.parametrize("shape", [(7, 12, 20), (30, 5, 4), (300, 6, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 12, 20), (254, 300, 3), (300, 280, 2)], ids=str)
 def test_distances_equal_scipys(shape):
+    """The long ones have the longest runs that 16 bits hold, and longer."""
     masks_ = [np.ones(shape, bool), masks(3, shape)[0], np.zeros(shape, bool)]
     for mask in (np.pad(m, 1) for m in masks_):
         expected = np.rint(ndimage.distance_transform_edt(mask) ** 2)
         np.testing.assert_array_equal(_squared_distances(mask), expected)
-
-
-def test_long_errors_do_not_overflow():
-    column = np.pad(np.ones((500, 480, 3), bool), [(1, 1), (1, 1), (250, 250)], mode="edge")
-    mask = np.pad(column[:, :, :], 1)
-    expected = ndimage.distance_transform_edt(mask[:, :, 250:253])
-    assert _squared_distances(mask)[:, :, 251].max() == np.rint(expected.max() ** 2)
 
 
 def test_no_error_gives_no_click():

@@ -139,5 +139,5 @@ def test_a_truth_without_classes_has_no_score():
     ids=["mask shapes", "label shapes", "probabilities", "two lengths", "zero mm", "no score"],
 )
 def test_what_cannot_be_scored_is_refused(call):
-    with pytest.raises(InputError, match="expected|need"):
+    with pytest.raises(InputError, match=r"expected|need"):
         call()

@@ -108,5 +108,5 @@ def test_training_curve_draws_what_is_there(tmp_path, losses, extra):
 @pytest.mark.parametrize("text", ["", '{"step": 1}', "not json", '{"step": 1, "loss": NaN}'])
 def test_training_curve_refuses_what_holds_no_loss(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(InputError, match="metrics.jsonl"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl"):
         draw_training_curve(tmp_path / "loss.png", tmp_path / "metrics.jsonl")

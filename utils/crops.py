@@ -1,7 +1,7 @@
 """The network's input, cut once and kept: a cube of each target in the network's frame (no torch).
 
-A crop file (``.npz``) holds ``image`` (float16, z-normalised), ``label`` (bits packed along the last
-axis) and ``meta`` (JSON: sample id, source files, affine, `CropGrid`, `CropRule`). ``index.json``
+A crop file (``.npz``) holds ``image`` (float16, z-normalised), ``label`` (bits packed along
+the last axis) and ``meta`` (JSON: sample id, source files, affine, `CropGrid`). ``index.json``
 lists them. Nothing here needs the volumes again, so a cache can be carried to another machine.
 """
 
@@ -162,7 +162,7 @@ def _cut_case(case, *, out_dir, rule, max_instances, known) -> tuple[list[dict],
     from utils.cases import instances_of, read_case
 
     try:
-        sources = [_stamp(case.image_path), _stamp(case.label_path)]
+        sources = [_stamp(p) for p in (case.image_path, case.label_path) if p.exists()]
         rows = known.get(case.sample_id, [])
         if rows and all(r["sources"] == sources and (out_dir / r["file"]).exists() for r in rows):
             return rows, ""
@@ -192,7 +192,7 @@ def _cut_case(case, *, out_dir, rule, max_instances, known) -> tuple[list[dict],
             write_crop(out_dir / file, crop, row | geometry)
             rows.append(row)
         return rows, ""
-    except (InputError, FileNotFoundError) as error:
+    except InputError as error:
         return [], f"{case.sample_id}: {error}"
 
 

@@ -47,7 +47,7 @@ class BalancedBatches:
 
 
 class CropDataset(Dataset):
-    """Crops of an index as dicts: ``image`` (1, S, S, S) float, ``label`` (1, S, S, S) bool, ``id``.
+    """Crops as dicts: ``image`` (1, S, S, S) float, ``label`` (1, S, S, S) bool, ``id``.
 
     With ``augment`` a `Draw` decides flips, a shift of up to an eighth of the cube and a change
     of contrast; without it a plain integer gives the crop as it is.

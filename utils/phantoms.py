@@ -28,7 +28,6 @@ from utils.errors import InputError
 CT_CLASSES = {"Spleen": 1, "Right kidney": 2, "Left kidney": 3, "Liver": 6}
 MR_CLASSES = {"Right ventricle cavity": 1, "Myocardium": 2, "Left ventricle cavity": 3}
 
-
 #: Maps arrays of canvas coordinates (z, y, x) to a number that is below 1 inside of the shape.
 Shape = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 

@@ -1,7 +1,7 @@
 """What is trained: a task turns a batch into ``{"loss": ..., named scalars}``.
 
-`InteractiveTask` trains the teacher (SAM-Med3D, arXiv:2310.15161), `EncoderDistillation` the student
-(FastSAM3D, arXiv:2403.09827). One loop, utils/trainer.py, drives both.
+`InteractiveTask` trains the teacher (SAM-Med3D, arXiv:2310.15161), `EncoderDistillation` the
+student (FastSAM3D, arXiv:2403.09827). One loop, utils/trainer.py, drives both.
 """
 
 import numpy as np
@@ -44,7 +44,7 @@ class InteractiveTask(nn.Module):
         self.decoder_lr_scale = decoder_lr_scale
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        """Encoder at the full rate, prompt encoder and mask decoder at ``decoder_lr_scale`` of it."""
+        """Encoder at the full rate, the rest at ``decoder_lr_scale`` of it."""
         model, slow = self.model, lr * self.decoder_lr_scale
         return [
             {"params": list(model.image_encoder.parameters()), "lr": lr},

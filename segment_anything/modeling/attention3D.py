@@ -1,8 +1,8 @@
 """The released encoder's self-attention with relative positions: the same numbers, far less work.
 
-Shapes: B batch, n heads, c head width, g tokens along a grid axis, N = g^3 tokens, S = table extent
-(the window size in window blocks, g in global ones). A token is addressed (d, h, w), a key (x, y, j)
-along the same three axes.
+Shapes: B batch, n heads, c head width, g tokens along a grid axis, N = g^3 tokens, S = extent of a
+relative table (the window size in window blocks, g in global ones). A query is addressed (d, h, w),
+a key (x, y, j) along the same three axes.
 
 **The relative terms are not the textbook's decomposed form** (MViTv2, arXiv:2112.01526). With
 R_d[d, j] = rel_pos_d[d - j + S - 1], and R_h, R_w alike, the logit of query (d, h, w) on key
@@ -16,10 +16,9 @@ trained with it, so it is part of what their weights mean. Do not repair it here
 
 **Padding.** Window blocks pad the grid with zeros from g to S tokens along each axis, and nothing
 masks the padded tokens. They all have the qkv bias as their q, k and v, so their logits differ only
-in the relative terms, and those separate: a whole padding is *one virtual key*, with the bias as key
-and value and log(sum exp(relative terms)) as its extra logit. See `_padding_logit`.
-
-Derivation and cost: 2,744 windowed tokens become 513 keys and 512 queries for S = 14, g = 8.
+in the relative terms, and those separate: the whole padding is *one virtual key*, with the bias as
+key and value and log(sum(exp(relative terms))) as its extra logit (`_padding_logit`). For g = 8 and
+S = 14, attention among 2,744 tokens becomes 512 queries on 513 keys, with the same result.
 """
 
 import math

@@ -3,6 +3,8 @@
 Volumes are (B, C, D, H, W) here; token grids are (B, D, H, W, C).
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,8 +64,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [dim, *[hidden_dim] * (num_layers - 1), out_dim]
         self.layers = nn.ModuleList(
-            nn.Linear(width, next_width)
-            for width, next_width in zip(widths[:-1], widths[1:], strict=True)
+            nn.Linear(width, next_width) for width, next_width in itertools.pairwise(widths)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The mask decoder: image embedding and prompts to low-resolution mask logits (SAM, arXiv:2304.02643).
+"""The mask decoder of SAM (arXiv:2304.02643): image and prompts to low-resolution mask logits.
 
 Every mask token becomes, through its own perceptron, a vector over the channels of the upscaled
 image; their dot product is the mask.

@@ -2,7 +2,8 @@
 
 Coordinates are voxels in array order (z, y, x) of the cubic volume, centres at integers. Labels are
 1 foreground, 0 background, -1 padding. Mask prompts are logits on the low-resolution grid, four
-cells to a token (32^3 for a 128^3 volume). Positions are random Fourier features (arXiv:2006.10739).
+cells to a token (32^3 for a 128^3 volume). Positions are random Fourier features
+(arXiv:2006.10739).
 """
 
 import math
@@ -160,6 +161,7 @@ class PromptEncoder3D(nn.Module):
             masks = along.new_zeros(coords.shape[0], 1, size, size, size)
         for click in range(coords.shape[1]):
             z, y, x = (along[:, click] * (labels[:, click, None, None] >= 0)).unbind(1)
-            weight = torch.einsum("bz,by,bx->bzyx", z, y, x)[:, None]
+            weight = z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]
+            weight = weight[:, None]
             masks = masks + weight * (logits[:, click, None, None, None, None] - masks)
         return masks

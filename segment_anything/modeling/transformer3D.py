@@ -1,4 +1,4 @@
-"""The two-way transformer: prompt tokens and image tokens attend to each other (SAM, arXiv:2304.02643).
+"""The two-way transformer of SAM (arXiv:2304.02643): prompts and image attend to each other.
 
 Tokens are (B, T, C) here, T = g^3 for the image. Names follow SAM: queries are the prompt and
 output tokens, keys the image tokens, and ``*_pe`` their positions.

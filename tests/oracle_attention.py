@@ -1,0 +1,38 @@
+"""The released attention as it was written: pad to the window, attend among all tokens, crop.
+
+The slow and obvious form of `segment_anything.modeling.attention3D.Attention3D`, for comparison.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segment_anything.modeling.attention3D import Attention3D
+
+
+def literal_attention(attn: Attention3D, x: Tensor) -> Tensor:
+    """Attend over (B, g, g, g, C) through every padded token, with a bias of full size."""
+    grid, size = x.shape[1], attn.table_size
+    x = F.pad(x, (0, 0) + (0, size - grid) * 3)
+    qkv = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1))
+    q, k, v = qkv.permute(4, 0, 5, 1, 2, 3, 6)  # (B, n, d, h, w, c) each
+
+    logits = attn.scale * torch.einsum("bndhwc,bnxyjc->bndhwxyj", q, k)
+    a = torch.einsum("bndhwc,djc->bndhwj", q, _by_offset(attn.rel_pos_d))
+    b = torch.einsum("bndhwc,hjc->bndhwj", q, _by_offset(attn.rel_pos_h))
+    c = torch.einsum("bndhwc,wjc->bndhwj", q, _by_offset(attn.rel_pos_w))
+    # The slip: b's w lands on the key axis x, c's w on the key axis y, and every j on the last one.
+    logits = logits + a[:, :, :, :, :, None, None, :]
+    logits = logits + b[:, :, :, :, None, :, None, :]
+    logits = logits + c[:, :, :, :, None, None, :, :]
+
+    weights = logits.flatten(5).softmax(-1).unflatten(-1, (size, size, size))
+    out = torch.einsum("bndhwxyj,bnxyjc->bdhwnc", weights, v).flatten(4)
+    return attn.proj(out)[:, :grid, :grid, :grid]
+
+
+def _by_offset(table: Tensor) -> Tensor:
+    """Return R[i, j] = table[i - j + S - 1] for a table of 2 S - 1 rows."""
+    size = (len(table) + 1) // 2
+    rows = [table[size - 1 + i - size + 1 : size + i].flip(0) for i in range(size)]
+    return torch.stack(rows)
