@@ -49,8 +49,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     network = parser.add_argument_group("network and loss")
     network.add_argument(
         "--network",
-        default="fastsam3d",
         choices=sorted(sam_model_registry3D),
+        help="default: what the checkpoint says, else fastsam3d",
     )
     network.add_argument("--checkpoint", type=Path, help="start from this student's encoder")
     network.add_argument(
@@ -73,7 +73,7 @@ def build_student(args: argparse.Namespace, teacher: Sam3D) -> Sam3D:
     """Return the student to train: its encoder as ``args`` say, the rest the teacher's."""
     if args.checkpoint:
         return open_network(args.checkpoint, args.network, args.teacher_dir / TEACHER)[0]
-    config = sam_model_registry3D[args.network]().config
+    config = sam_model_registry3D[args.network or "fastsam3d"]().config
     # The decoder is the teacher's, so whatever that was trained with holds for the student.
     student = build_sam3D(
         replace(config, prompt=teacher.config.prompt, decoder=teacher.config.decoder)

@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import pathlib
-import pickle
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
@@ -69,7 +68,9 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_plain_data_types()):
             mmap = zipfile.is_zipfile(path)  # older files cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{path}: not readable as a checkpoint ({reason}), {path.stat().st_size:,} bytes; "
@@ -211,7 +212,7 @@ def _plain_data_types() -> list[Any]:
     numpy_dtypes = [type(torch.zeros(1, dtype=dtype).numpy().dtype) for dtype in dtypes]
     return [
         *(argparse.Namespace, OrderedDict, defaultdict, pathlib.PosixPath, pathlib.PurePosixPath),
-        *(type(array), (type(array.dtype), "numpy.dtype"), *numpy_dtypes),
+        *(type(array), array.dtype.__reduce__()[0], *numpy_dtypes),
         *(rebuild_array, rebuild_scalar),
         (rebuild_array, "numpy.core.multiarray._reconstruct"),
         (rebuild_scalar, "numpy.core.multiarray.scalar"),

@@ -1,8 +1,8 @@
 """Fill a model with fixed pseudo-random weights that depend only on each tensor's name and shape.
 
-Two implementations of one architecture that use the same state-dict keys get the same weights, so their
-outputs can be compared without a released checkpoint. NumPy's RandomState stream is frozen by its
-compatibility policy, so the values are the same on every machine and version.
+Two implementations of one architecture that use the same state-dict keys get the same weights, so
+their outputs can be compared without a released checkpoint. NumPy's RandomState stream is frozen by
+its compatibility policy, so the values are the same on every machine and version.
 """
 
 import zlib
@@ -21,7 +21,7 @@ _RULES = (
 
 
 def values_for(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Return the float32 values of tensor `name`: about unit gain for weights, 1 + noise for norm scales."""
+    """Return a tensor's float32 values: about unit gain for weights, 1 + noise for norm scales."""
     stream = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
     noise = stream.standard_normal(shape).astype(np.float32)
     for suffix, scale, offset in _RULES:
@@ -29,7 +29,7 @@ def values_for(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
             return offset + scale * noise
     if len(shape) == 1:
         return (1.0 if name.endswith("weight") else 0.0) + 0.1 * noise
-    if "embed" in name and len(shape) == 2 or "token" in name and len(shape) == 2:
+    if len(shape) == 2 and ("embed" in name or "token" in name):
         return 0.5 * noise
     fan_in = int(np.prod(shape[1:]))
     return noise / np.sqrt(fan_in)
@@ -44,7 +44,7 @@ def fill(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def volume(seed: int = 0, shape: tuple[int, ...] = (1, 1, 128, 128, 128)) -> torch.Tensor:
-    """Return a fixed input volume: smooth structure plus noise, about zero mean and unit variance."""
+    """Return a fixed input volume: smooth waves plus noise, about zero mean, unit variance."""
     stream = np.random.RandomState(1000 + seed)
     axes = np.meshgrid(*(np.linspace(0, 1, n) for n in shape[-3:]), indexing="ij")
     waves = sum(

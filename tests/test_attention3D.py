@@ -55,7 +55,7 @@ def test_huge_relative_logits_stay_finite_and_right():
 
 @pytest.mark.parametrize("grid", [PADDED, GLOBAL])
 def test_logits_inside_the_dot_product_equal_the_dense_bias(grid):
-    attn, x = _attention(**grid)
+    attn, _ = _attention(**grid)
     keys = attn.columns.shape[0]
     query = torch.randn(2, 2, grid["grid_size"] ** 3, 12, dtype=torch.float64)
     key = torch.randn(2, 2, keys, 12, dtype=torch.float64)
@@ -80,7 +80,7 @@ def test_padded_tokens_take_part():
 
 def test_every_relative_term_indexes_the_last_key_axis():
     """The released slip: with rel_pos_d alone, keys differ along the last axis, not the first."""
-    attn, x = _attention(**GLOBAL)
+    attn, _ = _attention(**GLOBAL)
     with torch.no_grad():
         attn.rel_pos_h.zero_()
         attn.rel_pos_w.zero_()
@@ -91,7 +91,7 @@ def test_every_relative_term_indexes_the_last_key_axis():
 
 
 def test_relative_logits_are_float32_under_autocast():
-    attn, x = _attention(**PADDED)
+    attn, _ = _attention(**PADDED)
     attn, query = attn.float(), torch.randn(1, 2, 27, 12)
     expected = attn._relative_logits(query.bfloat16().float())
     with torch.autocast("cpu", torch.bfloat16):

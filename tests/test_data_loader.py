@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from small import RULE, write_prepared
+
+from utils.crops import build_crops
+from utils.data_loader import BalancedBatches, CropDataset, Draw, augment, make_loader
+
+
+def _rows(**sizes):
+    return [{"organ": organ, "dataset": "A"} for organ, n in sizes.items() for _ in range(n)]
+
+
+@pytest.fixture
+def index(tmp_path):
+    return build_crops([write_prepared(tmp_path / "tree")], tmp_path / "crops", RULE, workers=1)
+
+
+def test_a_large_group_is_drawn_by_the_root_of_its_size():
+    rows = _rows(liver=90, pancreas=10)
+    drawn = [d.index for batch in BalancedBatches(rows, 10, 1000, seed=0) for d in batch]
+    livers = np.mean(np.array(drawn) < 90)
+    assert livers == pytest.approx(90**0.5 / (90**0.5 + 10**0.5), abs=0.02)
+
+
+def test_batches_restarted_at_a_step_are_those_of_the_whole_run():
+    rows = _rows(liver=7, spleen=3)
+    whole = list(BalancedBatches(rows, 4, 10, seed=5))
+    assert list(BalancedBatches(rows, 4, 10, seed=5, start=6)) == whole[6:]
+    assert list(BalancedBatches(rows, 4, 10, seed=6)) != whole
+
+
+def test_augmentation_depends_on_the_draw_alone(index):
+    dataset = CropDataset(index, augment=True, seed=3)
+    first, again, other = dataset[Draw(1, 8)], dataset[Draw(1, 8)], dataset[Draw(1, 9)]
+    assert (first["image"] == again["image"]).all()
+    assert (first["image"] != other["image"]).any()
+
+
+def test_augmentation_moves_image_and_label_together():
+    rng = np.random.default_rng(0)
+    label = np.zeros((16, 16, 16), bool)
+    label[6:9, 7:11, 8:10] = True
+    for _ in range(20):
+        image, moved = augment(np.where(label, 9.0, 0.0).astype(np.float32), label, rng)
+        assert moved.sum() == label.sum()
+        np.testing.assert_array_equal(image > image.min(), moved)
+
+
+def test_no_target_voxel_is_shifted_out():
+    label = np.ones((16, 16, 16), bool)
+    _, moved = augment(np.zeros(label.shape, np.float32), label, np.random.default_rng(0))
+    assert moved.all()
+
+
+def test_a_loader_gives_batches_with_ids(index):
+    loader = make_loader(
+        CropDataset(index, augment=True), BalancedBatches(index.samples, 2, 3, 0), 0
+    )
+    batches = list(loader)
+    assert len(batches) == 3
+    assert batches[0]["image"].shape == batches[0]["label"].shape == (2, 1, 32, 32, 32)
+    assert all(i.startswith("liver/CT_A/CT_A_") for i in batches[0]["id"])

@@ -1,0 +1,215 @@
+"""The seven scripts chained on tiny volumes with the small network, and bad input to them."""
+
+import csv
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pytest
+from preparation_helpers import CLASSES, ROOT, categorize_all, classify_all, reallocate_all
+from small import ball, save_student, save_teacher, write_prepared
+
+import distillation
+import preparelabel
+import validation
+import validation_student
+from utils.errors import InputError
+from utils.geometry import GeometryError
+
+SPACING_XYZ = (1.2, 1.1, 1.0)
+TRAINING = ["--steps", "3", "--batch-size", "2", "--workers", "0"]
+
+
+def write_npz(folder, names):
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names):
+        label = np.zeros((20, 24, 28), np.uint8)
+        label[ball(centre=(7 + number, 10, 12), radius=5)] = 1
+        label[ball(centre=(14, 18, 22), radius=3)] = 2
+        image = 60 + 60 * label + np.random.default_rng(number).integers(0, 20, label.shape)
+        np.savez(
+            folder / f"{name}.npz", imgs=image.astype(np.uint8), gts=label, spacing=SPACING_XYZ
+        )
+
+
+def prepare_labels(*flags):
+    return preparelabel.run(
+        preparelabel.parse_args(["--num-clicks", "2", "--loss-size", "16", *TRAINING, *flags])
+    )
+
+
+def folders(tree):
+    return [str(path) for path in sorted(Path(tree).glob("*/*"))]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """Run everything once, in a folder of its own, with each script's default paths."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("CVPR25.json").write_text(json.dumps(CLASSES))
+        write_npz(folder / "data/npz", ["CT_A_1", "CT_A_2", "CT_A_3"])
+        for step in (classify_all, categorize_all, reallocate_all):
+            assert step().exit_code == 0
+        tree = folders("data/medical_preprocessed")
+        reports = {
+            "teacher": prepare_labels(
+                "--checkpoint", str(save_teacher(folder / "t.pt")), "--img-datas", *tree
+            ),
+            "student": distillation.run(
+                distillation.parse_args(
+                    ["--checkpoint", str(save_student(folder / "s.pt")), *TRAINING]
+                )
+            ),
+        }
+        flags = ["--val-datas", *tree, "--num-clicks", "2", "--pictures", "1"]
+        reports["validation"] = validation.run(validation.parse_args(flags))
+        reports["validation_student"] = validation_student.run(validation_student.parse_args(flags))
+    return folder, reports
+
+
+def test_every_organ_of_every_case_is_trained_stored_and_validated(pipeline):
+    folder, reports = pipeline
+    expected = [f"{o}/CT_A/CT_A_{i}" for o in ("left_lung", "liver") for i in (1, 2, 3)]
+    assert [s["sample_id"] for s in reports["teacher"].store.samples] == expected
+    for name in ("validation_teacher", "validation_student"):
+        with open(folder / "work_dir" / name / "cases.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["sample_id"] for row in rows] == expected
+        assert all(0 <= float(row["DSC_2"]) <= 1 for row in rows)
+
+
+def test_the_summary_is_the_mean_of_the_cases(pipeline):
+    folder, reports = pipeline
+    out_dir = folder / "work_dir/validation_teacher"
+    with open(out_dir / "cases.csv") as file:
+        scores = [float(row["DSC_1"]) for row in csv.DictReader(file)]
+    assert reports["validation"].dsc[0] == pytest.approx(np.mean(scores), abs=1e-4)
+    assert json.loads((out_dir / "summary.json").read_text())["dsc"] == reports["validation"].dsc
+
+
+def test_predictions_lie_on_the_grid_of_the_input(pipeline):
+    folder, _ = pipeline
+    for name in ("validation_teacher", "validation_student"):
+        written = sorted((folder / "work_dir" / name / "predictions").rglob("*.nii.gz"))
+        assert len(written) == 6
+        for path in written:
+            organ, dataset = path.parts[-3:-1]
+            source = folder / "data/medical_preprocessed" / organ / dataset / "imagesTr" / path.name
+            prediction, image = nib.load(path), nib.load(source)
+            assert prediction.shape == image.shape == (28, 24, 20)
+            np.testing.assert_allclose(prediction.affine, image.affine)
+            np.testing.assert_allclose(prediction.header.get_zooms(), SPACING_XYZ, rtol=1e-6)
+
+
+def test_pictures_and_curves_are_drawn(pipeline):
+    folder, _ = pipeline
+    for name in ("validation_teacher", "validation_student"):
+        pictures = list((folder / "work_dir" / name).rglob("*.png"))
+        assert {p.name for p in pictures} >= {"dsc.png", "nsd.png"}
+        assert len(pictures) == 3
+
+
+def test_the_student_is_told_which_teacher_it_has(pipeline):
+    _, reports = pipeline
+    teacher = reports["teacher"].store.fingerprint
+    assert reports["validation"].fingerprint == teacher
+    assert reports["validation_student"].fingerprint != teacher
+
+
+def test_steps_zero_stores_the_outputs_of_a_checkpoint_as_it_is(pipeline, tmp_path, monkeypatch):
+    folder, _ = pipeline
+    monkeypatch.chdir(tmp_path)
+    report = prepare_labels(
+        "--checkpoint", str(folder / "t.pt"), "--steps", "0",
+        "--from-crops", "--crops-dir", str(folder / "work_dir/crops"),
+    )  # fmt: skip
+    assert report.fit is None
+    assert len(report.store.samples) == 6
+
+
+def test_crops_of_another_rule_are_refused(pipeline):
+    folder, _ = pipeline
+    with pytest.raises(InputError, match=r"(?s)spacing_mm=1\.0.*spacing_mm=0\.5"):
+        prepare_labels(
+            "--checkpoint", str(folder / "t.pt"), "--from-crops", "--spacing-mm", "0.5",
+            "--crops-dir", str(folder / "work_dir/crops"), "--out-dir", str(folder / "no"),
+        )  # fmt: skip
+
+
+def test_an_unreadable_case_is_listed_and_the_others_are_scored(tmp_path, run_script):
+    folder = write_prepared(tmp_path / "tree")
+    broken = folder / "imagesTr" / "CT_A_1.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:200])
+    done = run_script(
+        "validation.py", "--checkpoint", save_teacher(tmp_path / "t.pt"), "--val-datas", folder,
+        "--num-clicks", "1", "--out-dir", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "CT_A_1.nii.gz" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "2 targets" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "said"),
+    [
+        ("validation.py", ["--checkpoint", "none.pt"], "none.pt"),
+        ("validation.py", ["--checkpoint", "readme.pt"], "readme.pt"),
+        ("validation_student.py", ["--checkpoint", "t.pt", "--network", "fastsam3d"], "fastsam3d"),
+        ("validation.py", ["--checkpoint", "t.pt", "--val-datas", "nowhere"], "nowhere"),
+        ("validation.py", ["--checkpoint", "t.pt", "--out-dir", "t.pt/x"], "t.pt"),
+        ("preparelabel.py", ["--img-datas", "nowhere", "--network", "tiny"], "nowhere"),
+        ("preparelabel.py", ["--network", "tiny", "--loss-size", "33"], "33"),
+        ("distillation.py", ["--crops-dir", "nowhere"], "preparelabel.py"),
+    ],
+)
+def test_bad_input_gets_one_message_and_an_exit_code(
+    tmp_path, monkeypatch, run_script, script, flags, said
+):
+    monkeypatch.chdir(tmp_path)
+    save_teacher(tmp_path / "t.pt")
+    (tmp_path / "readme.pt").write_text("not a checkpoint")
+    done = run_script(script, *flags)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("*.py")), ids=lambda path: path.name)
+def test_every_script_explains_itself(script, run_script):
+    done = run_script(script.name, "--help")
+    assert done.returncode == 0
+    assert script.name in done.stdout
+
+
+def test_geometry_errors_are_input_errors():
+    assert issubclass(GeometryError, InputError)
+
+
+class Done(NamedTuple):
+    """How a script ended, as the shell would see it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_script(monkeypatch, capfd):
+    """Return a caller of a script's ``main`` with a command line, in this process."""
+
+    def call(name: str, *flags: object) -> Done:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+        module = importlib.import_module(name.removesuffix(".py"))
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+        return Done(int(ended.value.code or 0), *capfd.readouterr())
+
+    return call
