@@ -93,14 +93,18 @@ def test_encoder_alone_loads_with_and_without_its_prefix(saved, prefix):
     assert _same_weights(target.image_encoder, source)
 
 
-def test_file_with_training_leftovers_is_read(saved):
+@pytest.mark.parametrize("numpy_core", [b"numpy._core", b"numpy.core"])  # NumPy 2 and 1
+def test_file_with_training_leftovers_is_read(tmp_path, numpy_core):
     leftovers = {
         "args": argparse.Namespace(lr=1e-4, out=Path("work_dir"), size=[128, 128]),
         "best_dice": np.float64(0.5),
         "losses": [np.float32(1.5), np.arange(3)],
         "step": np.int64(7),
     }
-    content = read_checkpoint(saved({"model_state_dict": {}, **leftovers}))
+    path = tmp_path / "leftovers.pth"
+    torch.save(leftovers, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"numpy._core", numpy_core))
+    content = read_checkpoint(path)
     assert content["args"].out == Path("work_dir")
     assert content["best_dice"] == 0.5
     assert content["losses"][1].tolist() == [0, 1, 2]

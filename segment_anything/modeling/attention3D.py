@@ -19,6 +19,11 @@ masks the padded tokens. They all have the qkv bias as their q, k and v, so thei
 in the relative terms, and those separate: the whole padding is *one virtual key*, with the bias as
 key and value and log(sum(exp(relative terms))) as its extra logit (`_padding_logit`). For g = 8 and
 S = 14, attention among 2,744 tokens becomes 512 queries on 513 keys, with the same result.
+
+**Low precision.** Relative logits are computed in float32 and cast where they enter the kernel.
+Under autocast on the CPU the embedding then differs from float32's by 0.9% (bfloat16) or 0.1%
+(float16), with the bias dense or in the dot product, for teacher and student (tests' fill.py
+weights).
 """
 
 import math
