@@ -57,9 +57,10 @@ TINY = SamConfig(
     encoder=EncoderConfig(
         embed_dim=192,
         depth=6,
-        num_heads=6,
+        num_heads=3,
         window_size=0,
         global_attn_indexes=(),
+        attention_free_blocks=(0, 1),
         stem="conv",
         neck_kernel=1,
     ),

@@ -3,7 +3,7 @@ import pytest
 from small import RULE, write_prepared
 
 from utils.crops import build_crops
-from utils.data_loader import BalancedBatches, CropDataset, Draw, augment, make_loader
+from utils.data_loader import BalancedBatches, CropDataset, Draw, make_loader, move
 
 
 def _rows(**sizes):
@@ -36,19 +36,19 @@ def test_augmentation_depends_on_the_draw_alone(index):
     assert (first["image"] != other["image"]).any()
 
 
-def test_augmentation_moves_image_and_label_together():
+def test_a_move_takes_image_and_label_together():
     rng = np.random.default_rng(0)
     label = np.zeros((16, 16, 16), bool)
     label[6:9, 7:11, 8:10] = True
     for _ in range(20):
-        image, moved = augment(np.where(label, 9.0, 0.0).astype(np.float32), label, rng)
+        image, moved = move(np.where(label, 9.0, 0.0).astype(np.float16), label, rng)
         assert moved.sum() == label.sum()
         np.testing.assert_array_equal(image > image.min(), moved)
 
 
 def test_no_target_voxel_is_shifted_out():
     label = np.ones((16, 16, 16), bool)
-    _, moved = augment(np.zeros(label.shape, np.float32), label, np.random.default_rng(0))
+    _, moved = move(np.zeros(label.shape, np.float16), label, np.random.default_rng(0))
     assert moved.all()
 
 

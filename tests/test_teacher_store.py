@@ -29,7 +29,7 @@ def test_what_is_stored_is_the_teachers_embedding_of_that_crop(index, tmp_path):
     for number, row in enumerate(index.samples):
         image, _, meta = read_crop(index.folder / row["file"])
         item = outputs[number]
-        expected = teacher.image_encoder(torch.from_numpy(image)[None, None])[0]
+        expected = teacher.image_encoder(torch.from_numpy(image).float()[None, None])[0]
         torch.testing.assert_close(item["image_embedding"].float(), expected, atol=5e-3, rtol=5e-3)
         assert item["id"] == meta["sample_id"] == row["sample_id"]
         assert item["low_res_masks"].shape == (3, 16, 16, 16)

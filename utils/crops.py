@@ -92,10 +92,10 @@ def write_crop(path: Path, crop: Crop, meta: dict) -> None:
 
 
 def read_crop(path: Path) -> tuple[np.ndarray, np.ndarray, dict]:
-    """Return image (S, S, S) float32, label (S, S, S) bool and meta of a crop file."""
+    """Return image (S, S, S) float16, label (S, S, S) bool and meta of a crop file."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            image = arrays["image"].astype(np.float32)
+            image = arrays["image"]
             label = np.unpackbits(arrays["label"], axis=-1).astype(bool)
             meta = json.loads(arrays["meta"].tobytes())
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:

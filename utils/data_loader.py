@@ -63,29 +63,31 @@ class CropDataset(Dataset):
         number = draw.index if isinstance(draw, Draw) else draw
         sample = self.index.samples[number]
         image, label, _ = read_crop(self.index.folder / sample["file"])
+        gain, offset = 1.0, 0.0
         if self.augment:
             rng = np.random.default_rng([self.seed, draw.number])
-            image, label = augment(image, label, rng)
+            image, label = move(image, label, rng)
+            gain, offset = rng.uniform(0.8, 1.25), rng.uniform(-0.2, 0.2)
         return {
-            "image": torch.from_numpy(np.ascontiguousarray(image))[None],
+            "image": torch.from_numpy(np.ascontiguousarray(image))[None].float() * gain + offset,
             "label": torch.from_numpy(np.ascontiguousarray(label))[None],
             "id": sample["sample_id"],
         }
 
 
-def augment(
+def move(
     image: np.ndarray, label: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Flip, shift and re-contrast one crop; a shift that would lose target voxels is left out."""
+    """Flip and shift one crop; a shift that would lose target voxels is left out."""
     for axis in range(3):
         if rng.random() < 0.5:
             image, label = np.flip(image, axis), np.flip(label, axis)
     shift = rng.integers(-label.shape[0] // 8, label.shape[0] // 8 + 1, size=3)
     moved = _shifted(label, shift, False)
-    if moved.sum() == label.sum():
-        image, label = _shifted(image, shift, image.min()), moved
-    gain, offset = rng.uniform(0.8, 1.25), rng.uniform(-0.2, 0.2)
-    return image * np.float32(gain) + np.float32(offset), label
+    if np.count_nonzero(moved) == np.count_nonzero(label):
+        # What comes in is what most of the border shows, not an extreme.
+        image, label = _shifted(image, shift, np.median(image[0])), moved
+    return image, label
 
 
 def _shifted(array: np.ndarray, shift: Sequence[int], fill: float) -> np.ndarray:
