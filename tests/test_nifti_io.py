@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from utils.atomic import WriteError
 from utils.errors import InputError
 from utils.geometry import GeometryError, affine_from_spacing
 from utils.nifti_io import (
     Grid,
     Volume,
-    WriteError,
     as_label,
     read_nifti,
     read_nifti_grid,

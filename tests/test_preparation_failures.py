@@ -16,8 +16,8 @@ from preparation_helpers import (
     state_of,
 )
 
+from utils.atomic import WriteError
 from utils.errors import InputError
-from utils.nifti_io import WriteError
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

@@ -4,6 +4,7 @@ What a network is and how its weights are laid out belongs to segment_anything/c
 here they get the training state added, and appear on disk whole or not at all.
 """
 
+import io
 from pathlib import Path
 
 import torch
@@ -27,8 +28,7 @@ def save_checkpoint(path: Path, payload: dict, step: int, state: dict) -> None:
         "step": step,
         "training_state": {name: part.state_dict() for name, part in state.items()},
     }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    save_payload(path, content)
 
 
 def load_training_state(path: Path, model: Sam3D, state: dict) -> int:
@@ -65,9 +65,16 @@ def open_network(
 
 
 def save_payload(path: Path, payload: dict) -> None:
-    """Write a finished network, without training state."""
+    """Write a checkpoint.
+
+    Raises:
+        WriteError: the disk is full, or the folder does not let us write; an older file stays.
+    """
+    # By way of memory: on a full disk torch.save raises a RuntimeError that says nothing of it.
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
     with atomic_path(path) as temporary:
-        torch.save(payload, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def copy_teacher_blocks(teacher: Sam3D, student: Sam3D) -> list[str]:

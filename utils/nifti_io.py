@@ -10,7 +10,6 @@ The one place where file order and array order meet:
 * Files appear whole or not at all (`utils.atomic`). What cannot be written raises `WriteError`.
 """
 
-import shutil
 import struct
 import zipfile
 import zlib
@@ -50,10 +49,6 @@ UNREADABLE = (
     TypeError,
     ValueError,
 )
-
-
-class WriteError(InputError):
-    """An output cannot be written: disk full, no permission, or a file where a folder should be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,24 +117,8 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     image.set_sform(affine, SCANNER)
     image.set_qform(affine, SCANNER)
     image.header.set_xyzt_units("mm")
-    with writing(path), atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         nib.save(image, temporary)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an OS error while ``path`` is being written into a `WriteError` that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        folder = next(p for p in Path(path).absolute().parents if p.is_dir())
-        free_mib = shutil.disk_usage(folder).free / 2**20
-        raise WriteError(
-            f"{path}: cannot be written ({error}).\n"
-            f"Expected a folder that can be written to, with room ({free_mib:,.0f} MiB are free "
-            f"in {folder}).\nFree space or fix the permissions there, or choose another output "
-            "folder; then run again: finished files are kept and skipped."
-        ) from error
 
 
 def read_npz(path: Path, keys: Sequence[str], *, optional: Sequence[str] = ()) -> dict:

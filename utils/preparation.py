@@ -18,9 +18,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from utils.atomic import atomic_path
+from utils.atomic import WriteError, atomic_path
 from utils.errors import InputError
-from utils.nifti_io import WriteError, writing
 
 Case = TypeVar("Case")
 
@@ -101,7 +100,7 @@ def is_current(output: Path, *sources: Path) -> bool:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Make ``target`` the same file as ``source``; a copy where the disk knows no hard links."""
-    with writing(target), atomic_path(target) as temporary:
+    with atomic_path(target) as temporary:
         try:
             os.link(source, temporary)
         except OSError:

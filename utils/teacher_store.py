@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from segment_anything import Sam3D, checkpoint_payload, fingerprint
 from utils.atomic import atomic_path
+from utils.checkpoint import save_payload
 from utils.crops import CropIndex, read_crop
 from utils.data_loader import CropDataset, collate
 from utils.errors import InputError
@@ -71,8 +72,7 @@ def store_outputs(
         arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
-    with atomic_path(out_dir / TEACHER) as temporary:
-        torch.save(checkpoint_payload(teacher, crop_rule=rule.to_dict()), temporary)
+    save_payload(out_dir / TEACHER, checkpoint_payload(teacher, crop_rule=rule.to_dict()))
     manifest = {
         "teacher": identity,
         "num_clicks": num_clicks,
