@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from zlib import crc32
 
 from utils.errors import InputError, exit_on_input_error
 from utils.phantoms import write_phantoms
@@ -34,90 +35,108 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=ROOT / "CVPR25.json", help="class file")
     parser.add_argument("--out", type=Path, default=Path("work_dir/demo"))
     parser.add_argument(
-        "--steps", type=int, default=150, help="training steps of the teacher (default: 150)"
+        "--steps", type=int, default=150, help="training steps of each network (default: 150)"
     )
     return parser.parse_args(argv)
 
 
-def gather_cases(args: argparse.Namespace) -> dict[str, Path]:
-    """Return the folders of training and validation NPZ, made of phantoms or links to --data."""
-    folders = {split: args.out / "npz" / split for split in ("train", "val")}
+def out_folder(args: argparse.Namespace) -> Path:
+    """Return a folder for this source of cases alone, so that no two are mixed."""
     if args.data is None:
+        return args.out
+    source = args.data.resolve()
+    return args.out.with_name(f"{args.out.name}_{source.name}_{crc32(bytes(source)):08x}")
+
+
+def gather_cases(data: Path | None, out: Path) -> dict[str, Path]:
+    """Return the folders of training and validation NPZ, made of phantoms or links to ``data``."""
+    folders = {split: out / "npz" / split for split in ("train", "val")}
+    if data is None:
         write_phantoms(folders["train"], TRAIN_PHANTOMS, seed=0)
         write_phantoms(folders["val"], VAL_PHANTOMS, seed=1, first_number=TRAIN_PHANTOMS + 1)
         return folders
-    files = sorted(args.data.glob("*.npz"))
+    files = sorted(data.glob("*.npz"))
     if len(files) < 2:
         raise InputError(
-            f"{args.data}: found {len(files)} NPZ files, expected at least 2 with imgs, gts and "
+            f"{data}: found {len(files)} NPZ files, expected at least 2 with imgs, gts and "
             "spacing, of which one is kept for validation.\nGive another folder with --data."
         )
-    for number, file in enumerate(files):
-        folder = folders["val" if number % 5 == 1 else "train"]
+    for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-        link = folder / file.name
-        if not link.exists():
-            link.symlink_to(file.resolve())
+        for old_link in folder.glob("*.npz"):
+            old_link.unlink()
+    for number, file in enumerate(files):
+        (folders["val" if number % 5 == 1 else "train"] / file.name).symlink_to(file.resolve())
     return folders
 
 
-def run_step(title: str, script: str, *arguments: object) -> None:
-    """Run one script of the pipeline as a user would, showing the command."""
-    words = [str(argument) for argument in arguments]
-    print(f"\n== {title}\n$ python {shlex.join([script, *words])}", flush=True)
-    done = subprocess.run([sys.executable, ROOT / script, *words], check=False)
-    if done.returncode:
-        raise InputError(
-            f"{script} ended with exit code {done.returncode}; what it said is above.\n"
-            "Mend that and run the demo again: finished parts are kept."
-        )
+class Pipeline:
+    """Runs scripts as a user would, showing the commands; one that fails is remembered.
+
+    A script ends with 1 when it had to leave out a case, so the next one is tried all the same.
+    """
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    def step(self, title: str, script: str, *arguments: object) -> None:
+        words = [str(argument) for argument in arguments]
+        print(f"\n== {title}\n$ python {shlex.join([script, *words])}", flush=True)
+        done = subprocess.run([sys.executable, ROOT / script, *words], check=False)
+        if done.returncode not in (0, 1):
+            raise InputError(f"{script} ended with exit code {done.returncode}; see above.")
+        if done.returncode:
+            self.failed.append(script)
+
+    def prepare(self, npz: Path, tree: Path, classified: Path, class_file: Path) -> list[Path]:
+        """Run steps 1a to 1c on one folder; return the prepared <organ>/<data set> folders."""
+        classes = ["--json", class_file]
+        self.step("1a classify", "classify.py", "--labels", npz, "--out", classified, *classes)
+        self.step("1b categorize", "categorize.py", "--in", classified, "--out", tree, *classes)
+        self.step("1c reallocate", "reallocate.py", "--images", npz, "--tree", tree)
+        return sorted(path.parent for path in tree.glob("*/*/labelsTr"))
 
 
-def prepare(npz: Path, tree: Path, out: Path, class_file: Path) -> list[Path]:
-    """Steps 1a to 1c for one folder of NPZ; return the prepared <organ>/<data set> folders."""
-    classified = out / "classified" / npz.name
-    run_step(
-        "1a classify", "classify.py", "--labels", npz, "--json", class_file, "--out", classified
-    )
-    run_step(
-        "1b categorize", "categorize.py", "--in", classified, "--json", class_file, "--out", tree
-    )
-    run_step("1c reallocate", "reallocate.py", "--images", npz, "--tree", tree)
-    return sorted(path for path in tree.glob("*/*") if path.is_dir())
+def run(args: argparse.Namespace) -> tuple[Path, dict[str, dict], list[str]]:
+    """Run the six steps.
 
-
-def run(args: argparse.Namespace) -> dict[str, dict]:
-    """Run the six steps; return the summaries of teacher and student."""
-    out = args.out
-    npz = gather_cases(args)
-    train = prepare(npz["train"], out / "medical_preprocessed", out, args.json)
-    val = prepare(npz["val"], out / "medical_validation", out, args.json)
-    shared = ["--batch-size", 4, "--workers", 1, "--crops-dir", out / "crops"]
-    run_step(
+    Returns:
+        The folder of all outputs, the summaries of teacher and student, and the scripts that
+        had to leave something out.
+    """
+    out, pipeline = out_folder(args), Pipeline()
+    npz = gather_cases(args.data, out)
+    train = pipeline.prepare(npz["train"], out / "train", out / "train_classified", args.json)
+    val = pipeline.prepare(npz["val"], out / "val", out / "val_classified", args.json)
+    shared = ["--steps", args.steps, "--batch-size", 4, "--workers", 1, "--resume"]
+    shared += ["--crops-dir", out / "crops", "--teacher-dir", out / "teacher_outputs"]
+    pipeline.step(
         "3 train the teacher, store its outputs",
         *["preparelabel.py", "--network", "tiny", "--fit-spacing", "--img-datas", *train],
-        *["--steps", args.steps, "--num-clicks", 4, "--loss-size", 32, "--decoder-lr-scale", 1],
-        *["--out-dir", out / "teacher", "--teacher-dir", out / "teacher_outputs", *shared],
+        *["--num-clicks", 4, "--loss-size", 32, "--decoder-lr-scale", 1],
+        *["--out-dir", out / "teacher", *shared],
     )
-    run_step(
+    pipeline.step(
         "4 distil the student",
-        *["distillation.py", "--network", "tiny_fastsam3d", "--steps", args.steps],
-        *["--teacher-dir", out / "teacher_outputs", "--out-dir", out / "student", *shared],
+        *["distillation.py", "--network", "tiny_fastsam3d", "--out-dir", out / "student", *shared],
     )
-    run_step(
-        "5 validate the teacher",
-        *["validation.py", "--checkpoint", out / "teacher_outputs" / "teacher.pt"],
-        *["--val-datas", *val, "--out-dir", out / "validation_teacher"],
-    )
-    run_step(
-        "6 validate the student",
-        *["validation_student.py", "--checkpoint", out / "student" / "student.pth"],
-        *["--val-datas", *val, "--out-dir", out / "validation_student"],
-    )
-    return {
-        name: json.loads((out / f"validation_{name}" / "summary.json").read_text())
-        for name in ("teacher", "student")
+    networks = {
+        "teacher": ["validation.py", "--checkpoint", out / "teacher_outputs" / "teacher.pt"],
+        "student": ["validation_student.py", "--checkpoint", out / "student" / "student.pth"],
     }
+    summaries = {}
+    for number, (name, command) in enumerate(networks.items(), start=5):
+        summary = out / f"validation_{name}" / "summary.json"
+        summary.unlink(missing_ok=True)
+        arguments = ["--val-datas", *val, "--out-dir", summary.parent]
+        pipeline.step(f"{number} validate the {name}", *command, *arguments)
+        if not summary.exists():
+            raise InputError(
+                f"{summary} was not written: {', '.join(pipeline.failed)} failed, see above.\n"
+                "Mend that and run the demo again: what was finished is kept."
+            )
+        summaries[name] = json.loads(summary.read_text())
+    return out, summaries, pipeline.failed
 
 
 def table(summaries: dict[str, dict]) -> str:
@@ -144,19 +163,20 @@ def table(summaries: dict[str, dict]) -> str:
 
 
 @exit_on_input_error
-def main() -> None:
+def main() -> int:
     started = time.monotonic()
-    args = parse_args()
-    summaries = run(args)
-    curve = args.out / "dsc.png"
+    out, summaries, failed = run(parse_args())
+    curve = out / "dsc.png"
     ball = ("ball at click 1", summaries["teacher"]["ball_dsc"])
     curves = {name: summary["dsc"] for name, summary in summaries.items()}
     draw_click_curve(curve, curves, ylabel="DSC", baseline=ball)
-    print(f"\n{table(summaries)}")
-    print(f"curves    {curve}")
-    for name, summary in summaries.items():
-        print(f"{name:9} {Path(summary['out_dir']) / 'pictures'}")
+    print(f"\n{table(summaries)}\n\npictures  {curve}")
+    for summary in summaries.values():
+        print(f"          {Path(summary['out_dir']) / 'pictures'}")
     print(f"{(time.monotonic() - started) / 60:.1f} minutes")
+    if failed:
+        print(f"cases were left out by {', '.join(failed)}: see above", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Writes  --out-dir       last.pt, student.pth (released layout), metrics.jsonl, l
 
     python distillation.py
     python distillation.py --network tiny_fastsam3d --steps 800
-    python distillation.py --checkpoint fastsam3d.pth        # go on from a released student
+    python distillation.py --checkpoint fastsam3d.pth --network fastsam3d   # go on from released
 
 A run that was stopped goes on with --resume. ``student.pth`` holds the encoder as the released
 fastsam3d.pth does, and the teacher's prompt encoder and decoder beside it, so that it is complete.
@@ -18,10 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from segment_anything import Sam3D, build_sam3D, sam_model_registry3D, student_payload
+from segment_anything import (
+    Sam3D,
+    build_sam3D,
+    network_configs,
+    sam_model_registry3D,
+    student_payload,
+)
 from utils.checkpoint import copy_teacher_blocks, open_network, save_payload
 from utils.crops import read_index
-from utils.errors import exit_on_input_error
+from utils.errors import InputError, exit_on_input_error
 from utils.runtime import pick_device, start_run
 from utils.tasks import EncoderDistillation
 from utils.teacher_store import TEACHER, TeacherOutputs, open_store
@@ -50,7 +56,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     network.add_argument(
         "--network",
         choices=sorted(sam_model_registry3D),
-        help="default: what the checkpoint says, else fastsam3d",
+        help="default: fastsam3d; with --checkpoint, what that file says it holds",
     )
     network.add_argument("--checkpoint", type=Path, help="start from this student's encoder")
     network.add_argument(
@@ -72,15 +78,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def build_student(args: argparse.Namespace, teacher: Sam3D) -> Sam3D:
     """Return the student to train: its encoder as ``args`` say, the rest the teacher's."""
     if args.checkpoint:
-        return open_network(args.checkpoint, args.network, args.teacher_dir / TEACHER)[0]
-    config = sam_model_registry3D[args.network or "fastsam3d"]().config
+        given, _ = open_network(args.checkpoint, args.network, args.teacher_dir / TEACHER)
+        config = given.config
+    else:
+        given, config = None, network_configs[args.network or "fastsam3d"]
     # The decoder is the teacher's, so whatever that was trained with holds for the student.
     student = build_sam3D(
         replace(config, prompt=teacher.config.prompt, decoder=teacher.config.decoder)
     )
     student.prompt_encoder.load_state_dict(teacher.prompt_encoder.state_dict())
     student.mask_decoder.load_state_dict(teacher.mask_decoder.state_dict())
-    if args.init_from_teacher:
+    if given is not None:
+        student.image_encoder.load_state_dict(given.image_encoder.state_dict())
+    elif args.init_from_teacher:
         copy_teacher_blocks(teacher, student)
     return student
 
@@ -92,6 +102,11 @@ def run(args: argparse.Namespace) -> Report:
     index = read_index(args.crops_dir)
     store = open_store(args.teacher_dir, index)
     teacher, rule = open_network(args.teacher_dir / TEACHER)
+    if index.rule != rule:
+        raise InputError(
+            f"{args.crops_dir}: the crops were cut by {index.rule}, the teacher was trained on "
+            f"{rule}.\nRun preparelabel.py again on these crops, or name the right --crops-dir."
+        )
     student = build_student(args, teacher)
 
     def payload() -> dict:

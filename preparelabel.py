@@ -5,16 +5,17 @@ Writes  --crops-dir     the network's inputs, with index.json; reused as long as
         --out-dir       last.pt, metrics.jsonl, loss.png, args.json, run.log
         --teacher-dir   one file a sample: embedding, clicks, masks; manifest.json
 
-    python preparelabel.py --checkpoint sam_med3d_turbo.pth          # fine-tune released weights
-    python preparelabel.py                                           # ViT-B from scratch
-    python preparelabel.py --network tiny --steps 1500 --batch-size 4 --num-clicks 5
-    python preparelabel.py --steps 0 --checkpoint sam_med3d_turbo.pth   # store outputs only
+    python preparelabel.py --checkpoint sam_med3d_turbo.pth --network vit_b_ori   # fine-tune
+    python preparelabel.py                                                        # from scratch
+    python preparelabel.py --network tiny --fit-spacing --steps 1500 --num-clicks 4 \\
+        --loss-size 32 --decoder-lr-scale 1                                       # on a CPU
+    python preparelabel.py --steps 0 --checkpoint work_dir/teacher/last.pt        # store only
 
 A run that was stopped goes on with --resume.
 """
 
 import argparse
-import sys
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,10 +27,18 @@ from utils.data_loader import CropDataset
 from utils.data_paths import img_datas
 from utils.errors import InputError, exit_on_input_error
 from utils.geometry import CropRule
-from utils.runtime import pick_device, pick_precision, start_run
+from utils.runtime import (
+    make_folder,
+    pick_device,
+    pick_precision,
+    positive_int,
+    start_run,
+)
 from utils.tasks import InteractiveTask
 from utils.teacher_store import TeacherStore, store_outputs
 from utils.trainer import FitReport, add_training_arguments, fit, fit_config
+
+logger = logging.getLogger(__name__)
 
 
 class Report(NamedTuple):
@@ -44,6 +53,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    _add_files(parser)
+    _add_network(parser)
+    _add_clicks(parser)
+    add_training_arguments(parser, steps=20_000, batch_size=4, lr=8e-4)
+    return parser.parse_args(argv)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("files")
     files.add_argument(
         "--img-datas",
@@ -61,11 +78,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     files.add_argument("--out-dir", type=Path, default=Path("work_dir/teacher"))
     files.add_argument("--teacher-dir", type=Path, default=Path("work_dir/teacher_outputs"))
 
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
     network = parser.add_argument_group("network and crops")
     network.add_argument(
         "--network",
         choices=sorted(sam_model_registry3D),
-        help="default: what the checkpoint says, else vit_b_ori",
+        help="default: vit_b_ori; with --checkpoint, what that file says it holds",
     )
     network.add_argument(
         "--checkpoint",
@@ -84,14 +103,34 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "else off as for released weights)",
     )
     network.add_argument(
-        "--max-instances", type=int, default=8, help="largest instances cut of an instance label"
+        "--max-instances",
+        type=positive_int,
+        default=8,
+        help="largest instances cut of an instance label (default: 8)",
     )
 
-    clicks = parser.add_argument_group("clicks and loss")
-    clicks.add_argument("--num-clicks", type=int, default=11, help="clicks a step (default: 11)")
+
+def _add_clicks(parser: argparse.ArgumentParser) -> None:
+    clicks = parser.add_argument_group("clicks, augmentation and loss")
+    clicks.add_argument(
+        "--num-clicks", type=positive_int, default=11, help="clicks a step (default: 11)"
+    )
+    clicks.add_argument(
+        "--stored-clicks",
+        type=positive_int,
+        default=5,
+        help="clicks stored for each sample (default: 5)",
+    )
+    clicks.add_argument(
+        "--augment",
+        choices=("none", "basic", "torchio"),
+        default="basic",
+        help="basic: flips, shifts, contrast; torchio: rotation, bias field, gamma and noise "
+        "too, which is slow (default: basic)",
+    )
     clicks.add_argument(
         "--loss-size",
-        type=int,
+        type=positive_int,
         default=128,
         help="edge of the grid the loss is taken on, dividing 128; 32 is fastest (default: 128)",
     )
@@ -101,11 +140,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=0.1,
         help="learning rate of prompt encoder and mask decoder as a share of --lr (default: 0.1)",
     )
-    clicks.add_argument(
-        "--stored-clicks", type=int, default=5, help="clicks stored for each sample (default: 5)"
-    )
-    add_training_arguments(parser, steps=20_000, batch_size=4, lr=8e-4)
-    return parser.parse_args(argv)
 
 
 def build_teacher(args: argparse.Namespace) -> tuple[Sam3D, CropRule]:
@@ -119,7 +153,7 @@ def build_teacher(args: argparse.Namespace) -> tuple[Sam3D, CropRule]:
         spacing_mm=rule.spacing_mm if args.spacing_mm is None else args.spacing_mm,
         fit=rule.fit if args.fit_spacing is None else args.fit_spacing,
     )
-    if args.loss_size < 1 or rule.size % args.loss_size:
+    if rule.size % args.loss_size:
         raise InputError(f"--loss-size {args.loss_size}: expected a divisor of {rule.size}.")
     return teacher, rule
 
@@ -127,7 +161,16 @@ def build_teacher(args: argparse.Namespace) -> tuple[Sam3D, CropRule]:
 def open_crops(args: argparse.Namespace, rule: CropRule) -> CropIndex:
     """Cut the crops that are not there yet, or take them as they are."""
     if not args.from_crops:
-        return build_crops(args.img_datas, args.crops_dir, rule, max_instances=args.max_instances)
+        index = build_crops(
+            args.img_datas,
+            args.crops_dir,
+            rule,
+            max_instances=args.max_instances,
+            workers=max(1, args.workers),
+        )
+        for failure in index.failures:
+            logger.warning("left out: %s", failure)
+        return index
     index = read_index(args.crops_dir)
     if index.rule != rule:
         raise InputError(
@@ -140,6 +183,7 @@ def open_crops(args: argparse.Namespace, rule: CropRule) -> CropIndex:
 def run(args: argparse.Namespace) -> Report:
     """Train as ``args`` say, then store what the trained teacher makes of every crop."""
     start_run(args, args.out_dir)
+    make_folder(args.teacher_dir)  # found out now, not after the training
     device = pick_device(args.device)
     teacher, rule = build_teacher(args)
     index = open_crops(args, rule)
@@ -154,7 +198,7 @@ def run(args: argparse.Namespace) -> Report:
         )
         report = fit(
             task,
-            CropDataset(index, augment=True, seed=args.seed),
+            CropDataset(index, augment=args.augment, seed=args.seed),
             index.samples,
             fit_config(args, device),
             args.out_dir,
@@ -187,8 +231,6 @@ def main() -> int:
         f"outputs of {len(report.store.samples)} samples -> {report.store.folder} "
         f"(teacher {report.store.fingerprint}); {len(report.failures)} failed"
     )
-    for failure in report.failures:
-        print(failure, file=sys.stderr)
     return 1 if report.failures else 0
 
 

@@ -3,6 +3,7 @@
 from segment_anything.build_sam3D import (
     build_from_checkpoint,
     build_sam3D,
+    network_configs,
     sam_model_registry3D,
 )
 from segment_anything.checkpoint_keys import (
@@ -10,6 +11,7 @@ from segment_anything.checkpoint_keys import (
     checkpoint_payload,
     fingerprint,
     load_checkpoint,
+    open_checkpoint,
     read_checkpoint,
     student_num_heads,
     student_payload,
@@ -37,6 +39,8 @@ __all__ = [
     "checkpoint_payload",
     "fingerprint",
     "load_checkpoint",
+    "network_configs",
+    "open_checkpoint",
     "read_checkpoint",
     "sam_model_registry3D",
     "student_num_heads",

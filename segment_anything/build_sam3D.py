@@ -178,7 +178,9 @@ def _load(model: Sam3D, path: str | Path, decoder_path: str | Path | None) -> Sa
     return model
 
 
+network_configs: dict[str, SamConfig] = {
+    config.network: config for config in (VIT_B_ORI, FASTSAM3D, TINY, TINY_FASTSAM3D)
+}
 sam_model_registry3D: dict[str, Callable[..., Sam3D]] = {
-    config.network: partial(_build, config)
-    for config in (VIT_B_ORI, FASTSAM3D, TINY, TINY_FASTSAM3D)
+    name: partial(_build, config) for name, config in network_configs.items()
 }

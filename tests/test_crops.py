@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from small import RULE, ball, write_prepared
 
-from utils.cases import find_cases, instances_of
+from utils.atomic import WriteError
+from utils.cases import find_cases, instances_of, read_case
 from utils.crops import build_crops, cut, normalise, read_crop, read_index
 from utils.errors import InputError
 from utils.geometry import CropRule, affine_from_spacing
@@ -15,20 +16,27 @@ from utils.nifti_io import read_nifti, write_nifti
 def test_normalise_takes_mean_and_deviation_over_positive_voxels():
     image = np.array([[[0, 0, 2, 4, 6]]])
     deviation = np.std([2, 4, 6])
-    np.testing.assert_allclose(normalise(image, is_ct=False), (image - 4) / deviation, rtol=1e-6)
+    np.testing.assert_allclose(normalise(image), (image - 4) / deviation, rtol=1e-6)
 
 
 def test_ct_is_clamped_only_where_values_are_hounsfield():
-    hounsfield = np.array([[[-3000, -1000, 10, 20, 3000]]])
-    clamped = np.array([[[-1000, -1000, 10, 20, 1000]]])
-    np.testing.assert_array_equal(normalise(hounsfield, True), normalise(clamped, False))
-    windowed = np.array([[[0, 1, 2000]]])
-    np.testing.assert_array_equal(normalise(windowed, True), normalise(windowed, False))
+    target = ball()
+    affine = affine_from_spacing((1, 1, 1))
+    image = np.where(target, 3000, 10)
+    hounsfield = image.copy()
+    hounsfield[0, 0, 0] = -1000
+
+    windowed, clamped = (cut(v, target, affine, RULE, is_ct=True) for v in (image, hounsfield))
+
+    np.testing.assert_array_equal(windowed.image, normalise(windowed.grid.crop(image)))
+    np.testing.assert_array_equal(
+        clamped.image, normalise(clamped.grid.crop(hounsfield).clip(-1000, 1000))
+    )
 
 
 @pytest.mark.parametrize("value", [0, 7])
 def test_a_constant_image_normalises_to_zeros(value):
-    assert not normalise(np.full((2, 2, 2), value), is_ct=False).any()
+    assert not normalise(np.full((2, 2, 2), value)).any()
 
 
 def test_the_cube_is_centred_on_the_target_and_knows_what_it_misses():
@@ -136,3 +144,54 @@ def test_the_cache_needs_no_volumes_any_more(tmp_path):
     image, _, _ = read_crop(moved / index.samples[0]["file"])
     assert image.shape == (32, 32, 32)
     assert json.loads((moved / "index.json").read_text())["rule"]["size"] == 32
+
+
+def test_a_target_around_an_empty_middle_is_in_its_cube():
+    target = np.zeros((60, 10, 10), bool)
+    target[:4], target[-3:] = True, True
+    crop = cut(target * 50, target, np.eye(4), CropRule(size=16, spacing_mm=1.0), is_ct=False)
+    assert crop.label.any()
+    assert 0 < crop.coverage < 1
+
+
+@pytest.mark.parametrize("spacing_mm", [1.5, 4.0])
+def test_a_target_of_one_voxel_keeps_a_voxel(spacing_mm):
+    target = np.zeros((9, 9, 9), bool)
+    target[2, 5, 7] = True
+    crop = cut(target * 50, target, np.eye(4), CropRule(size=16, spacing_mm=spacing_mm), False)
+    assert crop.label.sum() >= 1
+    np.testing.assert_allclose(crop.grid.to_volume(np.argwhere(crop.label)[0]), (2, 5, 7), atol=2)
+
+
+def test_a_run_that_was_stopped_mixes_no_rules(tmp_path):
+    folder = write_prepared(tmp_path / "tree")
+    build_crops([folder], tmp_path / "crops", RULE, workers=1)
+    index = (tmp_path / "crops/index.json").read_text()
+    build_crops([folder], tmp_path / "crops", CropRule(32, 0.5), workers=1)
+    (tmp_path / "crops/index.json").write_text(index)  # as if stopped before its end
+
+    again = build_crops([folder], tmp_path / "crops", RULE, workers=1)
+
+    metas = [read_crop(tmp_path / "crops" / s["file"])[2] for s in again.samples]
+    assert [meta["rule"] for meta in metas] == [RULE.to_dict()] * 3
+
+
+def test_a_full_disk_stops_the_cutting(tmp_path):
+    folder = write_prepared(tmp_path / "tree")
+    (tmp_path / "crops").write_text("a file where the folder should be")
+    with pytest.raises(WriteError, match="cannot be written"):
+        build_crops([folder], tmp_path / "crops", RULE, workers=1)
+
+
+def test_one_case_in_two_trees_is_refused(tmp_path):
+    trees = [write_prepared(tmp_path / name, cases=1) for name in ("a", "b")]
+    with pytest.raises(InputError, match=r"liver/CT_A/CT_A_0 first"):
+        find_cases(trees)
+
+
+def test_a_label_with_fractions_is_refused(tmp_path):
+    folder = write_prepared(tmp_path / "tree", cases=1)
+    path = folder / "labelsTr" / "CT_A_0.nii.gz"
+    write_nifti(path, ball() * np.float32(0.5), read_nifti(path).affine)
+    with pytest.raises(InputError, match="fractions"):
+        read_case(find_cases([folder])[0])

@@ -2,8 +2,12 @@ import numpy as np
 import pytest
 from small import RULE, write_prepared
 
+from utils.augment import move
 from utils.crops import build_crops
-from utils.data_loader import BalancedBatches, CropDataset, Draw, make_loader, move
+from utils.data_loader import BalancedBatches, CropDataset, Draw, make_loader
+from utils.errors import InputError
+from utils.geometry import CropRule
+from utils.runtime import CLICKING
 
 
 def _rows(**sizes):
@@ -30,7 +34,7 @@ def test_batches_restarted_at_a_step_are_those_of_the_whole_run():
 
 
 def test_augmentation_depends_on_the_draw_alone(index):
-    dataset = CropDataset(index, augment=True, seed=3)
+    dataset = CropDataset(index, augment="basic", seed=3)
     first, again, other = dataset[Draw(1, 8)], dataset[Draw(1, 8)], dataset[Draw(1, 9)]
     assert (first["image"] == again["image"]).all()
     assert (first["image"] != other["image"]).any()
@@ -54,9 +58,42 @@ def test_no_target_voxel_is_shifted_out():
 
 def test_a_loader_gives_batches_with_ids(index):
     loader = make_loader(
-        CropDataset(index, augment=True), BalancedBatches(index.samples, 2, 3, 0), 0
+        CropDataset(index, augment="basic"), BalancedBatches(index.samples, 2, 3, 0), 0
     )
     batches = list(loader)
     assert len(batches) == 3
     assert batches[0]["image"].shape == batches[0]["label"].shape == (2, 1, 32, 32, 32)
     assert all(i.startswith("liver/CT_A/CT_A_") for i in batches[0]["id"])
+
+
+def test_torchio_turns_image_and_label_alike(index):
+    plain, turned = (CropDataset(index, augment=a, seed=1) for a in ("basic", "torchio"))
+    changed = 0
+    for number in range(6):
+        item = turned[Draw(0, number)]
+        inside = item["image"][item["label"]].mean()
+        assert inside > item["image"][~item["label"]].mean() + 1  # the ball stays the bright part
+        changed += (plain[Draw(0, number)]["image"] != item["image"]).any().item()
+    assert changed >= 3
+    assert (turned[Draw(0, 3)]["image"] == turned[Draw(0, 3)]["image"]).all()
+
+
+def test_crops_that_another_run_has_cut_anew_are_refused(index, tmp_path):
+    build_crops([tmp_path / "tree/liver/CT_A"], tmp_path / "crops", CropRule(32, 0.5), workers=1)
+    with pytest.raises(InputError, match=r"(?s)spacing_mm': 0\.5.*spacing_mm': 1\.0"):
+        CropDataset(index)[0]
+
+
+def test_an_unreadable_sample_comes_as_a_message_from_a_worker(index):
+    (index.folder / index.samples[0]["file"]).write_bytes(b"")
+    loader = make_loader(CropDataset(index), BalancedBatches(index.samples[:1], 1, 1, 0), 1)
+    assert "CT_A_0.npz: not a readable crop" in next(iter(loader))["error"]
+
+
+def test_which_sample_is_drawn_does_not_decide_where_it_is_clicked():
+    rows = _rows(liver=10)
+    first, central = [], []
+    for step, (draw,) in enumerate(BalancedBatches(rows, 1, 400, seed=0)):
+        first.append(draw.index < 5)
+        central.append(np.random.default_rng([0, step, CLICKING]).random() < 0.5)
+    assert abs(np.corrcoef(first, central)[0, 1]) < 0.15

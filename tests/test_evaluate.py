@@ -15,6 +15,8 @@ CPU = {"device": torch.device("cpu"), "precision": torch.float32}
 class Oracle(torch.nn.Module):
     """A network that answers with the truth on its low-resolution grid, whatever the click."""
 
+    mask_threshold = 0.0
+
     def __init__(self, model, label_of):
         super().__init__()
         self.model, self.label_of = model, label_of

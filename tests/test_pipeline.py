@@ -1,5 +1,6 @@
 """The seven scripts chained on tiny volumes with the small network, and bad input to them."""
 
+import argparse
 import csv
 import importlib
 import json
@@ -10,13 +11,15 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from preparation_helpers import CLASSES, ROOT, categorize_all, classify_all, reallocate_all
-from small import ball, save_student, save_teacher, write_prepared
+from small import ball, save_student, save_teacher, small_sam, write_prepared
 
 import distillation
 import preparelabel
 import validation
 import validation_student
+from segment_anything import checkpoint_payload
 from utils.errors import InputError
 from utils.geometry import GeometryError
 
@@ -36,10 +39,33 @@ def write_npz(folder, names):
         )
 
 
+class Watched(argparse.Namespace):
+    """Parsed flags that know which of them were read."""
+
+    def __init__(self, args):
+        super().__init__(**vars(args))
+        object.__setattr__(self, "_read", set())
+
+    def __getattribute__(self, name):
+        read = object.__getattribute__(self, "__dict__").get("_read", set())
+        read.add(name)
+        return object.__getattribute__(self, name)
+
+    def unread(self):
+        own = {"_read", "__dict__"}
+        return set(vars(self)) - object.__getattribute__(self, "_read") - own
+
+
 def prepare_labels(*flags):
     return preparelabel.run(
         preparelabel.parse_args(["--num-clicks", "2", "--loss-size", "16", *TRAINING, *flags])
     )
+
+
+def run_watched(script, *flags):
+    """Run a script; return its report and the flags that nothing looked at."""
+    args = Watched(script.parse_args([str(flag) for flag in flags]))
+    return script.run(args), args.unread()
 
 
 def folders(tree):
@@ -57,19 +83,19 @@ def pipeline(tmp_path_factory):
         for step in (classify_all, categorize_all, reallocate_all):
             assert step().exit_code == 0
         tree = folders("data/medical_preprocessed")
-        reports = {
-            "teacher": prepare_labels(
-                "--checkpoint", str(save_teacher(folder / "t.pt")), "--img-datas", *tree
-            ),
-            "student": distillation.run(
-                distillation.parse_args(
-                    ["--checkpoint", str(save_student(folder / "s.pt")), *TRAINING]
-                )
-            ),
-        }
+        teacher = ["--checkpoint", save_teacher(folder / "t.pt"), "--img-datas", *tree]
+        small = ["--num-clicks", "2", "--loss-size", "16"]
+        student = ["--checkpoint", save_student(folder / "s.pt")]
         flags = ["--val-datas", *tree, "--num-clicks", "2", "--pictures", "1"]
-        reports["validation"] = validation.run(validation.parse_args(flags))
-        reports["validation_student"] = validation_student.run(validation_student.parse_args(flags))
+        reports = {
+            "teacher": run_watched(preparelabel, *teacher, *small, *TRAINING),
+            "student": run_watched(distillation, *student, *TRAINING),
+            "validation": run_watched(validation, *flags),
+            "validation_student": run_watched(validation_student, *flags),
+        }
+        unread = {name: flags for name, (_, flags) in reports.items()}
+        reports = {name: report for name, (report, _) in reports.items()}
+        reports["unread"] = unread
     return folder, reports
 
 
@@ -82,6 +108,34 @@ def test_every_organ_of_every_case_is_trained_stored_and_validated(pipeline):
             rows = list(csv.DictReader(file))
         assert [row["sample_id"] for row in rows] == expected
         assert all(0 <= float(row["DSC_2"]) <= 1 for row in rows)
+
+
+def test_every_flag_is_read_by_something(pipeline):
+    _, reports = pipeline
+    # Where a checkpoint is given, nothing is started from the teacher's blocks.
+    expected = {"teacher": set(), "student": {"init_from_teacher"}}
+    assert reports["unread"] == expected | {"validation": set(), "validation_student": set()}
+
+
+def test_a_finished_training_resumes_to_its_outputs(pipeline, tmp_path):
+    folder, reports = pipeline
+    work = folder / "work_dir"
+    report = prepare_labels(
+        "--checkpoint", str(folder / "t.pt"), "--resume", "--out-dir", str(work / "teacher"),
+        "--from-crops", "--crops-dir", str(work / "crops"), "--teacher-dir", str(tmp_path),
+    )  # fmt: skip
+    assert report.fit.steps == 3
+    assert report.store.fingerprint == reports["teacher"].store.fingerprint
+    assert len(list(tmp_path.rglob("*.npz"))) == 6
+
+
+def test_a_network_that_is_there_is_not_trained_over(pipeline):
+    folder, _ = pipeline
+    with pytest.raises(InputError, match=r"(?s)last\.pt: holds the network.*--resume"):
+        prepare_labels(
+            "--checkpoint", str(folder / "t.pt"), "--out-dir", str(folder / "work_dir/teacher"),
+            "--from-crops", "--crops-dir", str(folder / "work_dir/crops"),
+        )  # fmt: skip
 
 
 def test_the_summary_is_the_mean_of_the_cases(pipeline):
@@ -167,6 +221,9 @@ def test_an_unreadable_case_is_listed_and_the_others_are_scored(tmp_path, run_sc
         ("preparelabel.py", ["--img-datas", "nowhere", "--network", "tiny"], "nowhere"),
         ("preparelabel.py", ["--network", "tiny", "--loss-size", "33"], "33"),
         ("distillation.py", ["--crops-dir", "nowhere"], "preparelabel.py"),
+        ("validation.py", ["--checkpoint", "encoder.pt", "--network", "tiny"], "decoder"),
+        ("validation.py", ["--checkpoint", "nan.pt"], "not finite"),
+        ("validation.py", ["--checkpoint", "t.pt", "--device", "gpu"], "--device gpu"),
     ],
 )
 def test_bad_input_gets_one_message_and_an_exit_code(
@@ -175,6 +232,10 @@ def test_bad_input_gets_one_message_and_an_exit_code(
     monkeypatch.chdir(tmp_path)
     save_teacher(tmp_path / "t.pt")
     (tmp_path / "readme.pt").write_text("not a checkpoint")
+    torch.save(small_sam().image_encoder.state_dict(), tmp_path / "encoder.pt")
+    broken = small_sam()
+    broken.image_encoder.pos_embed.data[:] = float("nan")
+    torch.save(checkpoint_payload(broken), tmp_path / "nan.pt")
     done = run_script(script, *flags)
     assert done.returncode == 1
     assert said in done.stderr

@@ -8,6 +8,7 @@ from small import RULE, small_sam, write_prepared
 from segment_anything import fingerprint
 from utils.crops import build_crops, read_crop
 from utils.errors import InputError
+from utils.geometry import CropRule
 from utils.teacher_store import TeacherOutputs, open_store, store_outputs
 
 
@@ -43,9 +44,9 @@ def test_each_file_says_whose_it_is(index, tmp_path):
     with np.load(tmp_path / "out" / index.samples[0]["file"]) as arrays:
         meta = json.loads(arrays["meta"].tobytes())
     assert meta["teacher"] == fingerprint(teacher)
-    assert meta["sample_id"] == "liver/CT_A/CT_A_0"
-    assert meta["grid"]["size"] == 32
-    assert len(meta["affine"]) == 4
+    assert meta["crop"]["sample_id"] == "liver/CT_A/CT_A_0"
+    assert meta["crop"]["grid"]["size"] == 32
+    assert len(meta["crop"]["affine"]) == 4
 
 
 def test_stored_outputs_are_kept_and_those_of_another_teacher_made_again(index, tmp_path):
@@ -63,7 +64,7 @@ def test_outputs_of_another_sample_or_teacher_are_refused(index, tmp_path):
     opened = store(index, folder, small_sam())
     one, other = (folder / s["file"] for s in index.samples[:2])
     one.write_bytes(other.read_bytes())
-    with pytest.raises(InputError, match=r"CT_A_1.*expected.*CT_A_0"):
+    with pytest.raises(InputError, match=r"(?s)CT_A_1; expected.*CT_A_0"):
         TeacherOutputs(opened, index)[0]
 
 
@@ -77,3 +78,12 @@ def test_crops_without_outputs_are_named(index, tmp_path):
     manifest.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"1 crops.*CT_A_1"):
         open_store(tmp_path / "out", index)
+
+
+def test_outputs_of_a_crop_cut_anew_since_are_refused(index, tmp_path):
+    opened = store(index, tmp_path / "out", small_sam())
+    again = build_crops(
+        [tmp_path / "tree/liver/CT_A"], tmp_path / "crops", CropRule(32, 0.5), workers=1
+    )
+    with pytest.raises(InputError, match="as it is cut now"):
+        TeacherOutputs(opened, again)[0]

@@ -33,7 +33,7 @@ def train(index, out_dir, *, resume=False, stop_after=None, **changes):
     out_dir.mkdir(exist_ok=True)
     config = dataclasses.replace(CONFIG, **changes)
     report = fit(
-        task, CropDataset(index, augment=True), index.samples, config, out_dir,
+        task, CropDataset(index, augment="basic"), index.samples, config, out_dir,
         device=torch.device("cpu"), payload=lambda: checkpoint_payload(model), resume=resume,
     )  # fmt: skip
     return model, report
@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(index, tmp_path):
     task = Broken(small_sam(), num_clicks=1, loss_size=16, seed=0)
     with pytest.raises(DivergedError, match=r"nan at step 0, samples \['liver/CT_A/CT_A_"):
         fit(
-            task, CropDataset(index, augment=True), index.samples, CONFIG, tmp_path,
+            task, CropDataset(index, augment="basic"), index.samples, CONFIG, tmp_path,
             device=torch.device("cpu"), payload=dict, resume=False,
         )  # fmt: skip
     assert not (tmp_path / "last.pt").exists()

@@ -45,5 +45,5 @@ def _unwritable(path: Path, error: OSError) -> str:
         f"{path}: cannot be written ({error}).\n"
         f"Expected a folder that can be written to, with room ({free_mib:,.0f} MiB are free "
         f"in {folder}).\nFree space or fix the permissions there, or choose another output "
-        "folder; then run again: finished files are kept and skipped."
+        "folder; then run again: what was finished before is kept."
     )

@@ -4,6 +4,7 @@ A prepared folder is ``<organ>/<data set>`` with ``imagesTr/<case>.nii.gz`` and
 ``labelsTr/<case>.nii.gz``, as written by reallocate.py and listed in utils/data_paths.py.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.nifti_io import Volume, read_nifti, require_same_grid
+from utils.nifti_io import Volume, as_label, read_nifti, require_same_grid
 
 SUFFIX = ".nii.gz"
 
@@ -64,6 +65,13 @@ def find_cases(folders: Iterable[Path | str]) -> list[Case]:
                     label_path=label_path,
                 )
             )
+    twice = [sample_id for sample_id, n in Counter(c.sample_id for c in cases).items() if n > 1]
+    if twice:
+        raise InputError(
+            f"{len(twice)} cases are in two of the {len(folders)} folders, {twice[0]} first; "
+            "expected each <organ>/<data set>/<case> once.\nLeave one of the trees out, or rename "
+            "its data set folder."
+        )
     if not cases:
         raise InputError(
             f"{len(folders)} folders, the first {folders[0]}: found no labelsTr/*{SUFFIX}.\n"
@@ -85,6 +93,7 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
         )
     image, label = read_nifti(case.image_path), read_nifti(case.label_path)
     require_same_grid(image, label, case.image_path, case.label_path)
+    label = Volume(as_label(label.array, case.label_path), label.affine)
     if not label.array.any():
         raise InputError(
             f"{case.label_path}: the label is empty, expected at least one voxel of {case.organ}.\n"

@@ -5,6 +5,8 @@ here they get the training state added, and appear on disk whole or not at all.
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from segment_anything import (
     Sam3D,
     build_from_checkpoint,
     load_checkpoint,
+    open_checkpoint,
     read_checkpoint,
 )
 from utils.atomic import atomic_path
@@ -31,15 +34,25 @@ def save_checkpoint(path: Path, payload: dict, step: int, state: dict) -> None:
     save_payload(path, content)
 
 
-def load_training_state(path: Path, model: Sam3D, state: dict) -> int:
-    """Load weights into ``model`` and the optimizer's state; return the steps done."""
-    content = read_checkpoint(path)
-    if "training_state" not in content:
+def load_training_state(path: Path, model: Sam3D, state: dict, crop_rule: dict | None) -> int:
+    """Load weights into ``model`` and the optimizer's state; return the steps done.
+
+    Raises:
+        InputError: the file is no training checkpoint, of another network, or of other crops.
+    """
+    with _checkpoint_errors():
+        content = read_checkpoint(path)
+        if "training_state" not in content:
+            raise InputError(
+                f"{path}: holds no training state, expected a last.pt of this script.\n"
+                "To start from its weights use --checkpoint instead of --resume."
+            )
+        load_checkpoint(model, path)
+    if content.get("crop_rule") != crop_rule:
         raise InputError(
-            f"{path}: holds no training state, expected a last.pt of this script.\n"
-            "To start from its weights use --checkpoint instead of --resume."
+            f"{path}: was trained on crops {content.get('crop_rule')}, expected {crop_rule}.\n"
+            "Give --resume with the --spacing-mm and --fit-spacing of the stopped run."
         )
-    load_checkpoint(model, path)
     for name, part in state.items():
         part.load_state_dict(content["training_state"][name])
     return content["step"]
@@ -54,14 +67,39 @@ def open_network(
     voxels of 1.5 mm.
 
     Raises:
-        InputError: the file is not a checkpoint, or of another network.
+        InputError: the file is not a checkpoint, of another network, without a decoder, or
+            holds weights that are not finite.
     """
-    try:
+    with _checkpoint_errors():
+        if decoder_checkpoint is None and not open_checkpoint(path).holds("mask_decoder"):
+            raise InputError(
+                f"{path}: holds an image encoder alone, expected a mask decoder too.\n"
+                "Name the teacher's file, whose decoder it was distilled for (--teacher)."
+            )
         model = build_from_checkpoint(path, network, decoder_checkpoint)
-        rule = read_checkpoint(path).get("crop_rule", {})
+        stored = read_checkpoint(path).get("crop_rule", {})
+    broken = [name for name, p in model.state_dict().items() if not torch.isfinite(p).all()]
+    if broken:
+        raise InputError(
+            f"{path}: {len(broken)} weights are not finite, {broken[0]} first; expected numbers.\n"
+            "The training that wrote it had diverged: use an earlier checkpoint."
+        )
+    try:
+        return model, CropRule(**({"size": model.config.encoder.img_size} | stored))
+    except TypeError as error:
+        raise InputError(
+            f"{path}: crop rule {stored} is not of this version ({error}).\n"
+            "Use the version of this project that wrote it."
+        ) from error
+
+
+@contextmanager
+def _checkpoint_errors() -> Iterator[None]:
+    """Turn what the model package raises about a file into what a script prints."""
+    try:
+        yield
     except (CheckpointError, ConfigError) as error:
         raise InputError(str(error)) from error
-    return model, CropRule(**({"size": model.config.encoder.img_size} | rule))
 
 
 def save_payload(path: Path, payload: dict) -> None:

@@ -5,6 +5,7 @@ the last axis) and ``meta`` (JSON: sample id, source files, affine, `CropGrid`).
 lists them. Nothing here needs the volumes again, so a cache can be carried to another machine.
 """
 
+import glob
 import json
 import os
 import zipfile
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.atomic import atomic_path
+from utils.atomic import WriteError, atomic_path
 from utils.errors import InputError
 from utils.geometry import CropGrid, CropRule, bounding_box_centre
 
@@ -50,15 +51,9 @@ class CropIndex:
     failures: list[str]
 
 
-def normalise(image: np.ndarray, is_ct: bool) -> np.ndarray:
-    """Z-normalise a crop by the mean and standard deviation of its voxels > 0 (SAM-Med3D's rule).
-
-    CT is clamped to [-1000, 1000] first where values are HU, that is where some are negative;
-    challenge files hold windowed 0..255.
-    """
+def normalise(image: np.ndarray) -> np.ndarray:
+    """Z-normalise a crop by the mean and standard deviation of its voxels > 0, as SAM-Med3D."""
     image = image.astype(np.float32)
-    if is_ct and image.min() < 0:
-        image = np.clip(image, *HU_RANGE)
     body = image[image > 0]
     if body.size == 0:
         body = image
@@ -68,16 +63,28 @@ def normalise(image: np.ndarray, is_ct: bool) -> np.ndarray:
 def cut(
     image: np.ndarray, target: np.ndarray, affine: np.ndarray, rule: CropRule, is_ct: bool
 ) -> Crop:
-    """Cut the cube about the middle of ``target`` (D, H, W) bool out of ``image`` (D, H, W)."""
+    """Cut the cube about the middle of ``target`` (D, H, W) bool out of ``image`` (D, H, W).
+
+    Where the target leaves the middle of its own box empty, so that the cube would miss it, the
+    cube sits on its voxel nearest to the middle. A target too small for the crop's voxels keeps
+    one voxel for each of its own, so no label is empty. CT is clamped to [-1000, 1000] where
+    values are HU, that is where some are negative; challenge files hold windowed 0..255.
+    """
     centre = bounding_box_centre(target)
     grid = CropGrid.around(centre, target.shape, affine, rule)
-    inside = grid.paste(np.ones((1, 1, 1), np.float32), outside=0) > 0
-    return Crop(
-        image=normalise(grid.crop(image), is_ct),
-        label=grid.crop(target) >= 0.5,
-        grid=grid,
-        coverage=float(target[inside].sum() / target.sum()),
-    )
+    if not (target & grid.covered()).any():
+        voxels = np.argwhere(target)
+        nearest = voxels[np.argmin(((voxels - centre) ** 2).sum(axis=1))]
+        grid = CropGrid.around(tuple(map(float, nearest)), target.shape, affine, rule)
+    values = grid.crop(image)
+    if is_ct and image.min() < 0:
+        values = np.clip(values, *HU_RANGE)
+    label = grid.crop(target) >= 0.5
+    if not label.any():
+        points = np.array([grid.to_crop(voxel) for voxel in np.argwhere(target & grid.covered())])
+        label[tuple(np.clip(np.rint(points).astype(int), 0, rule.size - 1).T)] = True
+    coverage = float(target[grid.covered()].sum() / target.sum())
+    return Crop(normalise(values), label, grid, coverage)
 
 
 def write_crop(path: Path, crop: Crop, meta: dict) -> None:
@@ -98,12 +105,28 @@ def read_crop(path: Path) -> tuple[np.ndarray, np.ndarray, dict]:
             image = arrays["image"]
             label = np.unpackbits(arrays["label"], axis=-1).astype(bool)
             meta = json.loads(arrays["meta"].tobytes())
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path}: not a readable crop ({error}), expected image, label and meta.\n"
             "Delete the file and run preparelabel.py again: it will be cut anew."
         ) from error
     return image, label, meta
+
+
+def read_meta(path: Path) -> dict:
+    """Return what an ``.npz`` of ours says of itself, without reading its arrays.
+
+    Raises:
+        InputError: the file is damaged, or not ours.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return json.loads(arrays["meta"].tobytes())
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: not readable ({error}), expected a crop or a teacher's outputs.\n"
+            "Delete the file and run preparelabel.py again: it will be made anew."
+        ) from error
 
 
 def read_index(folder: Path) -> CropIndex:
@@ -117,8 +140,14 @@ def read_index(folder: Path) -> CropIndex:
         raise InputError(
             f"{path}: not found, expected a crop cache.\nRun preparelabel.py on prepared folders."
         )
-    content = json.loads(path.read_text())
-    return CropIndex(folder, CropRule(**content["rule"]), content["samples"], [])
+    try:
+        content = json.loads(path.read_text())
+        return CropIndex(folder, CropRule(**content["rule"]), content["samples"], [])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: not a crop index ({error}), expected rule and samples.\n"
+            "Delete it and run preparelabel.py again: finished crops are kept."
+        ) from error
 
 
 def build_crops(
@@ -131,20 +160,18 @@ def build_crops(
 ) -> CropIndex:
     """Cut a crop of every target of prepared ``folders`` into ``out_dir``; cut ones are kept.
 
-    A crop is cut anew when its source files or the rule have changed. Targets that fail are
-    reported in ``failures`` and the others go on.
+    A crop is cut anew when its source files, the rule or ``max_instances`` have changed: its own
+    file says what it was made of, so a run that was stopped loses nothing and mixes nothing up.
+    Targets that fail are reported in ``failures`` and the others go on.
+
+    Raises:
+        WriteError: the disk is full, or the folder does not let us write.
     """
     from utils.cases import find_cases  # nibabel is needed only where NIfTI is read
 
     cases = find_cases(folders)
-    known: dict[str, list[dict]] = {}
-    if (out_dir / INDEX).exists():
-        previous = read_index(out_dir)
-        if previous.rule == rule:
-            for row in previous.samples:
-                known.setdefault(row["case"], []).append(row)
     samples, failures = [], []
-    work = partial(_cut_case, out_dir=out_dir, rule=rule, max_instances=max_instances, known=known)
+    work = partial(_cut_case, out_dir=out_dir, rule=rule, max_instances=max_instances)
     with ProcessPoolExecutor(max_workers=workers or os.cpu_count()) as pool:
         done = pool.map(work, cases, chunksize=4)
         for made, failure in tqdm(done, total=len(cases), desc="crops", unit="case"):
@@ -157,43 +184,73 @@ def build_crops(
     return CropIndex(out_dir, rule, samples, failures)
 
 
-def _cut_case(case, *, out_dir, rule, max_instances, known) -> tuple[list[dict], str]:
+def _cut_case(case, *, out_dir, rule, max_instances) -> tuple[list[dict], str]:
     """Cut all targets of one case; return their index rows, or a failure message."""
-    from utils.cases import instances_of, read_case
+    from utils.cases import read_case
 
     try:
-        sources = [_stamp(p) for p in (case.image_path, case.label_path) if p.exists()]
-        rows = known.get(case.sample_id, [])
-        if rows and all(r["sources"] == sources and (out_dir / r["file"]).exists() for r in rows):
-            return rows, ""
-        image, label = read_case(case)
-        values = instances_of(label.array, max_instances)
-        rows = []
-        for value in values:
-            suffix = f"#{value}" if len(values) > 1 else ""
-            crop = cut(
-                image.array,
-                label.array == value,
-                image.affine,
-                rule,
-                is_ct=case.dataset.startswith("CT"),
-            )
-            file = f"{case.sample_id}{suffix}.npz"
-            row = {
-                "sample_id": case.sample_id + suffix,
-                "case": case.sample_id,
-                "organ": case.organ,
-                "dataset": case.dataset,
-                "file": file,
-                "coverage": round(crop.coverage, 4),
-                "sources": sources,
-            }
-            geometry = {"affine": image.affine.tolist(), "grid": asdict(crop.grid)}
-            write_crop(out_dir / file, crop, row | geometry)
-            rows.append(row)
-        return rows, ""
+        if not case.image_path.exists():
+            read_case(case)  # says what is missing
+        origin = {
+            "case": case.sample_id,
+            "organ": case.organ,
+            "dataset": case.dataset,
+            "sources": [_stamp(case.image_path), _stamp(case.label_path)],
+            "rule": rule.to_dict(),
+            "max_instances": max_instances,
+        }
+        return _finished(out_dir, case.sample_id, origin) or _cut_anew(case, out_dir, origin), ""
+    except WriteError:
+        raise
     except InputError as error:
         return [], f"{case.sample_id}: {error}"
+
+
+def _cut_anew(case, out_dir: Path, origin: dict) -> list[dict]:
+    from utils.cases import instances_of, read_case
+
+    image, label = read_case(case)
+    rule = CropRule(**origin["rule"])
+    values = instances_of(label.array, origin["max_instances"])
+    is_ct = case.dataset.startswith("CT")
+    for stale in _files_of(out_dir, case.sample_id):
+        stale.unlink()
+    rows = []
+    for value in values:
+        sample_id = case.sample_id + (f"#{value}" if len(values) > 1 else "")
+        crop = cut(image.array, label.array == value, image.affine, rule, is_ct)
+        row = origin | {
+            "sample_id": sample_id,
+            "file": f"{sample_id}.npz",
+            "targets": len(values),
+            "coverage": round(crop.coverage, 4),
+        }
+        geometry = {"affine": image.affine.tolist(), "grid": asdict(crop.grid)}
+        write_crop(out_dir / row["file"], crop, row | geometry)
+        rows.append(row)
+    return rows
+
+
+def _finished(out_dir: Path, sample_id: str, origin: dict) -> list[dict]:
+    """Return the rows of a case whose crops are all there and of this origin, else nothing."""
+    rows = []
+    for path in _files_of(out_dir, sample_id):
+        try:
+            meta = read_meta(path)
+        except InputError:
+            return []
+        if any(meta.get(key) != value for key, value in origin.items()):
+            return []
+        rows.append({key: meta[key] for key in meta if key not in ("affine", "grid")})
+    complete = rows and len(rows) == rows[0]["targets"]
+    return sorted(rows, key=lambda row: row["sample_id"]) if complete else []
+
+
+def _files_of(out_dir: Path, sample_id: str) -> list[Path]:
+    """List the crops of a case: ``case.npz``, or ``case#instance.npz`` for each instance."""
+    whole = out_dir / f"{sample_id}.npz"
+    instances = whole.parent.glob(f"{glob.escape(whole.stem)}#*.npz")
+    return [path for path in (whole, *instances) if path.exists()]
 
 
 def _stamp(path: Path) -> list:

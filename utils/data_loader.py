@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from utils.augment import contrast, distort, move
 from utils.crops import CropIndex, read_crop
+from utils.errors import InputError
+from utils.runtime import AUGMENTING, SAMPLING
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class BalancedBatches:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for step in range(self._start, self._steps):
-            rng = np.random.default_rng([self._seed, step])
+            rng = np.random.default_rng([self._seed, step, SAMPLING])
             drawn = rng.choice(len(self._shares), self._batch_size, p=self._shares)
             yield [Draw(int(i), step * self._batch_size + n) for n, i in enumerate(drawn)]
 
@@ -49,60 +52,49 @@ class BalancedBatches:
 class CropDataset(Dataset):
     """Crops as dicts: ``image`` (1, S, S, S) float, ``label`` (1, S, S, S) bool, ``id``.
 
-    With ``augment`` a `Draw` decides flips, a shift of up to an eighth of the cube and a change
-    of contrast; without it a plain integer gives the crop as it is.
+    Args:
+        augment: ``none`` gives each crop as it is, by number or `Draw`; ``basic`` flips, shifts
+            and changes contrast as the `Draw` decides; ``torchio`` also rotates and distorts.
     """
 
-    def __init__(self, index: CropIndex, *, augment: bool = False, seed: int = 0) -> None:
+    def __init__(self, index: CropIndex, *, augment: str = "none", seed: int = 0) -> None:
         self.index, self.augment, self.seed = index, augment, seed
 
     def __len__(self) -> int:
         return len(self.index.samples)
 
     def __getitem__(self, draw: Draw | int) -> dict:
-        number = draw.index if isinstance(draw, Draw) else draw
-        sample = self.index.samples[number]
-        image, label, _ = read_crop(self.index.folder / sample["file"])
-        gain, offset = 1.0, 0.0
-        if self.augment:
-            rng = np.random.default_rng([self.seed, draw.number])
+        sample = self.index.samples[draw.index if isinstance(draw, Draw) else draw]
+        path = self.index.folder / sample["file"]
+        image, label, meta = read_crop(path)
+        found = (meta["sample_id"], meta["rule"])
+        if found != (sample["sample_id"], self.index.rule.to_dict()):
+            raise InputError(
+                f"{path}: found sample, rule {found}, expected {sample['sample_id']}, "
+                f"{self.index.rule.to_dict()}.\nAnother run has cut these crops anew: run "
+                "preparelabel.py again, or give each run a --crops-dir of its own."
+            )
+        rng = None
+        if self.augment != "none":
+            rng = np.random.default_rng([self.seed, draw.number, AUGMENTING])
             image, label = move(image, label, rng)
-            gain, offset = rng.uniform(0.8, 1.25), rng.uniform(-0.2, 0.2)
+        image = torch.from_numpy(np.ascontiguousarray(image))[None].float()
+        label = torch.from_numpy(np.ascontiguousarray(label))[None]
+        if self.augment == "torchio":
+            image, label = distort(image, label, rng)
         return {
-            "image": torch.from_numpy(np.ascontiguousarray(image))[None].float() * gain + offset,
-            "label": torch.from_numpy(np.ascontiguousarray(label))[None],
+            "image": contrast(image, rng) if rng else image,
+            "label": label,
             "id": sample["sample_id"],
+            "meta": meta,
         }
 
 
-def move(
-    image: np.ndarray, label: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Flip and shift one crop; a shift that would lose target voxels is left out."""
-    for axis in range(3):
-        if rng.random() < 0.5:
-            image, label = np.flip(image, axis), np.flip(label, axis)
-    shift = rng.integers(-label.shape[0] // 8, label.shape[0] // 8 + 1, size=3)
-    moved = _shifted(label, shift, False)
-    if np.count_nonzero(moved) == np.count_nonzero(label):
-        # What comes in is what most of the border shows, not an extreme.
-        image, label = _shifted(image, shift, np.median(image[0])), moved
-    return image, label
-
-
-def _shifted(array: np.ndarray, shift: Sequence[int], fill: float) -> np.ndarray:
-    """Move the content by whole voxels; what comes in from outside is ``fill``."""
-    out = np.full_like(array, fill)
-    into = tuple(slice(max(s, 0), n + min(s, 0)) for s, n in zip(shift, array.shape, strict=True))
-    source = tuple(
-        slice(max(-s, 0), n + min(-s, 0)) for s, n in zip(shift, array.shape, strict=True)
-    )
-    out[into] = array[source]
-    return out
-
-
 def collate(items: list[dict]) -> dict:
-    """Stack tensors, list everything else."""
+    """Stack tensors, list everything else; an item that could not be read takes over the batch."""
+    for item in items:
+        if "error" in item:
+            return item
     first = items[0]
     return {
         key: torch.stack([i[key] for i in items])
@@ -112,10 +104,23 @@ def collate(items: list[dict]) -> dict:
     }
 
 
+class _Guarded(Dataset):
+    """Hands an `InputError` over as an item: a worker process would wrap it in its traceback."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, draw: Draw) -> dict:
+        try:
+            return self.dataset[draw]
+        except InputError as error:
+            return {"error": str(error)}
+
+
 def make_loader(dataset: Dataset, batches: BalancedBatches, workers: int) -> DataLoader:
-    """Return the loader of a training run."""
+    """Return the loader of a training run; an unreadable sample comes as ``{"error": message}``."""
     return DataLoader(
-        dataset,
+        _Guarded(dataset),
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-# Every organ and data set that was prepared (hidden folders left out):
-img_datas = sorted(ROOT.glob("data/medical_preprocessed/[!.]*/[!.]*"))
-val_datas = sorted(ROOT.glob("data/medical_validation/[!.]*/[!.]*"))
+# Every organ and data set that was prepared:
+img_datas = sorted(p.parent for p in ROOT.glob("data/medical_preprocessed/*/*/labelsTr"))
+val_datas = sorted(p.parent for p in ROOT.glob("data/medical_validation/*/*/labelsTr"))
 
 # Or only some of them:
 # img_datas = [

@@ -125,8 +125,7 @@ class Evaluator:
         self, crop: Crop, target: np.ndarray, result: TargetResult
     ) -> Iterator[tuple[np.ndarray, tuple | None]]:
         """Yield the mask on the volume's grid after each click, and the click (None: no error)."""
-        seen = crop.grid.paste(np.ones((1, 1, 1), np.float32), outside=0) > 0
-        reachable = target & seen
+        reachable = target & crop.grid.covered()
         image = torch.from_numpy(crop.image)[None, None].to(self.device)
         embedding, result.encoder_ms = self._timed(self.model.image_encoder, image)
         history = ClickHistory(self.model.config.prompt.click_memory)
@@ -140,7 +139,8 @@ class Evaluator:
                     self._decode, embedding, history, low_res
                 )
                 result.decoder_ms.append(milliseconds)
-                mask = crop.grid.paste(logits[0, 0].float().cpu().numpy(), outside=-np.inf) > 0
+                values = logits[0, 0].float().cpu().numpy()
+                mask = crop.grid.paste(values, outside=-np.inf) > self.model.mask_threshold
             yield mask, click
 
     def _decode(self, embedding, history, low_res):

@@ -154,6 +154,10 @@ class CropGrid:
         whole[tuple(inside)] = out
         return np.ascontiguousarray(np.transpose(whole, np.argsort(self.axes)))
 
+    def covered(self) -> np.ndarray:
+        """Return which voxels of the volume lie in the cube: (D, H, W) bool."""
+        return self.paste(np.ones((1, 1, 1), np.float32), outside=0) > 0
+
     def to_crop(self, point_zyx: Triple) -> Triple:
         """Map an array coordinate of the volume to crop voxels in the network's axis order."""
         return tuple(

@@ -115,7 +115,8 @@ def coarsen(label: Tensor, size: int) -> np.ndarray:
     share = F.avg_pool3d(label.float(), cell)[:, 0]
     # A target thinner than half a cell keeps its fullest cells.
     fullest = share.amax(dim=(1, 2, 3), keepdim=True)
-    return (share >= torch.minimum(torch.full_like(fullest, 0.5), fullest)).cpu().numpy()
+    full_enough = share >= torch.minimum(torch.full_like(fullest, 0.5), fullest)
+    return (full_enough & (share > 0)).cpu().numpy()
 
 
 def _voxel_in_cell(

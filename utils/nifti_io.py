@@ -177,12 +177,12 @@ def as_label(array: np.ndarray, path: Path) -> np.ndarray:
     if array.dtype.kind == "f" and (array != np.floor(array)).any():
         example = array[array != np.floor(array)][0]
         raise InputError(
-            f"{path}: 'gts' holds fractions, {example:g} among them. Expected whole class numbers, "
-            "0 for background: a label must not be interpolated or scaled; export it again."
+            f"{path}: the label holds fractions, {example:g} among them. Expected whole class "
+            "numbers, 0 for background: a label is never interpolated or scaled; export it again."
         )
     if array.min() < 0:
         raise InputError(
-            f"{path}: 'gts' holds negative values, {array.min():g} the lowest. Expected class "
+            f"{path}: the label holds negative values, {array.min():g} the lowest. Expected class "
             "numbers from 0 (background) up: map the values to those of the class file."
         )
     return array.astype(np.min_scalar_type(int(array.max())), copy=False)

@@ -29,7 +29,14 @@ from utils.evaluate import (
 from utils.geometry import CropRule
 from utils.nifti_io import write_nifti
 from utils.pictures import draw_click_curve, draw_overlay
-from utils.runtime import add_run_arguments, pick_device, pick_precision, start_run
+from utils.runtime import (
+    add_run_arguments,
+    non_negative_int,
+    pick_device,
+    pick_precision,
+    positive_int,
+    start_run,
+)
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,20 @@ def add_validation_arguments(parser: argparse.ArgumentParser, out_dir: Path) -> 
     )
     files.add_argument("--out-dir", type=Path, default=out_dir, help=f"(default: {out_dir})")
     protocol = parser.add_argument_group("protocol and output")
-    protocol.add_argument("--num-clicks", type=int, default=5, help="clicks a target (default: 5)")
     protocol.add_argument(
-        "--max-instances", type=int, default=8, help="largest instances of a label (default: 8)"
+        "--num-clicks", type=positive_int, default=5, help="clicks a target (default: 5)"
     )
     protocol.add_argument(
-        "--pictures", type=int, default=12, help="overlays drawn; 0 = none (default: 12)"
+        "--max-instances",
+        type=positive_int,
+        default=8,
+        help="largest instances of a label (default: 8)",
+    )
+    protocol.add_argument(
+        "--pictures",
+        type=non_negative_int,
+        default=12,
+        help="overlays drawn; 0 = none (default: 12)",
     )
     protocol.add_argument(
         "--predictions",
@@ -87,8 +102,6 @@ def add_validation_arguments(parser: argparse.ArgumentParser, out_dir: Path) -> 
 
 def run_validation(model: Sam3D, rule: CropRule, args: argparse.Namespace) -> Summary:
     """Validate ``model`` on ``args.val_datas``; leave CSV, summary.json, predictions, pictures."""
-    if args.num_clicks < 1:
-        raise InputError(f"--num-clicks {args.num_clicks}: expected at least 1.")
     start_run(args, args.out_dir)
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
@@ -241,7 +254,7 @@ def summary_table(summary: Summary) -> str:
         "| Model | Prompt | Resolution | Inference time (ms) | Dice (%) |",
         "|---|---|---|---|---|",
     ]
-    for clicks in sorted({1, len(summary.dsc)}):
+    for clicks in sorted({1, min(5, len(summary.dsc)), len(summary.dsc)}):
         milliseconds = summary.encoder_ms + clicks * summary.decoder_ms
         prompt = f"{clicks} point" + ("s" if clicks > 1 else "")
         lines.append(

@@ -14,14 +14,36 @@ import torch
 from utils.atomic import atomic_path
 from utils.errors import InputError
 
+#: What a random stream is for; seeds it beside the run's seed and the step, so that no two agree.
+SAMPLING, AUGMENTING, CLICKING = range(3)
+
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+def positive_int(text: str) -> int:
+    """Parse a flag that counts something and cannot be 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {value}, expected 1 or more")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """Parse a flag that counts something and may be 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"found {value}, expected 0 or more")
+    return value
 
 
 def pick_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device that exists."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(
             f"--device {name}: found no CUDA device, expected one.\n"
@@ -53,9 +75,26 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for outputs.
+
+    Raises:
+        WriteError: it cannot be made or written to.
+    """
+    with atomic_path(folder / "probe") as temporary:
+        temporary.touch()
+    (folder / "probe").unlink()
+
+
 def start_run(args: argparse.Namespace, out_dir: Path) -> None:
-    """Make the run's folder, log into it, and write down how it was called."""
-    out_dir.mkdir(parents=True, exist_ok=True)
+    """Make the run's folder, write down how it was called, and log into it.
+
+    Raises:
+        WriteError: the folder cannot be written to.
+    """
+    values = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()}
+    with atomic_path(out_dir / "args.json") as temporary:
+        temporary.write_text(json.dumps(values, indent=1, default=str))
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(message)s",
@@ -63,9 +102,6 @@ def start_run(args: argparse.Namespace, out_dir: Path) -> None:
         handlers=[logging.StreamHandler(sys.stderr), logging.FileHandler(out_dir / "run.log")],
         force=True,
     )
-    values = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()}
-    with atomic_path(out_dir / "args.json") as temporary:
-        temporary.write_text(json.dumps(values, indent=1, default=str))
     seed_everything(args.seed)
 
 
@@ -79,4 +115,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PRECISIONS,
         help="auto: bfloat16 or float16 on a GPU, float32 on a CPU (default: auto)",
     )
-    run.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    run.add_argument(
+        "--seed", type=non_negative_int, default=0, help="seed of everything random (default: 0)"
+    )

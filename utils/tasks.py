@@ -18,6 +18,7 @@ from utils.interaction import (
     upsample,
 )
 from utils.losses import dice_ce, embedding_loss
+from utils.runtime import CLICKING
 
 
 class InteractiveTask(nn.Module):
@@ -54,7 +55,7 @@ class InteractiveTask(nn.Module):
 
     def forward(self, batch: dict, step: int) -> dict[str, Tensor]:
         image, label = batch["image"], batch["label"]
-        rng = np.random.default_rng([self.seed, step])
+        rng = np.random.default_rng([self.seed, step, CLICKING])
         cells = low_res_size(self.model)
         coarse, full = coarsen(label, cells), label[:, 0].cpu().numpy()
         target = shrink(label, self.loss_size)

@@ -2,12 +2,11 @@
 
 A sample's file holds ``image_embedding`` (C, g, g, g) and ``low_res_masks`` (clicks, s, s, s) as
 float16, ``click_coords`` (clicks, 3), ``click_labels`` (clicks,), ``predicted_iou`` (clicks,) and
-``meta``: sample id, crop file, grid, affine and the teacher's fingerprint. So the next step never
-guesses what belongs to what.
+``meta``: all that the crop says of itself (sample id, grid, affine) and the teacher's fingerprint.
+So the next step never guesses what belongs to what.
 """
 
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +18,12 @@ from tqdm import tqdm
 from segment_anything import Sam3D, checkpoint_payload, fingerprint
 from utils.atomic import atomic_path
 from utils.checkpoint import save_payload
-from utils.crops import CropIndex, read_crop
+from utils.crops import CropIndex, read_meta
 from utils.data_loader import CropDataset, collate
 from utils.errors import InputError
 from utils.geometry import CropRule
 from utils.interaction import ClickHistory, coarsen, decode, low_res_size, simulate_clicks
-from utils.runtime import autocast
+from utils.runtime import CLICKING, autocast
 
 MANIFEST = "manifest.json"
 TEACHER = "teacher.pt"
@@ -61,12 +60,12 @@ def store_outputs(
     dataset = CropDataset(index)
     for number, sample in enumerate(tqdm(index.samples, desc="store", unit="sample")):
         path = out_dir / sample["file"]
-        _, _, meta = read_crop(index.folder / sample["file"])
-        meta |= {"teacher": identity, "num_clicks": num_clicks, "seed": seed}
-        if path.exists() and _read_meta(path) == meta:
+        crop = read_meta(index.folder / sample["file"])
+        meta = {"crop": crop, "teacher": identity, "num_clicks": num_clicks, "seed": seed}
+        if path.exists() and read_meta(path) == meta:
             continue
         batch = collate([dataset[number]])
-        rng = np.random.default_rng([seed, number])
+        rng = np.random.default_rng([seed, number, CLICKING])
         with autocast(device, precision):
             arrays = _outputs(teacher, batch, num_clicks, rng, device)
         arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
@@ -124,15 +123,21 @@ def open_store(folder: Path, index: CropIndex) -> TeacherStore:
             f"{path}: not found, expected the teacher's stored outputs.\n"
             "Run preparelabel.py to its end first."
         )
-    manifest = json.loads(path.read_text())
-    stored = set(manifest["samples"])
+    try:
+        manifest = json.loads(path.read_text())
+        stored, identity = set(manifest["samples"]), manifest["teacher"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: not a manifest ({error}), expected samples and teacher.\n"
+            "Delete it and run preparelabel.py again: stored outputs are kept."
+        ) from error
     missing = [s["sample_id"] for s in index.samples if s["sample_id"] not in stored]
     if missing:
         raise InputError(
             f"{folder}: {len(missing)} crops of {index.folder} have no stored outputs, the first "
             f"is {missing[0]}.\nRun preparelabel.py again: it stores what is missing."
         )
-    return TeacherStore(folder, manifest["teacher"], index.samples)
+    return TeacherStore(folder, identity, index.samples)
 
 
 class TeacherOutputs(Dataset):
@@ -150,31 +155,19 @@ class TeacherOutputs(Dataset):
         return len(self.crops)
 
     def __getitem__(self, draw) -> dict:
-        number = getattr(draw, "index", draw)
-        sample = self.store.samples[number]
-        path = self.store.folder / sample["file"]
-        meta = _read_meta(path)
-        found = (meta["sample_id"], meta["teacher"])
-        expected = (sample["sample_id"], self.store.fingerprint)
-        if found != expected:
+        item = self.crops[draw]
+        path = self.store.folder / f"{item['id']}.npz"
+        stored = read_meta(path)
+        if (stored.get("crop"), stored.get("teacher")) != (item["meta"], self.store.fingerprint):
+            found = stored.get("crop", {}).get("sample_id")
             raise InputError(
-                f"{path}: found the outputs of sample, teacher {found}, expected {expected}.\n"
-                "Run preparelabel.py again on these crops."
+                f"{path}: found outputs of teacher {stored.get('teacher')} on a crop of {found}; "
+                f"expected those of teacher {self.store.fingerprint} on {item['id']} as it is cut "
+                "now.\nRun preparelabel.py again on these crops."
             )
         with np.load(path, allow_pickle=False) as arrays:
             outputs = {
                 key: torch.from_numpy(arrays[key])
                 for key in ("image_embedding", "low_res_masks", "click_coords", "click_labels")
             }
-        return self.crops[number] | outputs
-
-
-def _read_meta(path: Path) -> dict:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return json.loads(arrays["meta"].tobytes())
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path}: not readable ({error}), expected the teacher's outputs.\n"
-            "Delete the file and run preparelabel.py again."
-        ) from error
+        return item | outputs

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,18 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from utils.atomic import atomic_path
 from utils.checkpoint import load_training_state, save_checkpoint
 from utils.data_loader import BalancedBatches, make_loader
 from utils.errors import InputError
 from utils.pictures import draw_training_curve
-from utils.runtime import add_run_arguments, autocast, pick_precision
+from utils.runtime import (
+    add_run_arguments,
+    autocast,
+    non_negative_int,
+    pick_precision,
+    positive_int,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +72,16 @@ def add_training_arguments(
     """Add the flags behind `FitConfig`, and those of every run."""
     training = parser.add_argument_group("training")
     training.add_argument(
-        "--steps", type=int, default=steps, help=f"optimizer steps (default: {steps})"
+        "--steps", type=non_negative_int, default=steps, help=f"optimizer steps (default: {steps})"
     )
     training.add_argument(
-        "--batch-size", type=int, default=batch_size, help=f"crops a pass (default: {batch_size})"
+        "--batch-size",
+        type=positive_int,
+        default=batch_size,
+        help=f"crops a pass (default: {batch_size})",
     )
     training.add_argument(
-        "--accumulation", type=int, default=1, help="passes an optimizer step (default: 1)"
+        "--accumulation", type=positive_int, default=1, help="passes an optimizer step (default: 1)"
     )
     training.add_argument("--lr", type=float, default=lr, help=f"AdamW's rate (default: {lr})")
     training.add_argument("--weight-decay", type=float, default=0.1, help="(default: 0.1)")
@@ -85,7 +95,10 @@ def add_training_arguments(
         "--save-minutes", type=float, default=10, help="minutes between saves (default: 10)"
     )
     training.add_argument(
-        "--workers", type=int, default=2, help="loader processes; 0 = none (default: 2)"
+        "--workers",
+        type=non_negative_int,
+        default=2,
+        help="loader processes; 0 = none (default: 2)",
     )
     training.add_argument(
         "--resume", action="store_true", help="go on from OUT_DIR/last.pt if it is there"
@@ -137,9 +150,48 @@ def fit(
         resume: continue from ``out_dir/last.pt`` if it is there.
 
     Raises:
-        DivergedError: the loss is not finite; names the step and the samples.
+        DivergedError: loss or gradient is not finite; names the step and the samples.
+        InputError: a sample cannot be read, or ``last.pt`` is not of this run.
     """
     task.to(device).train()
+    state = _optimizer(task, config, device)
+    last = out_dir / "last.pt"
+    start = 0
+    if last.exists() and not resume:
+        raise InputError(
+            f"{last}: holds the network of an earlier run, expected no such file.\n"
+            "Go on with it by --resume, choose another --out-dir, or move it away."
+        )
+    if last.exists():
+        start = load_training_state(last, task.model, state, payload().get("crop_rule"))
+    if start > config.steps:
+        raise InputError(
+            f"{last}: has {start} steps already, expected at most --steps {config.steps}.\n"
+            "Give the --steps of the stopped run, or train anew without --resume."
+        )
+    recorder = _Recorder(out_dir / "metrics.jsonl", start)
+    began = saved_at = time.monotonic()
+    progress = tqdm(total=config.steps, initial=start, desc=out_dir.name, unit="step")
+    for step, batches in _steps(dataset, samples, config, start):
+        lr = state["schedule"].get_last_lr()[0]
+        norm = _optimize(task, batches, step, state, config, device, recorder)
+        row = recorder.flush(step=step + 1, lr=lr, gradient_norm=norm)
+        progress.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
+        progress.update()
+        if time.monotonic() - saved_at > 60 * config.save_minutes:
+            save_checkpoint(last, payload(), step + 1, state)
+            saved_at = time.monotonic()
+    progress.close()
+    if start < config.steps:
+        save_checkpoint(last, payload(), config.steps, state)
+        draw_training_curve(out_dir / "loss.png", recorder.path)
+    minutes = (time.monotonic() - began) / 60
+    logger.info("%d steps in %.1f min -> %s", config.steps - start, minutes, last)
+    return FitReport(last, config.steps, recorder.first_loss, recorder.recent_loss, minutes)
+
+
+def _optimizer(task: nn.Module, config: FitConfig, device: torch.device) -> dict:
+    """Return what has state between steps: optimizer, schedule and loss scaler."""
     optimizer = torch.optim.AdamW(
         task.parameter_groups(config.lr), weight_decay=config.weight_decay, betas=(0.9, 0.95)
     )
@@ -147,59 +199,60 @@ def fit(
         optimizer, lambda step: lr_factor(step, config.steps, config.warmup)
     )
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == torch.float16)
-    state = {"optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-    last = out_dir / "last.pt"
-    start = load_training_state(last, task.model, state) if resume and last.exists() else 0
-    if start >= config.steps:
-        raise InputError(f"{last}: has {start} steps already, --steps is {config.steps}.")
+    return {"optimizer": optimizer, "schedule": schedule, "scaler": scaler}
 
+
+def _steps(
+    dataset: Dataset, samples: list[dict], config: FitConfig, start: int
+) -> Iterator[tuple[int, list[dict]]]:
+    """Yield each step's number and its micro-batches, from step ``start`` on."""
     micro = config.accumulation
     batches = BalancedBatches(
         samples, config.batch_size, config.steps * micro, config.seed, start * micro
     )
-    loader = make_loader(dataset, batches, config.workers)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    recorder = _Recorder(out_dir / "metrics.jsonl", start)
-    saved_at = began = time.monotonic()
+    loader = iter(make_loader(dataset, batches, config.workers))
+    for step in range(start, config.steps):
+        yield step, [next(loader) for _ in range(micro)]
 
-    # tqdm writes to stderr; the log shares it, so the bar alone reports single steps.
-    progress = tqdm(total=config.steps, initial=start, desc=out_dir.name, unit="step")
-    for number, batch in enumerate(loader, start=start * micro):
-        step, part = divmod(number, micro)
+
+def _optimize(
+    task: nn.Module,
+    batches: list[dict],
+    step: int,
+    state: dict,
+    config: FitConfig,
+    device: torch.device,
+    recorder: "_Recorder",
+) -> float:
+    """Take one optimizer step over the micro-batches; return the gradient's norm."""
+    optimizer, scaler = state["optimizer"], state["scaler"]
+    for part, batch in enumerate(batches):
+        if "error" in batch:
+            raise InputError(batch["error"])
         with autocast(device, config.precision):
-            report = task(_to_device(batch, device), number)
-        if not torch.isfinite(report["loss"]):
-            raise DivergedError(
-                f"loss is {report['loss'].item()} at step {step}, samples {batch['id']}.\n"
-                f"Expected a finite one: look at these crops, lower --lr or use float32; "
-                f"{last} holds the last saved state."
-            )
-        scaler.scale(report["loss"] / micro).backward()
+            report = task(_to_device(batch, device), step * len(batches) + part)
+        _require_finite("loss", float(report["loss"].detach()), step, batch["id"])
+        scaler.scale(report["loss"] / len(batches)).backward()
         recorder.add(report)
-        if part + 1 < micro:
-            continue
+    scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(nn.utils.clip_grad_norm_(parameters, config.clip))
+    if not scaler.is_enabled():  # a scaler skips such steps by itself
+        _require_finite("gradient", norm, step, [i for batch in batches for i in batch["id"]])
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    state["schedule"].step()
+    return norm
 
-        scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, config.clip)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        lr = schedule.get_last_lr()[0]
-        schedule.step()
 
-        row = recorder.flush(step=step + 1, lr=lr, gradient_norm=float(norm))
-        progress.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
-        progress.update()
-        if time.monotonic() - saved_at > 60 * config.save_minutes:
-            save_checkpoint(last, payload(), step + 1, state)
-            saved_at = time.monotonic()
-    progress.close()
-
-    save_checkpoint(last, payload(), config.steps, state)
-    draw_training_curve(out_dir / "loss.png", recorder.path)
-    minutes = (time.monotonic() - began) / 60
-    logger.info("%d steps in %.1f min -> %s", config.steps - start, minutes, last)
-    return FitReport(last, config.steps, recorder.first_loss, recorder.recent_loss, minutes)
+def _require_finite(what: str, value: float, step: int, sample_ids: list[str]) -> None:
+    if not math.isfinite(value):
+        raise DivergedError(
+            f"{what} is {value} at step {step}, samples {sample_ids}.\n"
+            "Expected a finite one: look at these crops, lower --lr, or use --precision float32; "
+            "the checkpoint saved before holds finite weights."
+        )
 
 
 class _Recorder:
@@ -207,23 +260,22 @@ class _Recorder:
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
-        kept = []
-        if start and path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= start]
-        path.write_text("".join(line + "\n" for line in kept))
-        self._losses = [json.loads(line)["loss"] for line in kept]
+        rows = _read_rows(path) if start else []
+        kept = [row for row in rows if row["step"] <= start]
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._losses = [row["loss"] for row in kept]
         self._pending: list[dict[str, float]] = []
 
     def add(self, report: dict[str, Tensor]) -> None:
         self._pending.append({key: float(value.detach()) for key, value in report.items()})
 
-    def flush(self, **more: float) -> dict:
+    def flush(self, *, step: int, **more: float) -> dict:
         means = {
             key: sum(p[key] for p in self._pending) / len(self._pending) for key in self._pending[0]
         }
         self._pending = []
-        row = {key: more[key] for key in ("step",)} | means | more
+        row = {"step": step} | means | more
         self._losses.append(row["loss"])
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
@@ -231,12 +283,23 @@ class _Recorder:
 
     @property
     def first_loss(self) -> float:
-        return self._losses[0]
+        return self._losses[0] if self._losses else math.nan
 
     @property
     def recent_loss(self) -> float:
         recent = self._losses[-20:]
-        return sum(recent) / len(recent)
+        return sum(recent) / len(recent) if recent else math.nan
+
+
+def _read_rows(path: Path) -> list[dict]:
+    """Read metrics.jsonl; a last line that a kill or a full disk cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def _to_device(batch: dict, device: torch.device) -> dict:
