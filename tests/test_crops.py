@@ -37,6 +37,8 @@ def test_ct_is_clamped_only_where_values_are_hounsfield():
 @pytest.mark.parametrize("value", [0, 7])
 def test_a_constant_image_normalises_to_zeros(value):
     assert not normalise(np.full((2, 2, 2), value)).any()
+    padded = normalise(np.array([[[0, value, value]]]))
+    assert np.isfinite(padded.astype(np.float16)).all()
 
 
 def test_the_cube_is_centred_on_the_target_and_knows_what_it_misses():
@@ -108,10 +110,12 @@ def test_each_large_instance_is_a_target_of_its_own(tmp_path):
     path = folder / "labelsTr" / "CT_A_0.nii.gz"
     write_nifti(path, label, read_nifti(path).affine)
     index = build_crops([folder], tmp_path / "crops", RULE, max_instances=2, workers=1)
-    assert [s["sample_id"] for s in index.samples] == [
-        "liver/CT_A/CT_A_0#7",
-        "liver/CT_A/CT_A_0#41",
-    ]
+    again = build_crops([folder], tmp_path / "crops", RULE, max_instances=2, workers=1)
+    expected = ["liver/CT_A/CT_A_0#7", "liver/CT_A/CT_A_0#41"]
+    assert [s["sample_id"] for s in index.samples] == expected
+    assert again.samples == index.samples
+    fewer = build_crops([folder], tmp_path / "crops", RULE, max_instances=1, workers=1)
+    assert [s["sample_id"] for s in fewer.samples] == ["liver/CT_A/CT_A_0"]
 
 
 def test_a_damaged_crop_is_named(tmp_path):

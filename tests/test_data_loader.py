@@ -87,7 +87,7 @@ def test_crops_that_another_run_has_cut_anew_are_refused(index, tmp_path):
 def test_an_unreadable_sample_comes_as_a_message_from_a_worker(index):
     (index.folder / index.samples[0]["file"]).write_bytes(b"")
     loader = make_loader(CropDataset(index), BalancedBatches(index.samples[:1], 1, 1, 0), 1)
-    assert "CT_A_0.npz: not a readable crop" in next(iter(loader))["error"]
+    assert "CT_A_0.npz: not readable" in next(iter(loader))["error"]
 
 
 def test_which_sample_is_drawn_does_not_decide_where_it_is_clicked():

@@ -9,8 +9,9 @@ import glob
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -57,7 +58,9 @@ def normalise(image: np.ndarray) -> np.ndarray:
     body = image[image > 0]
     if body.size == 0:
         body = image
-    return (image - body.mean()) / max(float(body.std()), 1e-6)
+    deviation = float(body.std())
+    # A constant body has none; dividing padding by next to nothing would overflow float16.
+    return (image - body.mean()) / (deviation if deviation > 1e-6 else 1.0)
 
 
 def cut(
@@ -99,18 +102,14 @@ def write_crop(path: Path, crop: Crop, meta: dict) -> None:
 
 
 def read_crop(path: Path) -> tuple[np.ndarray, np.ndarray, dict]:
-    """Return image (S, S, S) float16, label (S, S, S) bool and meta of a crop file."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            image = arrays["image"]
-            label = np.unpackbits(arrays["label"], axis=-1).astype(bool)
-            meta = json.loads(arrays["meta"].tobytes())
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path}: not a readable crop ({error}), expected image, label and meta.\n"
-            "Delete the file and run preparelabel.py again: it will be cut anew."
-        ) from error
-    return image, label, meta
+    """Return image (S, S, S) float16, label (S, S, S) bool and meta of a crop file.
+
+    Raises:
+        InputError: the file is damaged, or not ours.
+    """
+    with _arrays_of(path) as arrays:
+        label = np.unpackbits(arrays["label"], axis=-1).astype(bool)
+        return arrays["image"], label, json.loads(arrays["meta"].tobytes())
 
 
 def read_meta(path: Path) -> dict:
@@ -119,9 +118,15 @@ def read_meta(path: Path) -> dict:
     Raises:
         InputError: the file is damaged, or not ours.
     """
+    with _arrays_of(path) as arrays:
+        return json.loads(arrays["meta"].tobytes())
+
+
+@contextmanager
+def _arrays_of(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return json.loads(arrays["meta"].tobytes())
+            yield arrays
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path}: not readable ({error}), expected a crop or a teacher's outputs.\n"
@@ -243,7 +248,8 @@ def _finished(out_dir: Path, sample_id: str, origin: dict) -> list[dict]:
             return []
         rows.append({key: meta[key] for key in meta if key not in ("affine", "grid")})
     complete = rows and len(rows) == rows[0]["targets"]
-    return sorted(rows, key=lambda row: row["sample_id"]) if complete else []
+    # By length first: instance 7 comes before instance 41, as when they were cut.
+    return sorted(rows, key=lambda r: (len(r["file"]), r["file"])) if complete else []
 
 
 def _files_of(out_dir: Path, sample_id: str) -> list[Path]:
