@@ -156,18 +156,11 @@ def fit(
     task.to(device).train()
     state = _optimizer(task, config, device)
     last = out_dir / "last.pt"
-    start = 0
+    start = _restore(last, task.model, state, payload(), config.steps) if resume else 0
     if last.exists() and not resume:
         raise InputError(
             f"{last}: holds the network of an earlier run, expected no such file.\n"
             "Go on with it by --resume, choose another --out-dir, or move it away."
-        )
-    if last.exists():
-        start = load_training_state(last, task.model, state, payload().get("crop_rule"))
-    if start > config.steps:
-        raise InputError(
-            f"{last}: has {start} steps already, expected at most --steps {config.steps}.\n"
-            "Give the --steps of the stopped run, or train anew without --resume."
         )
     recorder = _Recorder(out_dir / "metrics.jsonl", start)
     began = saved_at = time.monotonic()
@@ -188,6 +181,19 @@ def fit(
     minutes = (time.monotonic() - began) / 60
     logger.info("%d steps in %.1f min -> %s", config.steps - start, minutes, last)
     return FitReport(last, config.steps, recorder.first_loss, recorder.recent_loss, minutes)
+
+
+def _restore(last: Path, model: nn.Module, state: dict, payload: dict, steps: int) -> int:
+    """Go back to where ``last`` was saved, if it is there; return the steps done."""
+    if not last.exists():
+        return 0
+    start = load_training_state(last, model, state, payload.get("crop_rule"))
+    if start > steps:
+        raise InputError(
+            f"{last}: has {start} steps already, expected at most --steps {steps}.\n"
+            "Give the --steps of the stopped run, or train anew in another --out-dir."
+        )
+    return start
 
 
 def _optimizer(task: nn.Module, config: FitConfig, device: torch.device) -> dict:
