@@ -35,7 +35,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=ROOT / "CVPR25.json", help="class file")
     parser.add_argument("--out", type=Path, default=Path("work_dir/demo"))
     parser.add_argument(
-        "--steps", type=int, default=280, help="training steps of each network (default: 280)"
+        "--steps",
+        type=int,
+        default=280,
+        help="training steps of the teacher; the student takes half (default: 280)",
     )
     return parser.parse_args(argv)
 
@@ -108,17 +111,18 @@ def run(args: argparse.Namespace) -> tuple[Path, dict[str, dict], list[str]]:
     npz = gather_cases(args.data, out)
     train = pipeline.prepare(npz["train"], out / "train", out / "train_classified", args.json)
     val = pipeline.prepare(npz["val"], out / "val", out / "val_classified", args.json)
-    shared = ["--steps", args.steps, "--batch-size", 2, "--workers", 1, "--resume"]
+    shared = ["--batch-size", 2, "--workers", 1, "--resume"]
     shared += ["--crops-dir", out / "crops", "--teacher-dir", out / "teacher_outputs"]
     pipeline.step(
         "3 train the teacher, store its outputs",
         *["preparelabel.py", "--network", "tiny", "--fit-spacing", "--img-datas", *train],
         *["--num-clicks", 3, "--loss-size", 32, "--decoder-lr-scale", 1, "--stored-clicks", 3],
-        *["--out-dir", out / "teacher", *shared],
+        *["--steps", args.steps, "--out-dir", out / "teacher", *shared],
     )
     pipeline.step(
         "4 distil the student",
-        *["distillation.py", "--network", "tiny_fastsam3d", "--out-dir", out / "student", *shared],
+        *["distillation.py", "--network", "tiny_fastsam3d", "--steps", max(1, args.steps // 2)],
+        *["--out-dir", out / "student", *shared],
     )
     networks = {
         "teacher": ["validation.py", "--checkpoint", out / "teacher_outputs" / "teacher.pt"],
