@@ -72,6 +72,12 @@ def folders(tree):
     return [str(path) for path in sorted(Path(tree).glob("*/*"))]
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Be in an empty folder: default output folders are relative to where a script is run."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     """Run everything once, in a folder of its own, with each script's default paths."""
@@ -176,9 +182,8 @@ def test_the_student_is_told_which_teacher_it_has(pipeline):
     assert reports["validation_student"].fingerprint != teacher
 
 
-def test_steps_zero_stores_the_outputs_of_a_checkpoint_as_it_is(pipeline, tmp_path, monkeypatch):
+def test_steps_zero_stores_the_outputs_of_a_checkpoint_as_it_is(pipeline):
     folder, _ = pipeline
-    monkeypatch.chdir(tmp_path)
     report = prepare_labels(
         "--checkpoint", str(folder / "t.pt"), "--steps", "0",
         "--from-crops", "--crops-dir", str(folder / "work_dir/crops"),
@@ -226,10 +231,7 @@ def test_an_unreadable_case_is_listed_and_the_others_are_scored(tmp_path, run_sc
         ("validation.py", ["--checkpoint", "t.pt", "--device", "gpu"], "--device gpu"),
     ],
 )
-def test_bad_input_gets_one_message_and_an_exit_code(
-    tmp_path, monkeypatch, run_script, script, flags, said
-):
-    monkeypatch.chdir(tmp_path)
+def test_bad_input_gets_one_message_and_an_exit_code(tmp_path, run_script, script, flags, said):
     save_teacher(tmp_path / "t.pt")
     (tmp_path / "readme.pt").write_text("not a checkpoint")
     torch.save(small_sam().image_encoder.state_dict(), tmp_path / "encoder.pt")
