@@ -32,6 +32,11 @@ class Case:
         """``organ/data set/case``: unique in a prepared tree."""
         return f"{self.organ}/{self.dataset}/{self.case_id}"
 
+    @property
+    def is_ct(self) -> bool:
+        """Whether values may be Hounsfield units; the challenge's data set keys begin so."""
+        return self.dataset.startswith("CT")
+
 
 def find_cases(folders: Iterable[Path | str]) -> list[Case]:
     """List the cases of prepared ``<organ>/<data set>`` folders, sorted.
@@ -109,3 +114,9 @@ def instances_of(label: np.ndarray, most: int) -> list[int]:
         return [int(values[0])]
     largest = np.argsort(-counts, kind="stable")[:most]
     return sorted(int(values[i]) for i in largest)
+
+
+def targets_of(case: Case, label: np.ndarray, most: int) -> list[tuple[str, int]]:
+    """Return the id and label value of each target of a case; instances get ``#value``."""
+    values = instances_of(label, most)
+    return [(case.sample_id + (f"#{v}" if len(values) > 1 else ""), v) for v in values]

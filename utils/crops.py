@@ -212,22 +212,20 @@ def _cut_case(case, *, out_dir, rule, max_instances) -> tuple[list[dict], str]:
 
 
 def _cut_anew(case, out_dir: Path, origin: dict) -> list[dict]:
-    from utils.cases import instances_of, read_case
+    from utils.cases import read_case, targets_of
 
     image, label = read_case(case)
     rule = CropRule(**origin["rule"])
-    values = instances_of(label.array, origin["max_instances"])
-    is_ct = case.dataset.startswith("CT")
+    targets = targets_of(case, label.array, origin["max_instances"])
     for stale in _files_of(out_dir, case.sample_id):
         stale.unlink()
     rows = []
-    for value in values:
-        sample_id = case.sample_id + (f"#{value}" if len(values) > 1 else "")
-        crop = cut(image.array, label.array == value, image.affine, rule, is_ct)
+    for sample_id, value in targets:
+        crop = cut(image.array, label.array == value, image.affine, rule, case.is_ct)
         row = origin | {
             "sample_id": sample_id,
             "file": f"{sample_id}.npz",
-            "targets": len(values),
+            "targets": len(targets),
             "coverage": round(crop.coverage, 4),
         }
         geometry = {"affine": image.affine.tolist(), "grid": asdict(crop.grid)}

@@ -15,7 +15,7 @@ import torch
 
 from segment_anything import Sam3D
 from utils.baselines import ball_dsc_curve
-from utils.cases import Case, instances_of, read_case
+from utils.cases import Case, read_case, targets_of
 from utils.click_method import challenge_click
 from utils.crops import Crop, cut
 from utils.geometry import CropRule
@@ -95,10 +95,8 @@ class Evaluator:
         """
         image, label = read_case(case)
         prediction = np.zeros(label.array.shape, np.uint16)
-        values = instances_of(label.array, self.max_instances)
         targets = []
-        for value in values:
-            name = case.sample_id + (f"#{value}" if len(values) > 1 else "")
+        for name, value in targets_of(case, label.array, self.max_instances):
             target = label.array == value
             result, mask = self._run_target(name, case, image, target)
             prediction[mask] = value
@@ -108,8 +106,7 @@ class Evaluator:
     def _run_target(
         self, name: str, case: Case, image: Volume, target: np.ndarray
     ) -> tuple[TargetResult, np.ndarray]:
-        is_ct = case.dataset.startswith("CT")
-        crop = cut(image.array, target, image.affine, self.rule, is_ct)
+        crop = cut(image.array, target, image.affine, self.rule, case.is_ct)
         result = TargetResult(name, case.organ, case.dataset, crop.coverage)
         mask = np.zeros_like(target)
         for mask, click in self._interact(crop, target, result):

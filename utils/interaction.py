@@ -109,10 +109,15 @@ def simulate_clicks(
     return torch.from_numpy(coords), torch.from_numpy(labels)
 
 
+def shrink(label: Tensor, size: int) -> Tensor:
+    """Average labels (B, 1, S, S, S) down to (B, 1, size, size, size) floats in [0, 1]."""
+    cell = label.shape[-1] // size
+    return F.avg_pool3d(label.float(), cell)
+
+
 def coarsen(label: Tensor, size: int) -> np.ndarray:
     """Shrink labels (B, 1, S, S, S) to (B, size, size, size) bool; no target vanishes."""
-    cell = label.shape[-1] // size
-    share = F.avg_pool3d(label.float(), cell)[:, 0]
+    share = shrink(label, size)[:, 0]
     # A target thinner than half a cell keeps its fullest cells.
     fullest = share.amax(dim=(1, 2, 3), keepdim=True)
     full_enough = share >= torch.minimum(torch.full_like(fullest, 0.5), fullest)

@@ -14,6 +14,7 @@ from utils.interaction import (
     coarsen,
     decode,
     low_res_size,
+    shrink,
     simulate_clicks,
     upsample,
 )
@@ -117,9 +118,3 @@ class EncoderDistillation(nn.Module):
             low_res = teacher_masks[:, k : k + 1]
             losses.append(dice_ce(logits.float(), torch.sigmoid(low_res)))
         return torch.stack(losses).mean()
-
-
-def shrink(label: Tensor, size: int) -> Tensor:
-    """Average labels (B, 1, S, S, S) down to (B, 1, size, size, size) floats in [0, 1]."""
-    cell = label.shape[-1] // size
-    return nn.functional.avg_pool3d(label.float(), cell)
