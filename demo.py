@@ -111,8 +111,9 @@ def run(args: argparse.Namespace) -> tuple[Path, dict[str, dict], list[str]]:
     npz = gather_cases(args.data, out)
     train = pipeline.prepare(npz["train"], out / "train", out / "train_classified", args.json)
     val = pipeline.prepare(npz["val"], out / "val", out / "val_classified", args.json)
+    out, crops = out / f"{args.steps}_steps", out / "crops"  # other steps, other networks
     shared = ["--batch-size", 2, "--workers", 1, "--resume"]
-    shared += ["--crops-dir", out / "crops", "--teacher-dir", out / "teacher_outputs"]
+    shared += ["--crops-dir", crops, "--teacher-dir", out / "teacher_outputs"]
     pipeline.step(
         "3 train the teacher, store its outputs",
         *["preparelabel.py", "--network", "tiny", "--fit-spacing", "--img-datas", *train],

@@ -144,6 +144,32 @@ def test_a_network_that_is_there_is_not_trained_over(pipeline):
         )  # fmt: skip
 
 
+def test_a_student_is_not_resumed_under_another_teacher(pipeline, tmp_path):
+    folder, _ = pipeline
+    work = folder / "work_dir"
+    crops = ["--crops-dir", str(work / "crops")]
+    other = ["--checkpoint", str(save_teacher(tmp_path / "t.pt", seed=5)), "--steps", "0"]
+    prepare_labels(*other, "--from-crops", *crops, "--teacher-dir", str(tmp_path / "outputs"))
+    flags = ["--checkpoint", str(folder / "s.pt"), "--resume", "--out-dir", str(work / "student")]
+    with pytest.raises(InputError, match=r"last\.pt: its teacher is \w+, expected \w+"):
+        distillation.run(
+            distillation.parse_args(
+                [*flags, *crops, "--teacher-dir", str(tmp_path / "outputs"), *TRAINING]
+            )
+        )
+
+
+def test_crops_of_a_stopped_run_are_those_of_the_resumed_one(pipeline, tmp_path):
+    folder, _ = pipeline
+    shape = ["--spacing-mm", "0.5", "--crops-dir", str(tmp_path / "crops")]
+    tree = folders(folder / "data/medical_preprocessed")
+    with pytest.raises(InputError, match=r"last\.pt: its crop_rule is .*1\.0.*expected .*0\.5"):
+        prepare_labels(
+            "--checkpoint", str(folder / "t.pt"), "--resume", *shape, "--img-datas", *tree,
+            "--out-dir", str(folder / "work_dir/teacher"),
+        )  # fmt: skip
+
+
 def test_the_summary_is_the_mean_of_the_cases(pipeline):
     folder, reports = pipeline
     out_dir = folder / "work_dir/validation_teacher"

@@ -24,6 +24,9 @@ from utils.atomic import atomic_path
 from utils.errors import InputError
 from utils.geometry import CropRule
 
+#: Entries of a checkpoint that `load_checkpoint` holds against the network.
+CHECKED_BY_LOADING = {"model_state_dict", "decoder_state_dict", "config"}
+
 
 def save_checkpoint(path: Path, payload: dict, step: int, state: dict) -> None:
     """Write weights and training state; the previous file stays until the new one is complete."""
@@ -34,11 +37,14 @@ def save_checkpoint(path: Path, payload: dict, step: int, state: dict) -> None:
     save_payload(path, content)
 
 
-def load_training_state(path: Path, model: Sam3D, state: dict, crop_rule: dict | None) -> int:
+def load_training_state(path: Path, model: Sam3D, state: dict, payload: dict) -> int:
     """Load weights into ``model`` and the optimizer's state; return the steps done.
 
+    Args:
+        payload: what the run would save now; all it says beside weights must be in the file too.
+
     Raises:
-        InputError: the file is no training checkpoint, of another network, or of other crops.
+        InputError: the file is no training checkpoint, or of another network, crops or teacher.
     """
     with _checkpoint_errors():
         content = read_checkpoint(path)
@@ -48,11 +54,12 @@ def load_training_state(path: Path, model: Sam3D, state: dict, crop_rule: dict |
                 "To start from its weights use --checkpoint instead of --resume."
             )
         load_checkpoint(model, path)
-    if content.get("crop_rule") != crop_rule:
-        raise InputError(
-            f"{path}: was trained on crops {content.get('crop_rule')}, expected {crop_rule}.\n"
-            "Give --resume with the --spacing-mm and --fit-spacing of the stopped run."
-        )
+    for key in payload.keys() - CHECKED_BY_LOADING:
+        if content.get(key) != payload[key]:
+            raise InputError(
+                f"{path}: its {key} is {content.get(key)}, expected {payload[key]}.\n"
+                "Give --resume with the flags and files of the stopped run, or another --out-dir."
+            )
     for name, part in state.items():
         part.load_state_dict(content["training_state"][name])
     return content["step"]

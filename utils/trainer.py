@@ -187,7 +187,7 @@ def _restore(last: Path, model: nn.Module, state: dict, payload: dict, steps: in
     """Go back to where ``last`` was saved, if it is there; return the steps done."""
     if not last.exists():
         return 0
-    start = load_training_state(last, model, state, payload.get("crop_rule"))
+    start = load_training_state(last, model, state, payload)
     if start > steps:
         raise InputError(
             f"{last}: has {start} steps already, expected at most --steps {steps}.\n"
