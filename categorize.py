@@ -10,31 +10,43 @@ digits an underscore: "Left kidney" -> left_kidney. Data sets with `instance_lab
 objects of one class (tumours, nuclei): their labels keep these numbers as they are, in uint16, in
 the folder of class 1.
 
+--min-volume-mm3, --min-side-mm and --keep-components leave out crumbs, as SAM-Med3D does; what is
+dropped is listed with the reason, and nothing is by default.
+
 A case that cannot be used is listed, the others are done, and the exit code is 1. Inputs are only
-read. A second run leaves what is there, unless its input has become newer.
+read. A second run skips what is unchanged; a run that was stopped or killed goes on where it was.
+What became of each case is in <out>/manifest_categorize.csv.
 
     python categorize.py
     python categorize.py --in data/classified_validation --out data/medical_validation
+    python categorize.py --check data/medical_preprocessed    # reads the whole tree, writes nothing
 """
 
 import argparse
-from collections.abc import Sequence
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from utils.errors import InputError, exit_on_input_error
-from utils.label_table import DatasetLabels, LabelTable, LabelTableError, read_label_table
-from utils.nifti_io import as_label, read_nifti, write_nifti
-from utils.preparation import (
-    Outcome,
-    Summary,
-    add_workers_flag,
-    for_each_case,
-    is_current,
-    require_folder,
+from utils.check_tree import Report, check_tree
+from utils.cleaning import (
+    CleaningRule,
+    add_cleaning_flags,
+    clean_instances,
+    clean_mask,
+    cleaning_rule,
 )
+from utils.errors import InputError, exit_on_input_error
+from utils.executor import run_all
+from utils.label_table import DatasetLabels, LabelTable, LabelTableError, read_label_table
+from utils.ledger import Entry, Found, Job, Ledger
+from utils.nifti_io import as_label, count_values, read_nifti, read_nifti_grid, write_nifti
+from utils.preparation import Step, Summary, add_run_flags, plan_job, prepare, require_folder
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,13 +70,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=Path("data/medical_preprocessed"),
         help="output folder (%(default)s)",
     )
-    add_workers_flag(parser)
+    parser.add_argument(
+        "--check",
+        metavar="TREE",
+        type=Path,
+        help="only read a prepared tree and report what is wrong with it",
+    )
+    add_cleaning_flags(parser)
+    add_run_flags(parser)
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> Summary:
-    """Write the labels of all organs; return how many cases ended how."""
+def run(args: argparse.Namespace) -> Summary | Report:
+    """Write the labels of all organs; return how many cases ended how. Or check a tree."""
     table = read_label_table(args.json)
+    if args.check:
+        return check_tree(args.check, table, partial(run_with_progress, args))
+    rule = cleaning_rule(args)
     require_folder(args.classified, "the output folder of classify.py")
     found = sorted(args.classified.glob("[!.]*/[!.]*.nii.gz"))
     if not found:
@@ -72,36 +94,94 @@ def run(args: argparse.Namespace) -> Summary:
             f"{args.classified}: holds no <data set>/<case>.nii.gz. Expected the output of "
             "classify.py: run it first, or check the path given with --in."
         )
-    cases = {f"{path.parent.name}/{path.name.removesuffix('.nii.gz')}": path for path in found}
-    work = partial(categorize_case, table=table, out=args.out)
-    return for_each_case("categorize", cases, work, args.workers)
+    jobs = [plan_job(plan_case, key_of(path), path, table, rule) for path in found]
+    for line in table.shared_folders({job.dataset for job in jobs}):
+        print(f"NOTE {line}", file=sys.stderr)
+    step = Step(
+        title="categorize",
+        ledger=Ledger(args.out, "categorize", [args.classified]),
+        work=partial(
+            categorize_case, table=table, out=args.out, rule=rule, max_voxels=args.max_voxels
+        ),
+        space=partial(space_of, table=table),
+    )
+    return prepare(step, jobs, [], args)
 
 
-def categorize_case(_: str, path: Path, *, table: LabelTable, out: Path) -> Outcome:
-    """Write the labels of all organs of one case that are not there yet."""
-    dataset = path.parent.name
-    labels = table.labels_of(dataset)
-    volume = read_nifti(path)
+def run_with_progress(
+    args: argparse.Namespace, function: Callable[[Any], Any], items: list
+) -> Iterator[Any]:
+    """Run a check of all cases as the flags say."""
+    results = run_all(function, items, workers=args.workers, scheduler=args.dask_scheduler)
+    return tqdm(results, desc="check", total=len(items), unit="case", disable=None)
+
+
+def key_of(path: Path) -> str:
+    """Return "<data set>/<case id>" of a file that classify.py wrote."""
+    return f"{path.parent.name}/{path.name.removesuffix('.nii.gz')}"
+
+
+def plan_case(key: str, path: Path, table: LabelTable, rule: CleaningRule) -> Job:
+    """Collect what decides the labels of a case."""
+    labels = table.labels_of(path.parent.name)
+    settings = {"organs": labels.organs, "instance": labels.instance, "cleaning": rule.to_dict()}
+    return Job(key, path.parent.name, {"label": path}, settings=settings)
+
+
+def space_of(job: Job, *, table: LabelTable) -> int:
+    """Return about how many bytes the labels of all organs take, at most.
+
+    Each outline is in two of the binary labels, and deflate leaves a thousandth of nothing.
+    """
+    try:
+        path = job.sources["label"]
+        voxels = math.prod(read_nifti_grid(path).shape)
+        classes = len(table.labels_of(job.dataset).classes)
+        return 2 * path.stat().st_size + classes * (voxels // 1000 + 2**10)
+    except (InputError, OSError, KeyError):
+        return 0  # the case is going to fail
+
+
+def categorize_case(
+    job: Job, entry: Entry, *, table: LabelTable, out: Path, rule: CleaningRule, max_voxels: int
+) -> Found:
+    """Write the labels of all organs of one case."""
+    path, labels = job.sources["label"], table.labels_of(job.dataset)
+    volume = read_nifti(path, max_voxels)
     label = as_label(volume.array, path)
-    values = values_of(label)
-    _require_known(path, dataset, labels, values)
-
+    counts = count_values(label)
+    _require_known(path, job.dataset, labels, set(counts))
     outputs = {
-        value: out / organ / dataset / "labelsTr" / path.name
+        value: out / organ / job.dataset / "labelsTr" / path.name
         for value, organ in labels.organs.items()
+        if value in counts or (labels.instance and counts)
     }
-    present = {1} if labels.instance and values else values
-    _require_no_leftover(path, [outputs[value] for value in outputs.keys() - present])
-    stale = [value for value in sorted(present) if not is_current(outputs[value], path)]
-    for value in stale:
-        mask = label.astype(np.uint16) if labels.instance else label == value
-        write_nifti(outputs[value], mask, volume.affine)
-    return Outcome.DONE if stale else Outcome.SKIPPED
+    entry.claim(outputs.values())
+    notes, sizes = [], {}
+    for value, output in sorted(outputs.items()):
+        target, lines = target_of(value, label, labels, volume.spacing_zyx, rule)
+        name = labels.classes[value]
+        notes += [f"{name}: {line}" for line in lines]
+        sizes[name] = int(np.count_nonzero(target))
+        if sizes[name]:
+            write_nifti(output, target, volume.affine)
+        else:
+            entry.drop(output)
+    z, y, x = volume.spacing_zyx
+    return Found(label.shape, (x, y, z), sizes, tuple(notes))
 
 
-def values_of(label: np.ndarray) -> set[int]:
-    """Return the values in ``label`` but 0; slice by slice, so that no large copy is made."""
-    return set().union(*(np.unique(plane).tolist() for plane in label)) - {0}
+def target_of(
+    value: int,
+    label: np.ndarray,
+    labels: DatasetLabels,
+    spacing_zyx: tuple[float, float, float],
+    rule: CleaningRule,
+) -> tuple[np.ndarray, list[str]]:
+    """Return the cleaned mask of a class, or the uint16 instance numbers, and what was dropped."""
+    if labels.instance:
+        return clean_instances(label.astype(np.uint16), spacing_zyx, rule)
+    return clean_mask(label == value, spacing_zyx, rule)
 
 
 def _require_known(path: Path, dataset: str, labels: DatasetLabels, values: set[int]) -> None:
@@ -111,20 +191,6 @@ def _require_known(path: Path, dataset: str, labels: DatasetLabels, values: set[
             f"{path}: holds the values {unknown}, which data set {dataset} does not have.\n"
             f"Expected values of its classes, {sorted(labels.classes)}: add the missing classes to "
             "the class file, or correct the label."
-        )
-    if labels.instance and max(values, default=0) > np.iinfo(np.uint16).max:
-        raise InputError(
-            f"{path}: instance number {max(values)}. Expected at most 65535: number them from 1."
-        )
-
-
-def _require_no_leftover(path: Path, outputs: list[Path]) -> None:
-    """Raise where an earlier run found an organ in this case that it no longer has."""
-    leftover = [str(output) for output in outputs if output.exists()]
-    if leftover:
-        raise InputError(
-            f"{path}: no longer has a voxel of the organs of\n  " + "\n  ".join(leftover) + "\n"
-            "Expected no label where there is no voxel: delete these files and their images."
         )
 
 

@@ -9,10 +9,12 @@ Writes  --out      <data set>/<case>.nii.gz: all classes in one file, the case's
 
 A case belongs to the data set whose key is the longest prefix of its name. A case that cannot be
 used is listed, the others are done, and the exit code is 1. Inputs are only read. A second run
-skips what is there, unless its input has become newer.
+skips what is unchanged; a run that was stopped or killed goes on where it was. What became of each
+case is in <out>/manifest_classify.csv.
 
     python classify.py --labels data/npz
     python classify.py --labels val_gts --images val --out data/classified_validation
+    python classify.py --labels data/npz --dry-run
 """
 
 import argparse
@@ -20,18 +22,24 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from utils.errors import InputError, exit_on_input_error
 from utils.geometry import affine_from_spacing
 from utils.label_table import LabelTable, read_label_table
-from utils.nifti_io import as_label, read_npz, read_npz_shape, write_nifti
+from utils.ledger import Entry, Found, Job, Ledger
+from utils.nifti_io import as_label, count_values, write_nifti
+from utils.npz_archive import NpzArchive
+from utils.npz_io import read_npz
 from utils.preparation import (
-    Outcome,
     Role,
+    Step,
     Summary,
-    add_workers_flag,
+    add_run_flags,
+    file_of,
     find_npz,
-    for_each_case,
-    is_current,
+    plan_job,
+    prepare,
 )
 
 
@@ -52,57 +60,92 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("data/classified"), help="output folder (%(default)s)"
     )
-    add_workers_flag(parser)
+    add_run_flags(parser)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> Summary:
     """Write one multi-class NIfTI label per case; return how many cases ended how."""
     table = read_label_table(args.json)
-    labels = find_npz(args.labels, Role.LABEL)
-    images = find_npz(args.images or args.labels, Role.IMAGE)
-    cases = {case_id: (label, images.get(case_id)) for case_id, label in labels.items()}
-    work = partial(classify_case, table=table, out=args.out)
-    return for_each_case("classify", cases, work, args.workers)
+    labels = find_npz(args.labels)
+    images = find_npz(args.images) if args.images else labels
+    jobs = [
+        plan_job(plan_case, case_id, files, images.files.get(case_id), table)
+        for case_id, files in labels.files.items()
+    ]
+    step = Step(
+        title="classify",
+        ledger=Ledger(args.out, "classify", [args.labels, args.images or args.labels]),
+        work=partial(classify_case, table=table, out=args.out, max_voxels=args.max_voxels),
+        space=space_of,
+    )
+    problems = dict.fromkeys([*labels.problems, *images.problems])
+    return prepare(step, jobs, list(problems), args)
+
+
+def plan_case(
+    case_id: str, files: list[Path], image_files: list[Path] | None, table: LabelTable
+) -> Job:
+    """Find out which data set a case belongs to and which files it is made from."""
+    label = file_of(files, Role.LABEL)
+    image = file_of(image_files, Role.IMAGE) if image_files else None
+    sources = {"label": label} if image in (None, label) else {"label": label, "image": image}
+    return Job(case_id, table.dataset_of(case_id), sources)
+
+
+def space_of(job: Job) -> int:
+    """Return about how many bytes the label will take: deflated a little less well than before."""
+    try:
+        with NpzArchive(job.sources["label"]) as npz:
+            return 2 * npz.compressed_size("gts") + 2**12
+    except (InputError, KeyError):
+        return 0  # the case is going to fail
 
 
 def classify_case(
-    case_id: str, files: tuple[Path, Path | None], *, table: LabelTable, out: Path
-) -> Outcome:
-    """Write ``out/<data set>/<case_id>.nii.gz`` from the case's label file and image file."""
-    label_path, image_path = files
-    output = out / table.dataset_of(case_id) / f"{case_id}.nii.gz"
-    if is_current(output, *filter(None, files)):
-        return Outcome.SKIPPED
-    arrays = read_npz(label_path, ("gts",), optional=("spacing",))
-    if image_path is not None:
-        _require_same_shape(label_path, arrays["gts"].shape, image_path)
-    spacing_xyz = arrays.get("spacing")
-    if spacing_xyz is None:
-        spacing_xyz = _spacing_of_image(label_path, image_path)
-    label = as_label(arrays["gts"], label_path)
+    job: Job, entry: Entry, *, table: LabelTable, out: Path, max_voxels: int
+) -> Found:
+    """Write ``out/<data set>/<case id>.nii.gz`` from the case's label file and image file."""
+    path = job.sources["label"]
+    arrays = read_npz(path, ("gts",), optional=("spacing",), max_voxels=max_voxels)
+    label = as_label(arrays.pop("gts"), path)
+    spacing_xyz = _spacing_of_case(
+        path, label.shape, arrays.get("spacing"), job.sources.get("image", path)
+    )
+    output = out / job.dataset / f"{job.case_id}.nii.gz"
+    entry.claim([output])
     write_nifti(output, label, affine_from_spacing(spacing_xyz))
-    return Outcome.DONE
+    return Found(label.shape, tuple(map(float, spacing_xyz)), _name_values(label, table, job))
 
 
-def _require_same_shape(label_path: Path, shape: tuple[int, ...], image_path: Path) -> None:
-    image_shape = read_npz_shape(image_path, "imgs")
-    if image_shape not in (None, shape):
+def _spacing_of_case(
+    path: Path, shape: tuple[int, ...], spacing_xyz: np.ndarray | None, image: Path
+) -> np.ndarray:
+    """Return the label file's own spacing, or else the image file's; both must be of one shape."""
+    with NpzArchive(image) as npz:
+        header = npz.headers.get("imgs")
+    if header and header.shape != shape:
         raise InputError(
             f"label and image have different shapes.\n"
-            f"  label  {label_path}  (D, H, W) {shape}\n"
-            f"  image  {image_path}  (D, H, W) {image_shape}\n"
+            f"  label  {path}  (D, H, W) {shape}\n"
+            f"  image  {image}  (D, H, W) {header.shape}\n"
             "Expected one grid: check that both files are of this case, and export them again."
         )
-
-
-def _spacing_of_image(label_path: Path, image_path: Path | None) -> Sequence[float]:
-    if image_path in (None, label_path):
+    if spacing_xyz is None and image == path:
         raise InputError(
-            f"{label_path}: lacks 'spacing', and no other file of the case is there. Expected it "
+            f"{path}: lacks 'spacing', and no other file of the case is there. Expected it "
             "here or in the image's file: give the folder of the images, --images."
         )
-    return read_npz(image_path, ("spacing",))["spacing"]
+    return read_npz(image, ("spacing",))["spacing"] if spacing_xyz is None else spacing_xyz
+
+
+def _name_values(label: np.ndarray, table: LabelTable, job: Job) -> dict[str, int]:
+    """Return class -> voxels for the manifest; categorize.py judges unknown values."""
+    counts = count_values(label)
+    labels = table.labels_of(job.dataset)
+    if labels.instance:
+        return {f"{labels.classes[1]} ({len(counts)} instances)": sum(counts.values())}
+    return {labels.classes.get(value, f"value {value}"): n for value, n in counts.items()}
 
 
 @exit_on_input_error

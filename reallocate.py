@@ -6,8 +6,10 @@ Writes  --tree     <organ>/<data set>/imagesTr/<case>.nii.gz on the grid of its 
                    An image is written once; the other organs of the case get hard links to it
                    (copies where the disk has none). Then comes preparelabel.py.
 
-A case that cannot be used is listed, the others are done, and the exit code is 1. Inputs are only
-read. A second run skips what is there, unless image or label has become newer.
+A label whose image is there already and has no NPZ (utils/prepare_nnunet.py writes both) is left
+alone. A case that cannot be used is listed, the others are done, and the exit code is 1. Inputs are
+only read. A second run skips what is unchanged; a run that was stopped or killed goes on where it
+was. What became of each case is in <tree>/manifest_reallocate.csv.
 
     python reallocate.py --images data/npz
     python reallocate.py --images val --tree data/medical_validation
@@ -20,18 +22,31 @@ from pathlib import Path
 
 from utils.errors import InputError, exit_on_input_error
 from utils.geometry import affine_from_spacing
-from utils.nifti_io import Volume, read_nifti_grid, read_npz, require_same_grid, write_nifti
+from utils.ledger import Entry, Found, Job, Ledger
+from utils.nifti_io import (
+    Grid,
+    read_nifti_grid,
+    require_same_grid,
+    write_deflated_nifti,
+    write_nifti,
+)
+from utils.npz_archive import NpzArchive
+from utils.npz_io import read_npz, require_keys, require_volume_shape
 from utils.preparation import (
-    Outcome,
+    Findings,
     Role,
+    Step,
     Summary,
-    add_workers_flag,
+    add_run_flags,
+    file_of,
     find_npz,
-    for_each_case,
-    is_current,
     link_or_copy,
+    plan_job,
+    prepare,
     require_folder,
 )
+
+IMAGE = ""  # the image's role among the sources of a case; a label's is its organ
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,24 +63,37 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=Path("data/medical_preprocessed"),
         help="folder that categorize.py wrote (%(default)s)",
     )
-    add_workers_flag(parser)
+    add_run_flags(parser)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> Summary:
     """Write the images beside all labels; return how many cases ended how."""
     labels = labels_of_cases(args.tree)
-    images = find_npz(args.images, Role.IMAGE)
-    work = partial(reallocate_case, images=images, folder=args.images)
-    return for_each_case("reallocate", labels, work, args.workers)
+    images = find_npz(args.images)
+    jobs = [
+        plan_job(plan_case, key, paths, images, args.images)
+        for key, paths in labels.items()
+        if key.rsplit("/")[-1] in images.files or not all(map(Path.exists, images_beside(paths)))
+    ]
+    step = Step(
+        title="reallocate",
+        ledger=Ledger(args.tree, "reallocate", [args.tree, args.images]),
+        work=partial(reallocate_case, max_voxels=args.max_voxels),
+        space=space_of,
+    )
+    summary = prepare(step, jobs, images.problems, args)
+    summary.skipped += len(labels) - len(jobs)
+    return summary
 
 
 def labels_of_cases(tree: Path) -> dict[str, list[Path]]:
-    """Return case id -> its labels in all organs of the tree."""
+    """Return "<data set>/<case id>" -> its labels in all organs of the tree."""
     require_folder(tree, "the output folder of categorize.py")
     cases: dict[str, list[Path]] = {}
     for path in sorted(tree.glob("[!.]*/[!.]*/labelsTr/[!.]*.nii.gz")):
-        cases.setdefault(path.name.removesuffix(".nii.gz"), []).append(path)
+        case_id = path.name.removesuffix(".nii.gz")
+        cases.setdefault(f"{path.parent.parent.name}/{case_id}", []).append(path)
     if not cases:
         raise InputError(
             f"{tree}: holds no <organ>/<data set>/labelsTr/<case>.nii.gz. Expected the output of "
@@ -74,27 +102,54 @@ def labels_of_cases(tree: Path) -> dict[str, list[Path]]:
     return dict(sorted(cases.items()))
 
 
-def reallocate_case(
-    case_id: str, labels: list[Path], *, images: dict[str, Path], folder: Path
-) -> Outcome:
-    """Write the image of one case beside its first label, and link it beside the others."""
-    if case_id not in images:
+def images_beside(labels: Sequence[Path]) -> list[Path]:
+    """Return where the image of each label belongs."""
+    return [label.parent.with_name("imagesTr") / label.name for label in labels]
+
+
+def plan_case(key: str, labels: list[Path], images: Findings, folder: Path) -> Job:
+    """Find the image of a case; its labels decide where it goes."""
+    dataset, case_id = key.split("/")
+    if case_id not in images.files:
         raise InputError(
             f"{labels[0]}: has no image. Expected {case_id}.npz in or below {folder}: give the "
             "folder that holds it, --images."
         )
-    source = images[case_id]
-    outputs = [label.parent.with_name("imagesTr") / label.name for label in labels]
-    if all(is_current(*pair, source) for pair in zip(outputs, labels, strict=True)):
-        return Outcome.SKIPPED
-    arrays = read_npz(source, ("imgs", "spacing"))
-    image = Volume(arrays["imgs"], affine_from_spacing(arrays["spacing"]))
-    for label in labels:
-        require_same_grid(image, read_nifti_grid(label), source, label)
-    write_nifti(outputs[0], image.array, image.affine)
+    source = file_of(images.files[case_id], Role.IMAGE)
+    organs = {label.parent.parent.parent.name: label for label in labels}
+    return Job(key, dataset, {IMAGE: source} | organs)
+
+
+def space_of(job: Job) -> int:
+    """Return how many bytes the image takes where the disk has hard links: as many as before."""
+    try:
+        with NpzArchive(job.sources[IMAGE]) as npz:
+            return npz.compressed_size("imgs") + 2**12
+    except (InputError, KeyError):
+        return 0  # the case is going to fail
+
+
+def reallocate_case(job: Job, entry: Entry, *, max_voxels: int) -> Found:
+    """Write the image of one case beside its first label, and link it beside the others."""
+    source, *labels = job.sources.values()
+    spacing_xyz = read_npz(source, ("spacing",))["spacing"]
+    affine = affine_from_spacing(spacing_xyz)
+    outputs = images_beside(labels)
+    with NpzArchive(source, max_voxels) as npz:
+        require_keys(npz, ("imgs", "spacing"))
+        shape = npz.headers["imgs"].shape
+        require_volume_shape(shape, source, "imgs")
+        for label in labels:
+            require_same_grid(Grid(shape, affine), read_nifti_grid(label), source, label)
+        entry.claim(outputs)
+        if deflated := npz.deflated("imgs"):
+            write_deflated_nifti(outputs[0], deflated, affine)
+        else:
+            array = read_npz(source, ("imgs",), max_voxels=max_voxels)["imgs"]
+            write_nifti(outputs[0], array, affine)
     for output in outputs[1:]:
         link_or_copy(outputs[0], output)
-    return Outcome.DONE
+    return Found(shape, tuple(map(float, spacing_xyz)))
 
 
 @exit_on_input_error

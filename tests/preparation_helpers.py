@@ -42,8 +42,10 @@ def output(folder, kind="labelsTr", case_id="CT_A_1"):
 
 
 def state_of(folder):
-    """Content, inode and time of every file below ``folder``."""
-    files = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    """Content, inode and time of every file below ``folder``, the ledgers' records apart."""
+    files = (
+        p for p in sorted(Path(folder).rglob("*")) if p.is_file() and ".records" not in p.parts
+    )
     return {
         str(path): (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns)
         for path in files

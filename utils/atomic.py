@@ -1,6 +1,7 @@
 """Files that appear whole or not at all (no torch)."""
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -8,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import InputError
+
+#: How the name of a half-written file begins.
+TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-")
 
 
 class WriteError(InputError):

@@ -14,13 +14,15 @@ classes must not share a slug, because a case has one label per organ.
 
 import json
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import InputError
 
 INSTANCE_KEY = "instance_label"
+MAX_SLUG_BYTES = 200  # of an organ folder's or data set's name: file systems allow 255
 
 # The published class file and the published file names spell this data set differently; whichever
 # of the two is the key, files in the other spelling belong to it.
@@ -73,14 +75,37 @@ class LabelTable:
             )
         return self.datasets[dataset]
 
+    def shared_folders(self, datasets: Iterable[str]) -> list[str]:
+        """Say which organ folders take classes whose names are spelled differently.
+
+        Such names differ in case, spaces and punctuation only; whether they mean the same organ is
+        for the user to see.
+        """
+        spellings: dict[str, dict[str, str]] = {}
+        for dataset in sorted(set(datasets) & self.datasets.keys()):
+            labels = self.datasets[dataset]
+            for value, organ in labels.organs.items():
+                spellings.setdefault(organ, {}).setdefault(labels.classes[value], dataset)
+        return [
+            f"{organ}: the folder takes "
+            + ", ".join(f"{name!r} ({d})" for name, d in names.items())
+            for organ, names in sorted(spellings.items())
+            if len(names) > 1
+        ]
+
 
 def organ_slug(name: str) -> str:
     """Return the folder name of a class: "Left gluteus Maximus" -> "left_gluteus_maximus".
 
-    Lower case; every run of characters other than letters and digits becomes one underscore, none
-    at the ends.
+    Lower case, Unicode's compatibility composition (NFKC); every run of characters other than
+    letters and digits becomes one underscore, none at the ends.
     """
-    slug = re.sub(r"[\W_]+", "_", name.lower()).strip("_")
+    slug = re.sub(r"[\W_]+", "_", unicodedata.normalize("NFKC", name).lower()).strip("_")
+    if len(slug.encode()) > MAX_SLUG_BYTES:
+        raise LabelTableError(
+            f"class name {name[:40]!r}... has {len(name)} characters. Expected at most "
+            f"{MAX_SLUG_BYTES} bytes, since it becomes a folder: shorten it in the class file."
+        )
     if not slug:
         raise LabelTableError(
             f"class name {name!r} holds no letter or digit. Expected a name that can become a "
@@ -118,7 +143,13 @@ def read_label_table(path: Path) -> LabelTable:
 def _dataset(path: Path, dataset: str, entry: object) -> DatasetLabels:
     """Check one data set's entry of the class file."""
     where = f"{path}, data set {dataset!r}"
-    if not dataset or dataset != Path(dataset).name or "\\" in dataset or dataset[0] == ".":
+    if (
+        not dataset
+        or dataset != Path(dataset).name
+        or "\\" in dataset
+        or dataset[0] == "."
+        or len(dataset.encode()) > MAX_SLUG_BYTES
+    ):
         raise LabelTableError(
             f"{where}: cannot be a folder's name. Expected what the names of its files start with."
         )

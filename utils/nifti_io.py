@@ -1,54 +1,47 @@
-"""Challenge NPZ and NIfTI files, read and written (no torch).
+"""NIfTI files, read and written (no torch).
 
-The one place where file order and array order meet:
+The one place where file order and array order meet: arrays are ``(D, H, W)``, that is
+``(z, y, x)``; NIfTI stores ``(x, y, z)``, and the axes are reversed here on reading and on
+writing, nowhere else.
 
-* Arrays are ``(D, H, W)``, that is ``(z, y, x)``. NIfTI stores ``(x, y, z)``: the axes are reversed
-  here on reading and on writing, nowhere else.
-* NPZ ``spacing`` is ``(x, y, z)`` in mm; `utils.geometry.affine_from_spacing` makes the affine.
-* Reading never trusts the file: no pickle, no NaN, no other number of dimensions. Whatever is
-  wrong raises `InputError` with the file in front.
-* Files appear whole or not at all (`utils.atomic`). What cannot be written raises `WriteError`.
+Files appear whole or not at all (`utils.atomic`), and the same voxels give the same bytes: the
+gzip header holds neither name nor time. Gzip is Intel's ISA-L (package ``isal``), several times
+as fast as zlib. Whatever is wrong with a file raises `InputError` with the file in front; what
+cannot be written raises `WriteError`.
 """
 
+import math
 import struct
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
+from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 
 from utils import geometry
 from utils.atomic import atomic_path
 from utils.errors import InputError
+from utils.npz_archive import MAX_VOXELS, Deflated
+from utils.npz_io import require_real_and_finite
+from utils.safe_read import open_regular, reading
 
-VOLUME_KEYS = frozenset({"imgs", "gts", "segs", "prev_pred"})
+EXPECTED = "a complete 3-D NIfTI file"
 SCANNER = 1  # NIfTI's code for "coordinates of the scanner", what a case's affine is
+MAX_LABEL = 65535  # labels are uint8 or uint16
+COMPRESSION = 2  # of ISA-L's 0 to 3: 3 is far slower on labels and no smaller
+BLOCK = 2**22  # bytes at a time
+
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_HEADER = GZIP_MAGIC + b"\x08" + bytes(6) + b"\xff"  # deflate, no name, no time, system unknown
+HEADER_SIZE = 352  # NIfTI-1 header and the four bytes that announce extensions
 
 # float32 headers keep seven digits; 0.1 micrometre and one part in 10,000 is far below a voxel.
 AFFINE_TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
-
-# What zipfile, gzip, NumPy and nibabel raise on damaged files; `OSError` covers permissions too.
-UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    ImageFileError,
-    HeaderDataError,
-    EOFError,
-    KeyError,
-    OSError,
-    OverflowError,
-    RuntimeError,  # an encrypted member, or a compression unknown to zipfile
-    SyntaxError,  # an array header that is no Python literal
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,24 +75,31 @@ class Volume:
         return geometry.spacing_zyx(self.affine)
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
     """Read a 3-D NIfTI file; a fourth dimension of length 1 is dropped.
 
     The array keeps the file's dtype in native byte order (float64 where the header scales).
     """
-    with _reading(path, "a complete 3-D NIfTI file"):
-        image = nib.load(path)
+    with _opened(path) as stream:
+        image = _image_of(stream)
         grid = _grid_of(image, path)
+        if math.prod(grid.shape) > max_voxels:
+            raise InputError(
+                f"{path}: has {math.prod(grid.shape):,} voxels. Expected at most {max_voxels:,}: "
+                "if that is right and the memory is there, raise --max-voxels."
+            )
         array = np.asanyarray(image.dataobj).reshape(grid.shape[::-1], order="F").T
+        while stream.read(BLOCK):  # up to the end, where gzip's checksum is
+            pass
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    _require_real_and_finite(array, path, "the volume")
+    require_real_and_finite(array, path, "the volume")
     return Volume(array, grid.affine)
 
 
 def read_nifti_grid(path: Path) -> Grid:
     """Read shape and affine of a NIfTI file from its header, without decoding the voxels."""
-    with _reading(path, "a complete 3-D NIfTI file"):
-        return _grid_of(nib.load(path), path)
+    with _opened(path) as stream:
+        return _grid_of(_image_of(stream), path)
 
 
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
@@ -108,84 +108,90 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     Sform and qform both hold ``affine`` with code 1, units are mm.
 
     Raises:
+        InputError: NIfTI cannot hold such an array.
         WriteError: the disk is full, or the folder does not let us write.
     """
     if array.ndim != 3:
         raise ValueError(f"{path}: a volume is (D, H, W), got shape {array.shape}")
+    array = np.ascontiguousarray(array)
     array = array.view(np.uint8) if array.dtype == bool else array
-    image = nib.Nifti1Image(array.T, affine, dtype=array.dtype)
-    image.set_sform(affine, SCANNER)
-    image.set_qform(affine, SCANNER)
-    image.header.set_xyzt_units("mm")
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+    header = _header_of(path, array.shape, array.dtype, affine)
+    voxels = memoryview(array.reshape(-1).view(np.uint8))
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+        igzip.IGzipFile("", "wb", COMPRESSION, file, mtime=0) as stream,
+    ):
+        stream.write(header.binaryblock + bytes(4))
+        for start in range(0, len(voxels), BLOCK):
+            stream.write(voxels[start : start + BLOCK])
 
 
-def read_npz(path: Path, keys: Sequence[str], *, optional: Sequence[str] = ()) -> dict:
-    """Read the named arrays of a challenge file, and no others.
+def write_deflated_nifti(path: Path, source: Deflated, affine: np.ndarray) -> None:
+    """Write an array of an NPZ archive as ``.nii.gz`` without inflating and deflating it again.
 
-    Args:
-        path: the ``.npz`` file; object arrays (pickle) in it are never decoded.
-        keys: arrays that must be there.
-        optional: arrays that are left out of the result where the file lacks them.
+    An NPZ member and NIfTI's voxels are the same bytes in the same order, both deflated: C order of
+    (z, y, x) is Fortran order of (x, y, z). So the gzip stream is the NIfTI header, stored as it
+    is, followed by the member's own deflated bytes. These begin with a ``.npy`` header, which lies
+    between NIfTI's header and the voxels as a header extension with code 0, "ignore".
 
-    Returns:
-        name -> array. Volumes (``imgs``, ``gts``, ``segs``, ``prev_pred``) are (D, H, W) and
-        finite; ``spacing`` is three positive float64, (x, y, z) in mm.
+    Raises:
+        InputError: the source is damaged; nothing is written.
+        WriteError: as in `write_nifti`.
     """
-    with _reading(path, "a complete challenge NPZ file"):
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(f"{path}: one bare array. Expected an NPZ archive of named arrays.")
-        with archive:
-            missing = [key for key in keys if key not in archive]
-            if missing:
-                raise InputError(
-                    f"{path}: lacks {', '.join(map(repr, missing))}, holds {archive.files}.\n"
-                    f"Expected {list(keys)}: check which folder is given for images and for labels."
-                )
-            arrays = {key: archive[key] for key in (*keys, *optional) if key in archive}
-    for key in VOLUME_KEYS & arrays.keys():
-        _require_volume(arrays[key], path, key)
-    if "spacing" in arrays:
-        arrays["spacing"] = _checked_spacing(arrays["spacing"], path)
-    return arrays
-
-
-def read_npz_shape(path: Path, key: str) -> tuple[int, ...] | None:
-    """Return the shape of one array of an NPZ file from its header; None where it is not there."""
-    with _reading(path, "a complete challenge NPZ file"), zipfile.ZipFile(path) as archive:
-        if f"{key}.npy" not in archive.namelist():
-            return None
-        with archive.open(f"{key}.npy") as member:
-            version = np.lib.format.read_magic(member)
-            read_header = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            return read_header(member)[0]
+    padding = -(8 + source.header.length) % 16  # an extension's length is a multiple of 16
+    extension = struct.pack("<ii", 8 + padding + source.header.length, 0) + bytes(padding)
+    header = _header_of(path, source.header.shape, source.header.dtype, affine)
+    header["vox_offset"] = HEADER_SIZE + len(extension) + source.header.length
+    front = header.binaryblock + b"\x01\0\0\0" + extension
+    crc = isal_zlib.crc32_combine(isal_zlib.crc32(front), source.crc, source.size)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(GZIP_HEADER)
+        file.write(struct.pack("<BHH", 0, len(front), ~len(front) & 0xFFFF) + front)
+        for chunk in source.chunks:
+            file.write(chunk)
+        file.write(struct.pack("<II", crc, (len(front) + source.size) & 0xFFFFFFFF))
 
 
 def as_label(array: np.ndarray, path: Path) -> np.ndarray:
-    """Return ``array`` in the smallest unsigned dtype; the values must be whole and not negative.
+    """Return ``array`` in uint8 or uint16; the values must be whole, from 0 to 65535.
 
     Args:
         array: (D, H, W) finite numbers of any dtype, as `read_npz` returns ``gts``.
         path: the file it came from, for the message.
     """
-    if array.dtype.kind == "f" and (array != np.floor(array)).any():
-        example = array[array != np.floor(array)][0]
-        raise InputError(
-            f"{path}: the label holds fractions, {example:g} among them. Expected whole class "
-            "numbers, 0 for background: a label is never interpolated or scaled; export it again."
-        )
+    if array.dtype.kind == "f":
+        for plane in array:
+            fractions = plane[plane != np.floor(plane)]
+            if fractions.size:
+                raise InputError(
+                    f"{path}: the label holds fractions, {fractions[0]:g} among them. Expected "
+                    "whole class numbers, 0 for background: a label is never interpolated or "
+                    "scaled; export it again."
+                )
     if array.min() < 0:
         raise InputError(
             f"{path}: the label holds negative values, {array.min():g} the lowest. Expected class "
             "numbers from 0 (background) up: map the values to those of the class file."
         )
+    if array.max() > MAX_LABEL:
+        raise InputError(
+            f"{path}: the label holds the value {array.max():g}. Expected at most {MAX_LABEL}: "
+            "number classes, or the instances of the case, from 1."
+        )
     return array.astype(np.min_scalar_type(int(array.max())), copy=False)
+
+
+def count_values(label: np.ndarray) -> dict[int, int]:
+    """Return value -> number of voxels of a label (`as_label`), without 0, in one pass."""
+    flat = label.reshape(-1)
+    totals = np.zeros(int(label.max()) + 1, np.int64)
+    for start in range(0, flat.size, 2**20):
+        piece = flat[start : start + 2**20]
+        if piece.any():
+            counts = np.bincount(piece)
+            totals[: len(counts)] += counts
+    return {int(value): int(totals[value]) for value in np.flatnonzero(totals) if value}
 
 
 def require_same_grid(
@@ -202,8 +208,8 @@ def require_same_grid(
         f"{case_id}: label and image are on different grids.\n"
         f"  label  {label_path}  {_describe(label)}\n"
         f"  image  {image_path}  {_describe(image)}\n{hint}"
-        f"Expected one grid: run classify.py, categorize.py and reallocate.py again on the "
-        f"files of {case_id}, or leave it out."
+        f"Expected one grid: prepare {case_id} again from files that belong together, or leave it "
+        "out."
     )
 
 
@@ -213,22 +219,42 @@ def _describe(grid: Volume | Grid) -> str:
 
 
 @contextmanager
-def _reading(path: Path, expected: str) -> Iterator[None]:
-    """Turn what a damaged or closed file raises into an `InputError` that names it."""
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Yield the file's inflated content; what goes wrong in the block names the file."""
+    with reading(path, EXPECTED), open_regular(path) as file:
+        zipped = file.read(2) == GZIP_MAGIC
+        file.seek(0)
+        yield igzip.IGzipFile(fileobj=file, mode="rb") if zipped else file
+
+
+def _image_of(stream: BinaryIO) -> nib.Nifti1Image:
+    nifti2 = stream.read(4) in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # its header takes 540 bytes
+    stream.seek(0)
+    return (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_stream(stream)
+
+
+def _header_of(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray
+) -> nib.Nifti1Header:
+    header = nib.Nifti1Header(endianness="<" if dtype.newbyteorder("<") == dtype else ">")
     try:
-        yield
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file. Expected {expected}: check the path.") from error
-    except UNREADABLE as error:
+        header.set_data_dtype(dtype)
+        header.set_data_shape(shape[::-1])
+    except HeaderDataError as error:
         raise InputError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}).\n"
-            f"Expected {expected}: copy or download it again, and check that it may be read."
+            f"{path}: NIfTI cannot hold shape (D, H, W) {shape}, dtype {dtype} ({error}). Expected "
+            "at most 32,767 voxels an axis and a common dtype: convert or split the volume."
         ) from error
+    header.set_sform(affine, SCANNER)
+    header.set_qform(affine, SCANNER)
+    header.set_xyzt_units("mm")
+    header["vox_offset"] = HEADER_SIZE
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["magic"] = b"n+1"
+    return header
 
 
-def _grid_of(image: nib.spatialimages.SpatialImage, path: Path) -> Grid:
+def _grid_of(image: nib.Nifti1Image, path: Path) -> Grid:
     shape = image.shape[:-1] if len(image.shape) == 4 and image.shape[3] == 1 else image.shape
     if len(shape) != 3 or 0 in shape:
         raise InputError(
@@ -242,35 +268,3 @@ def _grid_of(image: nib.spatialimages.SpatialImage, path: Path) -> Grid:
             "independent finite axes: repair the header."
         )
     return Grid(shape[::-1], affine)
-
-
-def _require_volume(array: np.ndarray, path: Path, key: str) -> None:
-    if array.ndim != 3 or array.size == 0:
-        raise InputError(
-            f"{path}: {key!r} has shape {array.shape}. Expected three dimensions (D, H, W), none "
-            "of them 0: a 2-D picture or a multi-channel volume is no case of this challenge."
-        )
-    _require_real_and_finite(array, path, repr(key))
-
-
-def _require_real_and_finite(array: np.ndarray, path: Path, what: str) -> None:
-    if array.dtype.kind not in "buif":
-        raise InputError(
-            f"{path}: {what} has dtype {array.dtype}. Expected real numbers: convert it first."
-        )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        count = int(np.count_nonzero(~np.isfinite(array)))
-        raise InputError(
-            f"{path}: {what} has {count} voxels that are NaN or infinite. Expected finite values: "
-            "export it again, or fill those voxels."
-        )
-
-
-def _checked_spacing(spacing: np.ndarray, path: Path) -> np.ndarray:
-    good = spacing.shape == (3,) and spacing.dtype.kind in "uif"
-    if not good or not np.isfinite(spacing).all() or (spacing <= 0).any():
-        raise InputError(
-            f"{path}: 'spacing' is {spacing.tolist()}. Expected three positive numbers, the voxel "
-            "size (x, y, z) in mm: write the scanner's values into the file."
-        )
-    return spacing.astype(np.float64)

@@ -1,27 +1,34 @@
-"""What the three data scripts share: cases of a folder, one loop over them, links (no torch).
+"""What the data scripts share: finding cases, and one loop over them (no torch).
 
-A case id is a file's name without ``.npz`` and without ``_image`` or ``_label`` at its end. The
-loop goes on after a case that cannot be used, and stops when an output cannot be written, since
-the next ones could not be either.
+A step is a list of jobs (one a case), a function that works on one, and an output folder with a
+ledger. The loop leaves out what is current, checks the disk space, works on the rest, goes on after
+a case that cannot be used, and stops when an output cannot be written, since the next ones could
+not be either.
 """
 
 import argparse
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from zlib import crc32
 
 from tqdm import tqdm
 
-from utils.atomic import WriteError, atomic_path
+from utils.atomic import TEMPORARY, WriteError, atomic_path
 from utils.errors import InputError
+from utils.executor import cpu_count, run_all
+from utils.ledger import Entry, Found, Job, Ledger
+from utils.npz_archive import MAX_VOXELS
 
-Case = TypeVar("Case")
+MAX_NAME_BYTES = 200  # of a case id: file systems allow 255, and suffixes are added
 
 
 class Role(Enum):
@@ -31,13 +38,6 @@ class Role(Enum):
     LABEL = "_label"
 
 
-class Outcome(Enum):
-    """How a case ended that did not fail."""
-
-    DONE = "done"
-    SKIPPED = "skipped"
-
-
 @dataclass
 class Summary:
     """How many cases ended how; its text is the last line of a script."""
@@ -45,6 +45,8 @@ class Summary:
     done: int = 0
     skipped: int = 0
     failures: list[str] = field(default_factory=list)  # one message per failed case
+    dropped: list[str] = field(default_factory=list)  # one message per case that was cleaned
+    plan: str = ""  # what a dry run would have done
 
     @property
     def exit_code(self) -> int:
@@ -52,32 +54,110 @@ class Summary:
         return 1 if self.failures else 0
 
     def __str__(self) -> str:
+        if self.plan:
+            return self.plan
         return f"done {self.done}, skipped {self.skipped}, failed {len(self.failures)}"
 
 
-def find_npz(folder: Path, role: Role) -> dict[str, Path]:
-    """Return case id -> file for all NPZ files in and below ``folder``, sorted by case id.
+@dataclass(frozen=True)
+class Step:
+    """What one script does.
 
-    Where a case has a file for its image and one for its label, the one for ``role`` is taken.
+    Attributes:
+        title: name of the step.
+        ledger: its records.
+        work: writes the outputs of one job; picklable. It claims them before it writes.
+        space: how many bytes the outputs of a job take, at most about.
+    """
+
+    title: str
+    ledger: Ledger
+    work: Callable[[Job, Entry], Found]
+    space: Callable[[Job], int]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one job ended."""
+
+    job: Job
+    kind: str  # "done", "skipped", "failed" or "unwritable"
+    message: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Findings:
+    """What a search for files found."""
+
+    files: dict[str, list[Path]] = field(default_factory=dict)  # case id -> its files, sorted
+    problems: list[str] = field(default_factory=list)  # what could not be looked at
+
+
+def find_files(folder: Path, suffix: str, expected: str) -> Findings:
+    """Find all files with a suffix in and below ``folder``; links to folders are followed.
+
+    A folder that is reached twice, by a loop of links for one, is looked at once. What begins with
+    a dot is left out.
 
     Raises:
-        InputError: no such folder, no such file in it, or two files for one case.
+        InputError: no such folder, or no such file in it.
     """
-    require_folder(folder, "a folder of challenge NPZ files")
-    found: dict[str, list[Path]] = {}
-    for path in sorted(p for p in folder.rglob("[!.]*.npz") if p.is_file()):
-        found.setdefault(case_id_of(path), []).append(path)
-    if not found:
+    require_folder(folder, expected)
+    findings, visited = Findings(), set()
+    for path in _walk(folder, visited, findings.problems):
+        if path.name.endswith(suffix):
+            case_id = case_id_of(path, suffix)
+            if not case_id.isprintable() or len(os.fsencode(case_id)) > MAX_NAME_BYTES:
+                findings.problems.append(
+                    f"{str(path)!r}: cannot be a case's name. Expected at most {MAX_NAME_BYTES} "
+                    "bytes of printable UTF-8: rename the file."
+                )
+            else:
+                findings.files.setdefault(case_id, []).append(path)
+    if not findings.files and not findings.problems:
         raise InputError(
-            f"{folder}: holds no .npz file, subfolders included. Expected challenge cases: check "
+            f"{folder}: holds no {suffix} file, subfolders included. Expected {expected}: check "
             "the path."
         )
-    return {case_id: _only(paths, role) for case_id, paths in sorted(found.items())}
+    findings.files = {key: sorted(findings.files[key]) for key in sorted(findings.files)}
+    return findings
 
 
-def case_id_of(path: Path) -> str:
-    """Return the file's stem without ``_image`` or ``_label``."""
-    return path.stem.removesuffix(Role.IMAGE.value).removesuffix(Role.LABEL.value)
+def plan_job(plan: Callable[..., Job], case_id: str, *args: object) -> Job:
+    """Return ``plan(case_id, *args)``, or a job with the problem that planning found."""
+    try:
+        return plan(case_id, *args)
+    except InputError as error:
+        return Job(case_id, "", {}, problem=str(error))
+
+
+def find_npz(folder: Path) -> Findings:
+    """Find all challenge files in and below ``folder``, see `find_files`."""
+    return find_files(folder, ".npz", "a folder of challenge NPZ files")
+
+
+def case_id_of(path: Path, suffix: str = ".npz") -> str:
+    """Return the file's name without its suffix and without ``_image`` or ``_label``."""
+    stem = path.name.removesuffix(suffix)
+    return stem.removesuffix(Role.IMAGE.value).removesuffix(Role.LABEL.value)
+
+
+def file_of(paths: Sequence[Path], role: Role) -> Path:
+    """Return the file of ``role`` among the files of one case.
+
+    Raises:
+        InputError: more than one may be meant.
+    """
+    with_suffix = [path for path in paths if path.stem.endswith(role.value)]
+    candidates = with_suffix if len(with_suffix) == 1 else paths
+    if len(candidates) > 1:
+        listed = "\n  ".join(str(path) for path in candidates)
+        raise InputError(
+            f"{case_id_of(candidates[0])}: has {len(candidates)} files for its "
+            f"{role.name.lower()}:\n  {listed}\nExpected one: move the others elsewhere."
+        )
+    return candidates[0]
 
 
 def require_folder(folder: Path, expected: str) -> None:
@@ -89,15 +169,6 @@ def require_folder(folder: Path, expected: str) -> None:
         )
 
 
-def is_current(output: Path, *sources: Path) -> bool:
-    """Tell whether ``output`` exists and is no older than what it is made from."""
-    try:
-        written = output.stat().st_mtime_ns
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return all(source.stat().st_mtime_ns <= written for source in sources)
-
-
 def link_or_copy(source: Path, target: Path) -> None:
     """Make ``target`` the same file as ``source``; a copy where the disk knows no hard links."""
     with atomic_path(target) as temporary:
@@ -107,60 +178,225 @@ def link_or_copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def add_workers_flag(parser: argparse.ArgumentParser) -> None:
-    """Add ``--workers``, how many cases are worked on at once."""
-    parser.add_argument(
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how, not what: they do not change the outputs."""
+    group = parser.add_argument_group("how to run")
+    group.add_argument(
         "--workers",
         type=int,
-        default=min(4, os.cpu_count() or 1),
-        help="cases at a time, each in memory as a whole; 1 = one after the other (%(default)s)",
+        default=cpu_count(),
+        help="processes, each with one case in memory (the cores: %(default)s)",
+    )
+    group.add_argument(
+        "--shard",
+        default="1/1",
+        help="I/N: do the I-th of N parts, of the same cases in each step (%(default)s)",
+    )
+    group.add_argument(
+        "--dask-scheduler",
+        metavar="ADDRESS",
+        help="run on the workers of this Dask cluster, tcp://host:port, instead of --workers",
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="say what would be done and what room it needs"
+    )
+    group.add_argument(
+        "--max-voxels",
+        type=int,
+        default=MAX_VOXELS,
+        help="refuse larger volumes; a worker takes some 10 bytes a voxel at worst (%(default)s)",
     )
 
 
-def for_each_case(
-    title: str,
-    cases: Mapping[str, Case],
-    work: Callable[[str, Case], Outcome],
-    workers: int = 1,
+def prepare(
+    step: Step, jobs: Iterable[Job], problems: Sequence[str], args: argparse.Namespace
 ) -> Summary:
-    """Run ``work(case_id, case)`` for all cases, show progress, list failures as they happen.
+    """Do what is due of ``jobs``; show progress, list failures as they happen.
 
-    Threads suffice: decompression, compression and NumPy all release the interpreter's lock.
+    Args:
+        step: what to do with a job.
+        jobs: all cases, of all shards.
+        problems: what could not even become a job.
+        args: the flags of `add_run_flags`.
+
+    Returns:
+        The `Summary`. With ``--dry-run`` nothing is written, and it holds the plan.
 
     Raises:
         WriteError: an output cannot be written; cases not yet begun are left.
+        InputError: the flags cannot be, there is too little room, or a worker died.
     """
-    if workers < 1:
-        raise InputError(f"--workers is {workers}. Expected 1 or more: give a positive number.")
+    if args.workers < 1:
+        raise InputError(f"--workers is {args.workers}. Expected 1 or more: give a number.")
+    jobs = list(jobs)
     summary = Summary()
-    pool = ThreadPoolExecutor(workers)
-    futures = {case_id: pool.submit(work, case_id, case) for case_id, case in cases.items()}
+    for problem in problems:
+        _report_failure(summary, problem)
+    mine = [job for job in jobs if in_shard(job.case_id, args.shard)]
+    looking = tqdm(mine, desc=f"{step.title}: what is due", unit="case", delay=2, disable=None)
+    due = [job for job in looking if not step.ledger.is_current(job)]
+    summary.skipped = len(mine) - len(due)
+    need = sum(step.space(job) for job in due)
+    if args.dry_run:
+        summary.plan = _plan(step, due, summary, need)
+        return summary
+    _require_space(step.ledger.folder, need, step.title)
+    _sweep(step.ledger, {job.case_id.rsplit("/")[-1] for job in due})
     try:
-        for case_id, future in tqdm(futures.items(), desc=title, unit="case", disable=None):
-            try:
-                outcome = future.result()
-            except WriteError:
-                raise
-            except (InputError, OSError) as error:
-                message = str(error) if case_id in str(error) else f"{case_id}: {error}"
-                summary.failures.append(message)
-                tqdm.write(f"FAILED {message}", file=sys.stderr)
-            else:
-                summary.done += outcome is Outcome.DONE
-                summary.skipped += outcome is Outcome.SKIPPED
+        _run(step, due, summary, args)
     finally:
-        pool.shutdown(cancel_futures=True)
+        if step.ledger.records.is_dir():
+            step.ledger.write_manifest(job.case_id for job in jobs)
+    summary.failures.sort()
     return summary
 
 
-def _only(paths: list[Path], role: Role) -> Path:
-    """Return the path of ``role`` among the files of one case."""
-    with_suffix = [path for path in paths if path.stem.endswith(role.value)]
-    candidates = with_suffix if len(with_suffix) == 1 else paths
-    if len(candidates) > 1:
-        listed = "\n  ".join(str(path) for path in candidates)
+def in_shard(case_id: str, shard: str) -> bool:
+    """Tell whether a case is in shard "I/N"; a case is in the same one in every step."""
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
+    number, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise InputError(f"--shard is {shard!r}. Expected I/N with I from 1 to N, such as 2/8.")
+    return crc32(case_id.rsplit("/")[-1].encode()) % count == number - 1
+
+
+def _run(step: Step, due: list[Job], summary: Summary, args: argparse.Namespace) -> None:
+    sizes = {job.case_id: _bytes_of(job) for job in due}
+    outcomes = run_all(partial(_do, step), due, workers=args.workers, scheduler=args.dask_scheduler)
+    with tqdm(
+        total=sum(sizes.values()),
+        desc=step.title,
+        unit="B",
+        unit_scale=True,
+        disable=None if due else True,
+    ) as bar:
+        for number, outcome in enumerate(outcomes, start=1):
+            bar.set_postfix_str(f"{number}/{len(due)} cases, {len(summary.failures)} failed")
+            bar.update(sizes[outcome.job.case_id])
+            if outcome.kind == "unwritable":
+                raise WriteError(outcome.message)
+            if outcome.kind == "failed":
+                _report_failure(summary, outcome.message)
+            summary.done += outcome.kind == "done"
+            summary.skipped += outcome.kind == "skipped"
+            if outcome.notes:
+                summary.dropped.append(f"{outcome.job.case_id}: {'; '.join(outcome.notes)}")
+                tqdm.write(f"DROPPED {summary.dropped[-1]}", file=sys.stderr)
+
+
+def _do(step: Step, job: Job) -> Outcome:
+    """Work on one job, in whichever process; nothing is raised but by our own defects."""
+    entry = None
+    try:
+        if job.problem:
+            raise InputError(job.problem)
+        entry = step.ledger.open(job)
+        if entry.confirm():
+            return Outcome(job, "skipped")
+        found = step.work(job, entry)
+        entry.finish(found)
+        return Outcome(job, "done", notes=found.notes)
+    except WriteError as error:
+        return Outcome(job, "unwritable", str(error))
+    except (InputError, OSError, MemoryError) as error:
+        message = str(error) or type(error).__name__
+    except Exception:  # one case must not end a run of days; the traceback is not lost
+        message = f"a defect of this program, please report it:\n{traceback.format_exc()}"
+    message = message if job.case_id.rsplit("/")[-1] in message else f"{job.case_id}: {message}"
+    try:
+        step.ledger.fail(job, message, entry and entry.sources)
+    except WriteError as error:
+        return Outcome(job, "unwritable", str(error))
+    return Outcome(job, "failed", message)
+
+
+def _report_failure(summary: Summary, message: str) -> None:
+    summary.failures.append(message)
+    tqdm.write(f"FAILED {message}", file=sys.stderr)
+
+
+def _plan(step: Step, due: list[Job], summary: Summary, need: int) -> str:
+    blocked = [job for job in due if job.problem]
+    for job in blocked:
+        _report_failure(summary, job.problem)
+    counts = Counter(job.dataset for job in due if not job.problem)
+    width = max(map(len, counts), default=0)
+    lines = [f"{dataset:{width}}  {count:6} cases" for dataset, count in sorted(counts.items())]
+    free, place = _free_space(step.ledger.folder)
+    lines.append(
+        f"{step.title} would do {len(due) - len(blocked)} cases, skip {summary.skipped}, "
+        f"and fail at {len(summary.failures)}"
+    )
+    lines.append(f"needs about {_gb(need)}, {_gb(free)} are free in {place}; nothing was written")
+    return "\n".join(lines)
+
+
+def _require_space(folder: Path, need: int, title: str) -> None:
+    free, place = _free_space(folder)
+    if need > free:
         raise InputError(
-            f"{case_id_of(candidates[0])}: has {len(candidates)} files for its "
-            f"{role.name.lower()}:\n  {listed}\nExpected one: move the others elsewhere."
+            f"{folder}: {title} needs about {_gb(need)}, and {_gb(free)} are free in {place}. "
+            "Expected enough room before the first case is begun: free space, choose another "
+            "output folder, or do a part at a time with --shard."
         )
-    return candidates[0]
+
+
+def _free_space(folder: Path) -> tuple[int, Path]:
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
+    return shutil.disk_usage(place).free, place
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"
+
+
+def _sweep(ledger: Ledger, case_ids: set[str]) -> None:
+    """Remove half-written files that a killed run left of cases that are now done again."""
+    names = {f"{case_id}{suffix}" for case_id in case_ids for suffix in (".nii.gz", ".json")}
+    names.add(ledger.manifest.name)
+    if ledger.folder.is_dir():
+        for path in _walk(ledger.folder, set(), [], hidden=True):
+            if TEMPORARY.match(path.name) and TEMPORARY.sub("", path.name, count=1) in names:
+                path.unlink(missing_ok=True)
+
+
+def _bytes_of(job: Job) -> int:
+    sizes = 0
+    for path in job.sources.values():
+        try:
+            sizes += path.stat().st_size
+        except OSError:
+            continue
+    return max(1, sizes)
+
+
+def _walk(
+    folder: Path, visited: set[tuple[int, int]], problems: list[str], *, hidden: bool = False
+) -> Iterable[Path]:
+    """Yield the files in and below ``folder``, sorted; each folder once."""
+    try:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in visited:
+            return
+        visited.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        problems.append(
+            f"{folder}: cannot be listed ({error.strerror}). Expected a folder that may be read: "
+            "fix its permissions; what is in it was left out."
+        )
+        return
+    # Real folders first, so that a file has the path that is not by way of a link.
+    for entry in sorted(entries, key=lambda entry: entry.is_symlink()):
+        if entry.name.startswith(".") and not hidden:
+            continue
+        path = folder / entry.name
+        try:
+            is_folder = entry.is_dir()
+        except OSError:
+            is_folder = False  # a link that leads to itself; whoever opens it says so
+        if is_folder:
+            yield from _walk(path, visited, problems, hidden=hidden)
+        else:
+            yield path

@@ -1,0 +1,88 @@
+"""Running one function over many items: here, in worker processes, or on a Dask cluster (no torch).
+
+Worker processes are joblib's (``loky``): a worker that dies takes neither the others nor this
+process with it. On a cluster, Dask workers must see the same files under the same paths, and be
+started in this project's folder so that they can import it.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from utils.errors import InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class WorkerDiedError(InputError):
+    """A worker process was ended from outside, most often for want of memory."""
+
+
+def cpu_count() -> int:
+    """Return how many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # no Linux
+        return os.cpu_count() or 1
+
+
+def run_all(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int = 1,
+    scheduler: str | None = None,
+) -> Iterator[Result]:
+    """Yield ``function(item)`` for all items, as they get ready.
+
+    Args:
+        function: picklable, as are items and results.
+        items: what to call it with.
+        workers: processes; 1 runs in this one. Not used with ``scheduler``.
+        scheduler: address of a Dask scheduler, ``tcp://host:port``.
+
+    Raises:
+        InputError: no such scheduler, or Dask is not installed.
+        WorkerDiedError: a worker was killed.
+    """
+    if scheduler is not None:
+        yield from _on_cluster(function, items, scheduler)
+    elif workers == 1:
+        yield from map(function, items)
+    else:
+        parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
+        try:
+            yield from parallel(delayed(function)(item) for item in items)
+        except TerminatedWorkerError as error:
+            raise WorkerDiedError(
+                f"a worker process was killed ({str(error).splitlines()[0]}).\nExpected "
+                f"{workers} workers to live: most often the memory is not enough for so many; run "
+                "again with fewer, --workers. What was finished is kept."
+            ) from error
+
+
+def _on_cluster(
+    function: Callable[[Item], Result], items: Iterable[Item], scheduler: str
+) -> Iterator[Result]:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise InputError(
+            "--dask-scheduler needs Dask, which is not installed. Expected the package: "
+            "pip install -r requirements-cluster.txt"
+        ) from error
+    try:
+        client = Client(scheduler, timeout=10)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--dask-scheduler {scheduler}: cannot be reached ({error}). Expected the address that "
+            "'dask scheduler' prints, such as tcp://10.0.0.1:8786."
+        ) from error
+    with client, parallel_config(backend="dask", wait_for_workers_timeout=60):
+        yield from Parallel(return_as="generator_unordered")(
+            delayed(function)(item) for item in items
+        )

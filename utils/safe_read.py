@@ -1,0 +1,62 @@
+"""Opening files that may be anything: damaged, a pipe, not ours to read (no torch)."""
+
+import stat
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from isal import isal_zlib
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+
+from utils.errors import InputError
+
+# What zipfile, ISA-L, NumPy and nibabel raise on damaged files; `OSError` covers permissions too.
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    isal_zlib.error,
+    struct.error,
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+    EOFError,
+    KeyError,
+    OSError,
+    OverflowError,
+    MemoryError,  # a header nested too deeply for Python's parser
+    RuntimeError,  # an encrypted member, or a compression unknown to zipfile
+    tokenize.TokenError,
+    SyntaxError,  # an array header that is no Python literal
+    TypeError,
+    ValueError,
+)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; a folder, a pipe or a device is refused before it can block."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InputError(f"{path}: is no regular file. Expected one: give the file itself.")
+    return path.open("rb")
+
+
+@contextmanager
+def reading(path: Path, expected: str) -> Iterator[None]:
+    """Turn what a damaged or closed file raises into an `InputError` that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file. Expected {expected}: check the path.") from error
+    except UNREADABLE as error:
+        raise InputError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}).\n"
+            f"Expected {expected}: copy or download it again, and check that it may be read."
+        ) from error
