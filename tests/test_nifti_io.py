@@ -1,5 +1,8 @@
 """NPZ and NIfTI in and out: axis order, affine, refusals."""
 
+import contextlib
+import gzip
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -12,11 +15,14 @@ from utils.nifti_io import (
     Grid,
     Volume,
     as_label,
+    count_values,
     read_nifti,
     read_nifti_grid,
     require_same_grid,
+    write_deflated_nifti,
     write_nifti,
 )
+from utils.npz_archive import NpzArchive
 
 AFFINE = affine_from_spacing((0.7, 0.9, 5.0))
 
@@ -155,3 +161,134 @@ def test_place_that_cannot_be_written_is_named_with_the_free_space(tmp_path):
 
     with pytest.raises(WriteError, match=r"(?s)a\.nii\.gz: cannot be written .*MiB are free"):
         write_nifti(tmp_path / "file" / "a.nii.gz", counting(), AFFINE)
+
+
+def test_deflated_member_becomes_a_nifti_that_every_reader_reads(make_case, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 90), np.uint8)
+    path = make_case(tmp_path, "case", imgs=image)
+    with NpzArchive(path) as archive:
+        write_deflated_nifti(tmp_path / "a.nii.gz", archive.deflated("imgs"), AFFINE)
+        compressed = archive.compressed_size("imgs")
+
+    for array in (
+        read_nifti(tmp_path / "a.nii.gz").array,
+        np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj).transpose(2, 1, 0),
+        sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii.gz"))),
+    ):
+        np.testing.assert_array_equal(array, image)
+    content = gzip.decompress((tmp_path / "a.nii.gz").read_bytes())
+    assert content.endswith(image.tobytes())
+    assert 0 < (tmp_path / "a.nii.gz").stat().st_size - compressed < 700
+    np.testing.assert_allclose(read_nifti(tmp_path / "a.nii.gz").affine, AFFINE, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["<i2", "<u2", "<i4", "<i8", "|i1"])
+def test_deflated_member_keeps_its_dtype(make_case, tmp_path, dtype):
+    path = make_case(tmp_path, "case", imgs=counting(dtype=dtype))
+    with NpzArchive(path) as archive:
+        write_deflated_nifti(tmp_path / "a.nii.gz", archive.deflated("imgs"), AFFINE)
+
+    array = read_nifti(tmp_path / "a.nii.gz").array
+
+    assert array.dtype == dtype
+    np.testing.assert_array_equal(array, counting(dtype=dtype))
+
+
+def test_damaged_member_leaves_no_nifti(make_case, tmp_path):
+    path = make_case(tmp_path, "case", imgs=counting((8, 9, 10)))
+    content = bytearray(path.read_bytes())
+    content[400] ^= 1  # in the deflated image
+    path.write_bytes(content)
+
+    with NpzArchive(path) as archive, pytest.raises(InputError, match=r"case\.npz: cannot be read"):
+        write_deflated_nifti(tmp_path / "a.nii.gz", archive.deflated("imgs"), AFFINE)
+    assert [p.name for p in tmp_path.iterdir()] == ["case.npz"]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("reader", ["nibabel", "SimpleITK"])
+def test_readers_find_each_axis_where_the_array_has_it(make_case, tmp_path, axis, reader):
+    """A bright voxel one step along one axis lies that axis's spacing further, in LPS mm."""
+    image = np.zeros((4, 6, 9), np.uint8)
+    step = [0, 0, 0]
+    step[axis] = 1
+    image[tuple(step)] = 1
+    write_nifti(tmp_path / "a.nii.gz", image, AFFINE)
+    expected_lps = np.array([0.7, 0.9, 5.0]) * step[::-1]
+
+    if reader == "nibabel":
+        loaded = nib.load(tmp_path / "a.nii.gz")
+        ijk = np.argwhere(np.asarray(loaded.dataobj))[0]
+        place = (loaded.affine @ [*ijk, 1])[:3] * (-1, -1, 1)  # RAS to LPS
+    else:
+        loaded = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
+        z, y, x = (int(i) for i in np.argwhere(sitk.GetArrayFromImage(loaded))[0])
+        place = loaded.TransformIndexToPhysicalPoint((x, y, z))
+
+    np.testing.assert_allclose(place, expected_lps, atol=1e-5)
+
+
+def test_same_voxels_give_the_same_bytes_at_any_time_and_place(tmp_path):
+    for name in ("a", "b"):
+        write_nifti(tmp_path / name / f"{name}.nii.gz", counting((20, 30, 40)), AFFINE)
+    first, second = (tmp_path / n / f"{n}.nii.gz" for n in "ab")
+
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("image_class", [nib.Nifti1Image, nib.Nifti2Image])
+def test_plain_and_second_version_files_are_read(tmp_path, suffix, image_class):
+    path = tmp_path / f"a{suffix}"
+    nib.save(image_class(counting().T, AFFINE), path)
+
+    np.testing.assert_array_equal(read_nifti(path).array, counting())
+
+
+def test_larger_volumes_than_allowed_are_refused(tmp_path):
+    write_nifti(tmp_path / "a.nii.gz", counting(), AFFINE)
+
+    with pytest.raises(InputError, match=r"a\.nii\.gz: has 216 voxels.*--max-voxels"):
+        read_nifti(tmp_path / "a.nii.gz", max_voxels=215)
+
+
+def test_axis_that_nifti_cannot_hold_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match=r"NIfTI cannot hold shape .*32768"):
+        write_nifti(tmp_path / "a.nii.gz", np.zeros((32768, 1, 1), np.uint8), AFFINE)
+
+
+def test_every_flipped_byte_of_a_nifti_is_refused_or_leaves_a_finite_volume(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    write_nifti(path, counting((8, 9, 10)), AFFINE)
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
+        with contextlib.suppress(InputError):
+            assert np.isfinite(read_nifti(path).array).all()
+
+
+def test_every_flipped_byte_of_an_unzipped_header_is_refused_or_read(tmp_path):
+    path = tmp_path / "a.nii"
+    nib.save(nib.Nifti1Image(counting().T, AFFINE), path)
+    whole = path.read_bytes()
+    for position in range(352):
+        for flip in (0xFF, 0x80, 0x01):
+            path.write_bytes(
+                whole[:position] + bytes([whole[position] ^ flip]) + whole[position + 1 :]
+            )
+            with contextlib.suppress(InputError):
+                assert read_nifti(path, max_voxels=10**6).array.ndim == 3
+
+
+def test_values_are_counted_without_the_background():
+    label = np.zeros((3, 700, 700), np.uint16)
+    label[0, 0, :3] = (7, 300, 7)
+    label[2, -1, -1] = 65535
+
+    assert count_values(label) == {7: 2, 300: 1, 65535: 1}
+    assert count_values(np.zeros((2, 2, 2), np.uint8)) == {}
+
+
+def test_values_beyond_uint16_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"the value 65536. Expected at most 65535"):
+        as_label(np.array([[[0, 65536]]]), tmp_path / "case.npz")

@@ -10,7 +10,6 @@ from preparation_helpers import (
     SCRIPTS,
     categorize_all,
     classify_all,
-    prepare_all,
     reallocate_all,
     run_script,
     state_of,

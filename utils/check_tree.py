@@ -25,10 +25,10 @@ SUFFIX = ".nii.gz"
 IMAGES, LABELS = "imagesTr", "labelsTr"
 LAYOUT = f"<organ>/<data set>/{{{IMAGES},{LABELS}}}/<case>{SUFFIX}"
 ORGAN, DATASET, FOLDER, FILE = range(4)  # depths of LAYOUT
-BESIDE_ORGANS = re.compile(r"\.(?!tmp-)|manifest.*\.csv$")  # .records, .lock: not ours to judge
+BESIDE_ORGANS = re.compile(r"\.(?!tmp-)|manifest.*\.csv$")  # .records/, .lock: not ours to judge
 
 
-class Kind(Enum):
+class Kind(str, Enum):
     """What can be wrong, in the order of the report."""
 
     DUPLICATE = "duplicate"
@@ -41,7 +41,7 @@ class Kind(Enum):
     UNREADABLE = "unreadable"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Finding:
     """One thing that is wrong with a file or folder of the tree."""
 
@@ -50,36 +50,27 @@ class Finding:
     message: str
 
 
-@dataclass(frozen=True, order=True)
-class CaseFiles:
-    """One case of one data set: the organs that have its image, and those that have a label."""
+@dataclass(order=True)
+class CaseReport:
+    """The files of one case of one data set, and what reading them has shown."""
 
     tree: Path
     dataset: str
     case_id: str
-    images: tuple[str, ...]
-    labels: tuple[str, ...]
-
-    def path(self, organ: str, folder: str) -> Path:
-        """Return where the case's file in ``imagesTr`` or ``labelsTr`` of an organ lies."""
-        return self.tree / organ / self.dataset / folder / f"{self.case_id}{SUFFIX}"
-
-
-@dataclass
-class CaseReport:
-    """What reading the files of one case has shown."""
-
-    case: CaseFiles
+    images: dict[str, bytes | None] = field(default_factory=dict)  # organ -> digest, once known
+    labels: dict[str, bytes | None] = field(default_factory=dict)  # the same, but none if empty
+    image_files: set[object] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
-    files: dict[object, bytes | None] = field(default_factory=dict)  # image file -> digest
-    images: dict[str, object] = field(default_factory=dict)  # organ -> image file
-    labels: dict[str, bytes] = field(default_factory=dict)  # organ -> digest, none if empty
     instance_labels: int = 0
     voxels: int = 0
 
+    def path(self, organ: str, folder: str) -> Path:
+        """Return where the file in ``imagesTr`` or ``labelsTr`` of an organ lies."""
+        return self.tree / organ / self.dataset / folder / f"{self.case_id}{SUFFIX}"
+
     def add(self, kind: Kind, path: Path, message: object) -> None:
         """Add a finding; its message becomes one line, with paths relative to the tree."""
-        text = str(message).removeprefix(f"{path}: ").replace(f"{self.case.tree}{os.sep}", "")
+        text = str(message).removeprefix(f"{path}: ").replace(f"{self.tree}{os.sep}", "")
         self.findings.append(Finding(kind, path, " ".join(text.split())))
 
     @contextmanager
@@ -107,17 +98,14 @@ class Report:
     def __str__(self) -> str:
         counts = Counter(finding.kind for finding in self.findings)
         lines = [f"{kind.value:<25} {counts[kind]:>15,}" for kind in Kind] + [""]
-        for finding in self.findings:
-            path = finding.path.relative_to(self.tree)
-            lines.append(f"{finding.kind.value:<13}  {path}: {finding.message}")
+        for f in self.findings:
+            lines.append(f"{f.kind.value:<13}  {f.path.relative_to(self.tree)}: {f.message}")
         lines += ["", *(f"{name:<25} {count:>15,}" for name, count in self.totals.items())]
         # A file name that is not UTF-8 must not stop the print after hours of reading.
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 
 
-def check_tree(
-    tree: Path, table: LabelTable | None, run: Callable[[Callable, list], Iterable[CaseReport]]
-) -> Report:
+def check_tree(tree: Path, table: LabelTable | None, run: Callable[..., Iterable]) -> Report:
     """Read a whole tree and report what is wrong in it.
 
     ``table`` says which data sets number instances; one that it lacks does where it is uint16.
@@ -125,112 +113,106 @@ def check_tree(
     """
     cases, findings = find_pairs(tree)
     if not any(case.labels for case in cases):
-        found = f" but {findings[0].path} ({findings[0].message})" if findings else ""
+        found = f"; {findings[0].path}: {findings[0].message}" if findings else ""
         raise InputError(
             f"{tree}: holds no label{found}.\nExpected {LAYOUT}: run categorize.py and "
             "reallocate.py first, or give the folder that holds the organs."
         )
-    reports = sorted(run(partial(check_case, table=table), cases), key=lambda report: report.case)
-    _add_duplicates(reports)
-    findings += [finding for report in reports for finding in report.findings]
-    findings.sort(key=lambda finding: (finding.kind.value, finding.path))
-    return Report(tree, findings, _totals(reports))
+    instances = {name: labels.instance for name, labels in table.datasets.items()} if table else {}
+    cases = sorted(run(partial(check_case, instances=instances), cases))
+    _add_duplicates(cases)
+    findings += [finding for case in cases for finding in case.findings]
+    return Report(tree, sorted(findings), _totals(cases))
 
 
-def find_pairs(tree: Path) -> tuple[list[CaseFiles], list[Finding]]:
-    """List the cases of a tree, sorted, and what lies in it but does not belong there."""
-    findings, cases, folders_left = [], {}, set()
-
-    def note(error: OSError) -> None:
-        message = f"cannot be listed: {error.strerror}"
-        findings.append(Finding(Kind.UNREADABLE, Path(error.filename), message))
-
-    for name, folders, files in os.walk(tree, onerror=note, followlinks=True):
-        folder, depth = Path(name), len(Path(name).relative_to(tree).parts)
-        folders_left |= {folder} if depth in (DATASET, FOLDER) else set()
-        strays = {
-            entry: _why_stray(folder / entry, entry in folders, depth, tree)
-            for entry in folders + files
-        }
-        findings += [
-            Finding(Kind.STRAY, folder / entry, why) for entry, why in strays.items() if why
-        ]
-        folders[:] = sorted(entry for entry in folders if strays[entry] is None)
-        for entry in (entry for entry in files if strays[entry] is None):
-            organ, dataset, kind = folder.parts[-3:]
-            case = cases.setdefault((dataset, entry.removesuffix(SUFFIX)), {IMAGES: (), LABELS: ()})
-            case[kind] += (organ,)
-            folders_left -= {folder.parent, folder.parent.parent}
-    for folder in sorted(folders_left, reverse=True):  # a data set before its organ
-        if not any(finding.path.is_relative_to(folder) for finding in findings):
-            findings.append(Finding(Kind.STRAY, folder, "holds no file: remove the folder"))
-    return [CaseFiles(tree, *key, *cases[key].values()) for key in sorted(cases)], findings
+def find_pairs(tree: Path) -> tuple[list[CaseReport], list[Finding]]:
+    """List the cases of a tree, sorted and not yet read, and what lies in it out of place."""
+    cases, findings = {}, []
+    for path in _files(tree, ORGAN, tree, findings):
+        organ, dataset, folder, name = path.parts[-4:]
+        key = dataset, name.removesuffix(SUFFIX)
+        case = cases.setdefault(key, CaseReport(tree, *key))
+        (case.images if folder == IMAGES else case.labels)[organ] = None
+    return sorted(cases.values()), findings
 
 
-def check_case(case: CaseFiles, table: LabelTable | None) -> CaseReport:
-    """Read the files of one case, one at a time; whatever is wrong with them is a finding."""
-    report, grids = CaseReport(case), {}
-    for organ in case.images:
-        _check_image(report, organ, grids)
-    for organ in case.labels:
-        _check_label(report, organ, grids, table)
-    return report
+def _files(folder: Path, depth: int, tree: Path, findings: list[Finding]) -> list[Path]:
+    """List the case files below a folder whose entries are at ``depth``; note what is stray."""
+    files, known = [], len(findings)
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        findings.append(Finding(Kind.UNREADABLE, folder, f"cannot be listed: {error.strerror}"))
+        return []
+    for entry in entries:
+        path = folder / entry.name
+        if depth == ORGAN and BESIDE_ORGANS.match(entry.name):
+            continue
+        if message := _why_stray(path, entry, depth, tree):
+            findings.append(Finding(Kind.STRAY, path, message))
+        else:
+            files += [path] if depth == FILE else _files(path, depth + 1, tree, findings)
+    if depth in (DATASET, FOLDER) and not files and len(findings) == known:
+        findings.append(Finding(Kind.STRAY, folder, "holds no file: remove the folder"))
+    return files
 
 
-def _why_stray(path: Path, is_folder: bool, depth: int, tree: Path) -> str | None:
-    """Say why something at ``depth`` does not belong there; None if it does, "" if none of ours."""
-    if depth == ORGAN and BESIDE_ORGANS.match(path.name):
-        return ""
-    if path.name.startswith(".tmp-"):
+def _why_stray(path: Path, entry: os.DirEntry, depth: int, tree: Path) -> str | None:
+    if entry.name.startswith(".tmp-"):
         return "left by an interrupted run: delete it"
-    fits = {FOLDER: path.name in (IMAGES, LABELS), FILE: path.name.endswith(SUFFIX)}
-    if is_folder != (depth < FILE) or path.name.startswith(".") or not fits.get(depth, True):
+    is_folder = path.is_dir() if entry.is_symlink() else entry.is_dir()
+    fits = {FOLDER: entry.name in (IMAGES, LABELS), FILE: entry.name.endswith(SUFFIX)}
+    if is_folder != (depth < FILE) or entry.name.startswith(".") or not fits.get(depth, True):
         return f"{'folder' if is_folder else 'file'} out of place, expected {LAYOUT}: move it"
-    if is_folder and path.is_symlink():  # followed, it might lead in a circle
+    if is_folder and entry.is_symlink():  # followed, it might lead in a circle
         target, root = path.resolve(), tree.resolve()
         if target.is_relative_to(root) or root.is_relative_to(target):
             return "link to a folder of this tree: remove the link"
     return None
 
 
-def _check_image(report: CaseReport, organ: str, grids: dict[object, Grid]) -> None:
-    """Read the image of an organ, unless it is a hard link to one that was read."""
-    path = report.case.path(organ, IMAGES)
-    if organ not in report.case.labels:
-        report.add(Kind.MISSING_LABEL, path, "has no label: remove it")
-    file = os.stat(path)[1:3] if os.path.exists(path) else path  # inode, device
-    report.images[organ] = file
-    if file not in report.files:
-        report.files[file] = None
-        with report.noting(Kind.UNREADABLE, path):
-            volume = read_nifti(path)
-            report.voxels += volume.array.size
-            report.files[file] = _digest(volume.array, volume.affine)
-            grids[file] = Grid(volume.shape, volume.affine)
+def check_case(case: CaseReport, instances: dict[str, bool]) -> CaseReport:
+    """Read the files of one case, one at a time; whatever is wrong with them is a finding."""
+    read, grids = {}, {}  # an image by inode and device, which hard links have in common
+    for organ in case.images:
+        path = case.path(organ, IMAGES)
+        if organ not in case.labels:
+            case.add(Kind.MISSING_LABEL, path, "has no label: remove it")
+        file = os.stat(path)[1:3] if os.path.exists(path) else path
+        if file not in read:
+            read[file] = _read_image(case, path)
+        case.images[organ], grids[organ] = read[file]
+    case.image_files = set(read)
+    for organ in case.labels:
+        _check_label(case, organ, grids.get(organ), instances)
+    return case
 
 
-def _check_label(
-    report: CaseReport, organ: str, grids: dict[object, Grid], table: LabelTable | None
-) -> None:
-    """Read the label of an organ: is it on the grid of its image, are its values a label's."""
-    path, image_path = (report.case.path(organ, folder) for folder in (LABELS, IMAGES))
-    if organ not in report.images:
-        report.add(Kind.MISSING_IMAGE, path, "has no image: run reallocate.py")
-    with report.noting(Kind.UNREADABLE, path):
+def _read_image(case: CaseReport, path: Path) -> tuple[bytes | None, Grid | None]:
+    with case.noting(Kind.UNREADABLE, path):
         volume = read_nifti(path)
-        report.voxels += volume.array.size
-        with report.noting(Kind.GRID_MISMATCH, path):
-            grid = grids.get(report.images.get(organ), volume)
-            require_same_grid(grid, volume, image_path, path)
-        known = table.datasets.get(report.case.dataset) if table else None
-        instance = known.instance if known else volume.array.dtype == np.uint16
-        report.instance_labels += instance
-        with report.noting(Kind.NOT_BINARY, path):
+        case.voxels += volume.array.size
+        return _digest(volume.array, volume.affine), Grid(volume.shape, volume.affine)
+    return None, None
+
+
+def _check_label(case: CaseReport, organ: str, grid: Grid | None, instances: dict) -> None:
+    path = case.path(organ, LABELS)
+    if organ not in case.images:
+        case.add(Kind.MISSING_IMAGE, path, "has no image: run reallocate.py")
+    with case.noting(Kind.UNREADABLE, path):
+        volume = read_nifti(path)
+        case.voxels += volume.array.size
+        with case.noting(Kind.GRID_MISMATCH, path):
+            require_same_grid(grid or volume, volume, case.path(organ, IMAGES), path)
+        instance = instances.get(case.dataset, volume.array.dtype == np.uint16)
+        case.instance_labels += instance
+        with case.noting(Kind.NOT_BINARY, path):
             label = as_label(volume.array, path)
             if not label.any():
-                report.add(Kind.EMPTY_LABEL, path, "holds only 0: remove it and its image")
+                case.add(Kind.EMPTY_LABEL, path, "holds only 0: remove it and its image")
                 return
-            report.labels[organ] = _digest(label, volume.affine)
+            case.labels[organ] = _digest(label, volume.affine)
             if instance and volume.array.dtype != np.uint16:
                 raise InputError(f"instances in {volume.array.dtype}, expected uint16")
             if not instance and label.max() > 1:
@@ -238,39 +220,35 @@ def _check_label(
 
 
 def _digest(array: np.ndarray, affine: np.ndarray) -> bytes:
-    """Return a short digest of dtype, shape, affine and voxels, slice by slice."""
-    digest = blake2b(f"{array.dtype} {array.shape}".encode(), digest_size=16)
-    digest.update(np.round(affine, 4) + 0.0)  # + 0.0: without negative zeros
-    for plane in array:
-        digest.update(np.ascontiguousarray(plane))
+    affine = np.round(affine, 4) + 0.0  # without negative zeros
+    digest = blake2b(f"{array.dtype} {array.shape} {affine.tolist()}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array))
     return digest.digest()
 
 
-def _add_duplicates(reports: list[CaseReport]) -> None:
+def _add_duplicates(cases: list[CaseReport]) -> None:
     """Add cases that an organ has from two data sets, and targets it has under two names."""
     seen: dict[tuple, Path] = {}
-    for report in reports:
-        for organ, case_id in ((organ, report.case.case_id) for organ in report.case.labels):
-            path = report.case.path(organ, LABELS)
-            first = seen.setdefault((organ, case_id), path)
+    for case in cases:
+        for organ, label in case.labels.items():
+            path, image = case.path(organ, LABELS), case.images.get(organ)
+            first = seen.setdefault((organ, case.case_id), path)
             if first != path:
-                report.add(Kind.DUPLICATE, path, f"the same case as {first}: remove one")
-            label, image = report.labels.get(organ), report.files.get(report.images.get(organ))
+                case.add(Kind.DUPLICATE, path, f"the same case as {first}: remove one")
             first = seen.setdefault((organ, label, image), path) if label and image else path
             if first.name != path.name:
-                report.add(Kind.DUPLICATE, path, f"the same voxels as {first}: remove one")
+                case.add(Kind.DUPLICATE, path, f"the same voxels as {first}: remove one")
 
 
-def _totals(reports: list[CaseReport]) -> dict[str, int]:
-    cases = [report.case for report in reports]
-    images = Counter(digest for report in reports for digest in {*report.files.values()} - {None})
+def _totals(cases: list[CaseReport]) -> dict[str, int]:
+    images = Counter(image for case in cases for image in {*case.images.values()} - {None})
     shared = Counter(count for count in images.values() if count > 1)
     return {
-        "organs": len({organ for case in cases for organ in case.images + case.labels}),
+        "organs": len({organ for case in cases for organ in (*case.images, *case.labels)}),
         "data sets": len({case.dataset for case in cases}),
         "cases": len(cases),
         "labels": sum(len(case.labels) for case in cases),
-        "instance labels": sum(report.instance_labels for report in reports),
-        "images (distinct files)": len({file for report in reports for file in report.files}),
-        "voxels read": sum(report.voxels for report in reports),
+        "instance labels": sum(case.instance_labels for case in cases),
+        "images (distinct files)": len({file for case in cases for file in case.image_files}),
+        "voxels read": sum(case.voxels for case in cases),
     } | {f"images shared by {count} cases": shared[count] for count in sorted(shared)}

@@ -115,7 +115,7 @@ class NpzArchive:
                 buffer[max(0, position) : position + len(piece)] = piece[skipped:]
                 position += len(piece)
         array = array.T if header.fortran_order else array
-        return np.ascontiguousarray(array, header.dtype.newbyteorder("="))
+        return array.astype(header.dtype.newbyteorder("="), order="C", copy=False)
 
     def deflated(self, key: str) -> Deflated | None:
         """Return one array as it lies in the archive; None where that is no plain deflated C order.

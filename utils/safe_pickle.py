@@ -1,15 +1,14 @@
 """Object arrays of a challenge file, decoded without running anything (no torch).
 
-``boxes``, ``clicks`` and ``clicks_order`` are pickles. A pickle is a program that names functions
-of any installed module and calls them, and ``np.load(..., allow_pickle=True)`` obeys. Here:
+``boxes``, ``clicks`` and ``clicks_order`` are pickles. A pickle is a program: it names functions of
+any installed module and calls them, and ``np.load(..., allow_pickle=True)`` obeys. Here:
 
-* `pickletools.genops` only splits the bytes into opcodes, and `_Reader` acts on the 37 of them
-  that hold plain data in protocols 2 to 5. Names are looked up in a table of strings, never
-  imported; what NumPy's own names stand for is done here. No function ever lies on the stack.
-* Memory stays a small multiple of the pickle: the steps, the nesting and the room that arrays take
-  are limited, so a short pickle that refers to one part over and over is refused.
-* The result holds arrays (native byte order), dict with text keys, list, tuple, str, bytes, numbers
-  and None. It nests at most `MAX_LEVELS` deep and never holds itself.
+* `pickletools.genops` only splits the bytes into opcodes, and `_Reader` acts on those that hold
+  plain data in protocols 2 to 5. A name stays a name: nothing is imported, no function ever lies
+  on the stack, and the few that NumPy's own pickles call are imitated in `_Reader._call`.
+* The result is a tree of arrays (native byte order), dict with text keys, list, tuple, str, bytes,
+  numbers and None, at most `MAX_LEVELS` deep. What a pickle mentions twice is there twice.
+* Opcodes and the room of the result are limited, so a short pickle cannot fill the memory.
 
 Whatever the bytes are, nothing but `InputError` comes out.
 """
@@ -17,33 +16,35 @@ Whatever the bytes are, nothing but `InputError` comes out.
 import math
 import pickletools
 import re
+import sys
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
 from utils.errors import InputError
 
 MAX_BYTES = 64 * 2**20
-MAX_STEPS = 2**21  # opcodes; 5,000 targets with five clicks each take under a million
+MAX_STEPS = 2**21  # opcodes; 5,000 targets with five clicks each take about a million
 MAX_LEVELS = 32
-FREE_ROOM = 2**16  # bytes; an array of shape (500, 0) counts as 500 elements
+MAX_DIMENSIONS = 64  # NumPy's own limit
 
-NDARRAY = "numpy ndarray"
-CALLS = {  # "module name" in the pickle -> the method of `_Reader` that does its work
-    "numpy dtype": "_dtype",
-    "numpy.core.multiarray _reconstruct": "_reconstruct",
-    "numpy._core.multiarray _reconstruct": "_reconstruct",
-    "numpy.core.multiarray scalar": "_scalar",
-    "numpy._core.multiarray scalar": "_scalar",
-    "numpy.core.numeric _frombuffer": "_frombuffer",  # protocol 5
-    "numpy._core.numeric _frombuffer": "_frombuffer",
-    "_codecs encode": "_encode",  # protocol 2 holds bytes as text
-    "__builtin__ bytes": "_empty_bytes",
+# Room of the result, in bytes. A None is one byte of a pickle; in an object array it takes eight
+# as a value and eight as an element. Parts that are mentioned twice draw on the free room.
+ROOM_PER_BYTE = 16
+FREE_ROOM = 4 * 2**20
+
+NAMES = {
+    "numpy.ndarray",
+    "numpy.dtype",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy.core.numeric._frombuffer",  # protocol 5
+    "_codecs.encode",  # protocol 2 keeps bytes as text
+    "__builtin__.bytes",  # and empty ones not at all
 }
 DTYPE_CODE = re.compile(r"b1|[iu][1248]|f[248]|[SU][0-9]{1,8}|O8?")
 LEAVES = (str, bytes, bool, int, float, np.generic, type(None))
-MAX_DIMENSIONS = 64  # NumPy's own limit
-MAX_CODE_POINT = 0x10FFFF
 
 
 class UnsafePickleError(InputError):
@@ -67,14 +68,10 @@ def load_objects(data: bytes, where: str) -> object:
             "for each target: write boxes and clicks only, or leave the array out."
         )
     try:
-        return _Reader(len(data)).read(data)
-    except _RefusedError as error:
-        raise UnsafePickleError(
-            f"{where}: the pickle {error}. Expected only NumPy arrays, dict, list, tuple, str, "
-            "bytes, numbers and None: this file may run a program when other tools open it; "
-            "do not open it with them, and download it again."
-        ) from error
-    except Exception as error:  # damage can fail anywhere, as MemoryError and RecursionError too
+        return _Reader(len(data), where).read(data)
+    except InputError:
+        raise
+    except Exception as error:  # damage may fail anywhere, with MemoryError or RecursionError too
         raise InputError(
             f"{where}: the pickle cannot be read ({type(error).__name__}: {_printable(error)}). "
             "Expected a complete object array as NumPy saves it: copy or download it again."
@@ -91,10 +88,6 @@ def _require(condition: bool, damage: str) -> None:
         raise ValueError(damage)
 
 
-class _RefusedError(Exception):
-    """The pickle asks for more than plain data; the text goes on after "the pickle"."""
-
-
 @dataclass(slots=True, eq=False)
 class _Name:
     """A function or class that the pickle mentions: nothing but its name."""
@@ -105,42 +98,29 @@ class _Name:
 @dataclass(slots=True, eq=False)
 class _Dtype:
     code: str
-    order: str = "="
-
-    def build(self, state: tuple) -> None:
-        _version, order, *fields, _itemsize, _alignment, _flags = state
-        if any(field is not None for field in fields):
-            raise _RefusedError("asks for a dtype with fields")
-        _require(isinstance(order, str) and order in tuple("<>|="), "no such byte order")
-        self.order = order
-
-    def true(self) -> np.dtype:
-        return np.dtype(self.order + self.code)
+    byte_order: str = "="
 
 
 @dataclass(slots=True, eq=False)
 class _Array:
-    """An array as described by the pickle: ``state`` is (shape, dtype, is_fortran, data)."""
+    """An array as the pickle describes it: (shape, dtype, is_fortran, data)."""
 
     state: tuple | None = None
 
-    def build(self, state: tuple) -> None:
-        _version, *self.state = state
-
 
 class _Reader:
-    """Pickle's stack machine without its power to call; then true arrays from the inside out."""
+    """Pickle's stack machine without its power to call."""
 
-    def __init__(self, size: int) -> None:
-        self._room = FREE_ROOM + 8 * size  # a None is 1 byte of pickle and 8 of an array
+    def __init__(self, size: int, where: str) -> None:
+        self._where = where
+        self._room = FREE_ROOM + ROOM_PER_BYTE * size
         self._stack, self._marks, self._memo = [], [], []
-        self._done, self._levels = {}, {}  # id of a part -> its true value, how deep it nests
 
     def read(self, data: bytes) -> object:
         for step, (opcode, argument, _position) in enumerate(pickletools.genops(data)):
             _require(step < MAX_STEPS, f"more than {MAX_STEPS} steps")
             self._step(opcode.name, argument)
-        return self._true(self._stack.pop(), MAX_LEVELS)
+        return self._true(self._stack[-1], MAX_LEVELS)
 
     def _step(self, opcode: str, argument: object) -> None:
         """Do what one opcode says; ``argument`` is what the pickle holds behind it, or None."""
@@ -148,21 +128,11 @@ class _Reader:
         match opcode:
             case "PROTO" | "FRAME" | "STOP":
                 pass
-            case (
-                "NONE"
-                | "BININT"
-                | "BININT1"
-                | "BININT2"
-                | "LONG1"
-                | "BINFLOAT"
-                | "SHORT_BINUNICODE"
-                | "BINUNICODE"
-                | "BINUNICODE8"
-                | "SHORT_BINBYTES"
-                | "BINBYTES"
-                | "BINBYTES8"
-                | "BYTEARRAY8"
-            ):
+            case "NONE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
+                push(argument)
+            case "SHORT_BINUNICODE" | "BINUNICODE" | "BINUNICODE8":
+                push(argument)
+            case "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
                 push(argument)
             case "NEWTRUE" | "NEWFALSE":
                 push(opcode == "NEWTRUE")
@@ -172,8 +142,6 @@ class _Reader:
                 push([])
             case "EMPTY_DICT":
                 push({})
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                push(tuple(self._pop(int(opcode[-1]))))
             case "BINGET" | "LONG_BINGET":
                 push(self._memo[argument])
             case "MEMOIZE" | "BINPUT" | "LONG_BINPUT":
@@ -182,29 +150,36 @@ class _Reader:
             case "MARK":
                 self._marks.append(self._stack)
                 self._stack = []
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                push(tuple(self._pop(int(opcode[-1]))))
             case "TUPLE":
                 items = self._pop_to_mark()
-                self._stack.append(tuple(items))  # not `push`: the stack is another one now
-            case "APPEND":
-                self._extend(self._pop(1))
-            case "APPENDS":
-                self._extend(self._pop_to_mark())
-            case "SETITEM":
-                self._update(self._pop(2))
-            case "SETITEMS":
-                self._update(self._pop_to_mark())
+                self._stack.append(tuple(items))  # no push: that was the stack above the mark
+            case "APPEND" | "APPENDS":
+                self._extend(self._pop(1) if opcode == "APPEND" else self._pop_to_mark())
+            case "SETITEM" | "SETITEMS":
+                self._update(self._pop(2) if opcode == "SETITEM" else self._pop_to_mark())
             case "GLOBAL":
-                push(_named(argument))
+                push(self._named(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
-                module, name = self._pop(2)
-                _require(isinstance(module, str) and isinstance(name, str), "a name is no text")
-                push(_named(f"{module} {name}"))
+                push(self._named(*self._pop(2)))
             case "REDUCE":
                 push(self._call(*self._pop(2)))
             case "BUILD":
                 self._build(*self._pop(1))
             case _:
-                raise _RefusedError(f"uses the opcode {opcode}")
+                self._refuse(f"uses the opcode {opcode}")
+
+    def _refuse(self, found: str) -> NoReturn:
+        raise UnsafePickleError(
+            f"{self._where}: the pickle {found}. Expected only NumPy arrays, dict, list, tuple, "
+            "str, bytes, numbers and None: this file may run a program when other tools open it; "
+            "do not open it with them, and download it again."
+        )
+
+    def _take(self, size: int) -> None:
+        self._room -= size
+        _require(self._room >= 0, "it grows far beyond its size in the file")
 
     def _pop(self, count: int) -> list:
         _require(len(self._stack) >= count, "an operand is missing")
@@ -217,113 +192,94 @@ class _Reader:
         return items
 
     def _extend(self, items: list) -> None:
-        _require(type(self._stack[-1]) is list, "items are added to what is no list")
+        _require(type(self._stack[-1]) is list, "items for what is no list")
         self._stack[-1].extend(items)
 
     def _update(self, items: list) -> None:
-        """Set dict entries. Only text is hashed: a tuple that holds itself twice takes forever."""
-        keys, values = items[::2], items[1::2]
-        _require(type(self._stack[-1]) is dict, "entries are added to what is no dict")
-        _require(all(isinstance(key, str) for key in keys), "a key of a dict is no text")
-        self._stack[-1].update(zip(keys, values, strict=True))
+        """Set dict entries; only text is hashed, as the hash of nested tuples may take forever."""
+        _require(type(self._stack[-1]) is dict, "entries for what is no dict")
+        _require(all(isinstance(key, str) for key in items[::2]), "a key of a dict is no text")
+        self._stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
-    def _build(self, state: object) -> None:
-        if not isinstance(self._stack[-1], _Dtype | _Array):
-            raise _RefusedError("sets the state of something else than an array")
-        _require(type(state) is tuple, "a state is no tuple")
-        self._stack[-1].build(state)
+    def _named(self, module: object, name: object) -> _Name:
+        _require(isinstance(module, str) and isinstance(name, str), "a name is no text")
+        full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
+        if full_name not in NAMES:
+            self._refuse(f"calls for {_printable(full_name)}")
+        return _Name(full_name)
 
     def _call(self, function: object, arguments: object) -> object:
-        if not isinstance(function, _Name) or function.name not in CALLS:
-            raise _RefusedError("calls something else than a function of NumPy's file format")
-        _require(type(arguments) is tuple, "arguments are no tuple")
-        return getattr(self, CALLS[function.name])(*arguments)
+        """Do what NumPy's own functions do with the arguments that NumPy gives them."""
+        match function, arguments:
+            case _Name("numpy.dtype"), (str() as code, *_) if DTYPE_CODE.fullmatch(code):
+                return _Dtype(code)
+            case _Name("numpy.core.multiarray._reconstruct"), (_Name("numpy.ndarray"), *_):
+                return _Array()
+            case (
+                _Name("numpy.core.numeric._frombuffer"),
+                (data, dtype, shape, "C" | "F" as order),
+            ):
+                return _Array((shape, dtype, order == "F", data))
+            case _Name("numpy.core.multiarray.scalar"), (dtype, bytes() as data):
+                return self._array((), dtype, False, data)[()]
+            case _Name("_codecs.encode"), (str() as text, "latin1"):
+                self._take(len(text))
+                return text.encode("latin1")
+            case _Name("__builtin__.bytes"), ():
+                return b""
+            case _Name(name), _:
+                self._refuse(f"calls {name} with other arguments than plain data needs")
+        self._refuse(f"calls a value of type {type(function).__name__}")
 
-    def _dtype(self, code: object, _align: object, _copy: object) -> _Dtype:
-        _require(isinstance(code, str), "a dtype is no text")
-        if not DTYPE_CODE.fullmatch(code):
-            raise _RefusedError(f"asks for dtype {_printable(code)}")
-        return _Dtype(code)
+    def _build(self, state: object) -> None:
+        match self._stack[-1], state:
+            case _Dtype() as dtype, (_, "<" | ">" | "|" | "=" as order, None, None, None, _, _, _):
+                dtype.byte_order = order
+            case _Array() as array, (_, shape, dtype, is_fortran, data):
+                array.state = (shape, dtype, is_fortran, data)
+            case part, _:
+                self._refuse(f"sets a state that no plain {_kind(part)} has")
 
-    def _reconstruct(self, kind: object, _shape: object, _code: object) -> _Array:
-        if not isinstance(kind, _Name) or kind.name != NDARRAY:
-            raise _RefusedError("rebuilds something else than numpy.ndarray")
-        return _Array()
-
-    def _frombuffer(self, data: object, dtype: object, shape: object, order: object) -> _Array:
-        _require(isinstance(order, str) and order in ("C", "F"), "no such order of an array")
-        return _Array((shape, dtype, order == "F", data))
-
-    def _scalar(self, dtype: object, data: object) -> np.generic:
-        array = self._array((), dtype, False, data)
-        _require(array.dtype != object, "a scalar of dtype object")
-        return array[()]
-
-    def _encode(self, text: object, encoding: object) -> bytes:
-        _require(isinstance(text, str) and encoding == "latin1", "bytes are not held as latin1")
-        self._take(len(text))
-        return text.encode("latin1")
-
-    def _empty_bytes(self) -> bytes:
-        return b""
-
-    def _take(self, size: int) -> None:
-        self._room -= size
-        _require(self._room >= 0, "its arrays are larger than the pickle itself")
-
-    def _true(self, part: object, room: int) -> object:
-        """Return ``part`` with true arrays in it; it may nest at most ``room`` levels deep."""
+    def _true(self, part: object, levels: int) -> object:
+        """Return ``part`` with true arrays in it; it may nest at most ``levels`` deep."""
+        self._take(8)
         if isinstance(part, LEAVES):
             return part
-        key = id(part)
-        if key not in self._done and room > 0:
-            children = _children(part)
-            values = [self._true(child, room - 1) for child in children]
-            self._levels[key] = 1 + max((self._levels.get(id(c), 0) for c in children), default=0)
-            self._done[key] = self._assemble(part, values)
-        levels = self._levels.get(key, math.inf)  # inf: in the making, so it holds itself
-        _require(levels <= room, f"it nests more than {MAX_LEVELS} levels deep, or holds itself")
-        return self._done[key]
-
-    def _assemble(self, part: object, values: list) -> object:
-        """Make the true value of a container from the true values of its children."""
-        if isinstance(part, _Array):
-            *layout, data = part.state
-            return self._array(*layout, values if type(data) is list else data)
-        return dict(zip(part, values, strict=True)) if type(part) is dict else type(part)(values)
+        _require(levels > 0, f"it nests more than {MAX_LEVELS} levels deep, or holds itself")
+        match part:
+            case list() | tuple():
+                return type(part)([self._true(item, levels - 1) for item in part])
+            case dict():
+                return {key: self._true(item, levels - 1) for key, item in part.items()}
+            case _Array((*layout, list() as data)):
+                return self._array(*layout, [self._true(item, levels - 1) for item in data])
+            case _Array((*layout, bytes() | bytearray() as data)):
+                return self._array(*layout, data)
+        self._refuse(f"holds a bare {_kind(part)}")
 
     def _array(self, shape: object, dtype: object, is_fortran: object, data: object) -> np.ndarray:
-        _require(type(shape) is tuple and len(shape) <= MAX_DIMENSIONS, "a shape is no tuple")
-        _require(all(type(n) is int and n >= 0 for n in shape), "a shape holds no lengths")
-        _require(isinstance(dtype, _Dtype), "an array has no dtype")
-        size, true, order = math.prod(shape), dtype.true(), "F" if is_fortran else "C"
+        """Make an array of ``data``, bytes or a list of objects, after all sizes are checked."""
+        _require(isinstance(shape, tuple) and len(shape) <= MAX_DIMENSIONS, "no such shape")
+        _require(all(type(n) is int and n >= 0 for n in shape), "no such shape")
+        _require(isinstance(dtype, _Dtype), "an array without a dtype")
+        true = np.dtype(dtype.byte_order + dtype.code)
+        # An empty array counts too: along its other axes it may be long enough to loop forever.
         self._take(math.prod(max(n, 1) for n in shape) * max(true.itemsize, 1))
-        if true == object:
-            _require(type(data) is list and len(data) == size, "shape and length disagree")
+        size, order = math.prod(shape), "F" if is_fortran else "C"
+        _require(len(data) == size * (1 if true.kind == "O" else true.itemsize), "a wrong size")
+        _require(isinstance(data, list) == (true.kind == "O"), "another dtype than its data")
+        if true.kind == "O":
             return np.asarray(np.fromiter(data, object, size).reshape(shape), order=order)
-        _require(isinstance(data, bytes | bytearray), "an array has no data")
-        _require(len(data) == size * true.itemsize, "shape and length disagree")
-        if true.kind == "U":
-            code_points = np.frombuffer(data, f"{dtype.order}u4")
-            _require(code_points.max(initial=0) <= MAX_CODE_POINT, "text holds no characters")
         array = np.ndarray(shape, true, data, order=order)
-        return array.astype(true.newbyteorder("="), order="K")
+        array = array.astype(true.newbyteorder("="), order="K")
+        _require(true.kind != "U" or _is_text(array), "text of impossible characters")
+        return array
 
 
-def _named(name: str) -> _Name:
-    if name not in CALLS and name != NDARRAY:
-        raise _RefusedError(f"calls for {_printable(name).replace(' ', '.')}")
-    return _Name(name)
+def _is_text(array: np.ndarray) -> bool:
+    code_points = np.frombuffer(array.tobytes(), np.uint32)
+    return code_points.max(initial=0) <= sys.maxunicode
 
 
-def _children(part: object) -> list | tuple:
-    match part:
-        case list() | tuple():
-            return part
-        case dict():
-            return list(part.values())
-        case _Array(state=(_, _, _, list() as data)):
-            return data
-        case _Array(state=(_, _, _, bytes() | bytearray())):
-            return ()
-    raise _RefusedError(f"holds a {type(part).__name__.lstrip('_').lower()} as a value")
+def _kind(part: object) -> str:
+    return type(part).__name__.strip("_").lower()

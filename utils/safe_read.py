@@ -27,7 +27,7 @@ UNREADABLE = (
     HeaderDataError,
     WrapStructError,
     EOFError,
-    KeyError,
+    LookupError,
     OSError,
     OverflowError,
     MemoryError,  # a header nested too deeply for Python's parser
