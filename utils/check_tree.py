@@ -1,7 +1,6 @@
 """What is wrong in a prepared tree: reads all of it, changes nothing (no torch).
 
-Reading is the cost: the files of one case of one data set are read together, in any process, and an
-image that its organs share as hard links once. What only the whole tree shows, digests tell.
+Reading is the cost: the files of one case are read together, and an image that organs share once.
 """
 
 import os
@@ -21,8 +20,7 @@ from utils.errors import InputError
 from utils.label_table import LabelTable
 from utils.nifti_io import Grid, as_label, read_nifti, require_same_grid
 
-SUFFIX = ".nii.gz"
-IMAGES, LABELS = "imagesTr", "labelsTr"
+IMAGES, LABELS, SUFFIX = "imagesTr", "labelsTr", ".nii.gz"
 LAYOUT = f"<organ>/<data set>/{{{IMAGES},{LABELS}}}/<case>{SUFFIX}"
 ORGAN, DATASET, FOLDER, FILE = range(4)  # depths of LAYOUT
 BESIDE_ORGANS = re.compile(r"\.(?!tmp-)|manifest.*\.csv$")  # .records/, .lock: not ours to judge
@@ -57,8 +55,8 @@ class CaseReport:
     tree: Path
     dataset: str
     case_id: str
-    images: dict[str, bytes | None] = field(default_factory=dict)  # organ -> digest, once known
-    labels: dict[str, bytes | None] = field(default_factory=dict)  # the same, but none if empty
+    images: dict[str, bytes | None] = field(default_factory=dict)  # organ -> digest, when read
+    labels: dict[str, bytes | None] = field(default_factory=dict)  # organ -> digest, None if empty
     image_files: set[object] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
     instance_labels: int = 0
@@ -70,15 +68,15 @@ class CaseReport:
 
     def add(self, kind: Kind, path: Path, message: object) -> None:
         """Add a finding; its message becomes one line, with paths relative to the tree."""
-        text = str(message).removeprefix(f"{path}: ").replace(f"{self.tree}{os.sep}", "")
+        text = str(message).removeprefix(f"{path}: ").replace(f" {self.tree}{os.sep}", " ")
         self.findings.append(Finding(kind, path, " ".join(text.split())))
 
     @contextmanager
     def noting(self, kind: Kind, path: Path) -> Iterator[None]:
-        """Make an `InputError` in the block a finding."""
+        """Make it a finding if the block cannot read a file, or finds it wrong."""
         try:
             yield
-        except InputError as error:
+        except (InputError, OSError, MemoryError) as error:
             self.add(kind, path, error)
 
 
@@ -97,19 +95,19 @@ class Report:
 
     def __str__(self) -> str:
         counts = Counter(finding.kind for finding in self.findings)
-        lines = [f"{kind.value:<25} {counts[kind]:>15,}" for kind in Kind] + [""]
+        lines = [f"{kind.value:<25} {counts[kind]:>15,}" for kind in Kind]
+        lines += ["", f"{len(self.findings):,} findings"]
         for f in self.findings:
             lines.append(f"{f.kind.value:<13}  {f.path.relative_to(self.tree)}: {f.message}")
         lines += ["", *(f"{name:<25} {count:>15,}" for name, count in self.totals.items())]
-        # A file name that is not UTF-8 must not stop the print after hours of reading.
-        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # any name prints
 
 
 def check_tree(tree: Path, table: LabelTable | None, run: Callable[..., Iterable]) -> Report:
     """Read a whole tree and report what is wrong in it.
 
-    ``table`` says which data sets number instances; one that it lacks does where it is uint16.
-    ``run`` calls a picklable function for each item, in any order: ``map``, or many processes.
+    ``table`` says which data sets number instances; those that it lacks do where they are uint16.
+    ``run`` is ``map`` or does the same in many processes, in any order.
     """
     cases, findings = find_pairs(tree)
     if not any(case.labels for case in cases):
@@ -130,8 +128,7 @@ def find_pairs(tree: Path) -> tuple[list[CaseReport], list[Finding]]:
     cases, findings = {}, []
     for path in _files(tree, ORGAN, tree, findings):
         organ, dataset, folder, name = path.parts[-4:]
-        key = dataset, name.removesuffix(SUFFIX)
-        case = cases.setdefault(key, CaseReport(tree, *key))
+        case = cases.setdefault((dataset, name), CaseReport(tree, dataset, name[: -len(SUFFIX)]))
         (case.images if folder == IMAGES else case.labels)[organ] = None
     return sorted(cases.values()), findings
 
@@ -179,8 +176,7 @@ def check_case(case: CaseReport, instances: dict[str, bool]) -> CaseReport:
         if organ not in case.labels:
             case.add(Kind.MISSING_LABEL, path, "has no label: remove it")
         file = os.stat(path)[1:3] if os.path.exists(path) else path
-        if file not in read:
-            read[file] = _read_image(case, path)
+        read[file] = read.get(file) or _read_image(case, path)
         case.images[organ], grids[organ] = read[file]
     case.image_files = set(read)
     for organ in case.labels:

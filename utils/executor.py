@@ -14,6 +14,8 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from utils.errors import InputError
 
+CONNECT_SECONDS = 10  # to a scheduler
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -76,7 +78,7 @@ def _on_cluster(
             "pip install -r requirements-cluster.txt"
         ) from error
     try:
-        client = Client(scheduler, timeout=10)
+        client = Client(scheduler, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--dask-scheduler {scheduler}: cannot be reached ({error}). Expected the address that "

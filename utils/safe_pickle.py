@@ -40,8 +40,8 @@ NAMES = {
     "numpy.core.multiarray._reconstruct",
     "numpy.core.multiarray.scalar",
     "numpy.core.numeric._frombuffer",  # protocol 5
-    "_codecs.encode",  # protocol 2 keeps bytes as text
-    "__builtin__.bytes",  # and empty ones not at all
+    "_codecs.encode",  # protocol 2: bytes, kept as text
+    "__builtin__.bytes",  # protocol 2: b""
 }
 DTYPE_CODE = re.compile(r"b1|[iu][1248]|f[248]|[SU][0-9]{1,8}|O8?")
 LEAVES = (str, bytes, bool, int, float, np.generic, type(None))
@@ -90,7 +90,7 @@ def _require(condition: bool, damage: str) -> None:
 
 @dataclass(slots=True, eq=False)
 class _Name:
-    """A function or class that the pickle mentions: nothing but its name."""
+    """One of `NAMES` that the pickle mentions, without its module: text, never a function."""
 
     name: str
 
@@ -203,29 +203,26 @@ class _Reader:
 
     def _named(self, module: object, name: object) -> _Name:
         _require(isinstance(module, str) and isinstance(name, str), "a name is no text")
-        full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
-        if full_name not in NAMES:
+        full_name = f"{module}.{name}"
+        if full_name.replace("numpy._core.", "numpy.core.") not in NAMES:
             self._refuse(f"calls for {_printable(full_name)}")
-        return _Name(full_name)
+        return _Name(name)
 
     def _call(self, function: object, arguments: object) -> object:
         """Do what NumPy's own functions do with the arguments that NumPy gives them."""
         match function, arguments:
-            case _Name("numpy.dtype"), (str() as code, *_) if DTYPE_CODE.fullmatch(code):
+            case _Name("dtype"), (str() as code, *_) if DTYPE_CODE.fullmatch(code):
                 return _Dtype(code)
-            case _Name("numpy.core.multiarray._reconstruct"), (_Name("numpy.ndarray"), *_):
+            case _Name("_reconstruct"), (_Name("ndarray"), *_):
                 return _Array()
-            case (
-                _Name("numpy.core.numeric._frombuffer"),
-                (data, dtype, shape, "C" | "F" as order),
-            ):
+            case _Name("_frombuffer"), (data, dtype, shape, "C" | "F" as order):
                 return _Array((shape, dtype, order == "F", data))
-            case _Name("numpy.core.multiarray.scalar"), (dtype, bytes() as data):
+            case _Name("scalar"), (dtype, bytes() as data):
                 return self._array((), dtype, False, data)[()]
-            case _Name("_codecs.encode"), (str() as text, "latin1"):
+            case _Name("encode"), (str() as text, "latin1"):
                 self._take(len(text))
                 return text.encode("latin1")
-            case _Name("__builtin__.bytes"), ():
+            case _Name("bytes"), ():
                 return b""
             case _Name(name), _:
                 self._refuse(f"calls {name} with other arguments than plain data needs")
@@ -237,8 +234,8 @@ class _Reader:
                 dtype.byte_order = order
             case _Array() as array, (_, shape, dtype, is_fortran, data):
                 array.state = (shape, dtype, is_fortran, data)
-            case part, _:
-                self._refuse(f"sets a state that no plain {_kind(part)} has")
+            case _:
+                self._refuse("sets a state that no plain array or dtype has")
 
     def _true(self, part: object, levels: int) -> object:
         """Return ``part`` with true arrays in it; it may nest at most ``levels`` deep."""
@@ -255,7 +252,7 @@ class _Reader:
                 return self._array(*layout, [self._true(item, levels - 1) for item in data])
             case _Array((*layout, bytes() | bytearray() as data)):
                 return self._array(*layout, data)
-        self._refuse(f"holds a bare {_kind(part)}")
+        self._refuse(f"holds a bare {type(part).__name__.strip('_').lower()}")
 
     def _array(self, shape: object, dtype: object, is_fortran: object, data: object) -> np.ndarray:
         """Make an array of ``data``, bytes or a list of objects, after all sizes are checked."""
@@ -270,16 +267,8 @@ class _Reader:
         _require(isinstance(data, list) == (true.kind == "O"), "another dtype than its data")
         if true.kind == "O":
             return np.asarray(np.fromiter(data, object, size).reshape(shape), order=order)
+        if true.kind == "U":
+            code_points = np.frombuffer(data, f"{dtype.byte_order}u4")
+            _require(code_points.max(initial=0) <= sys.maxunicode, "text of no characters")
         array = np.ndarray(shape, true, data, order=order)
-        array = array.astype(true.newbyteorder("="), order="K")
-        _require(true.kind != "U" or _is_text(array), "text of impossible characters")
-        return array
-
-
-def _is_text(array: np.ndarray) -> bool:
-    code_points = np.frombuffer(array.tobytes(), np.uint32)
-    return code_points.max(initial=0) <= sys.maxunicode
-
-
-def _kind(part: object) -> str:
-    return type(part).__name__.strip("_").lower()
+        return array.astype(true.newbyteorder("="), order="K")

@@ -1,0 +1,470 @@
+"""The check of a prepared tree: each thing that can be wrong in it is found, alone and by name."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from preparation_helpers import state_of
+
+from utils.check_tree import Finding, Kind, check_case, check_tree, find_pairs
+from utils.errors import InputError
+from utils.geometry import affine_from_spacing
+from utils.label_table import DatasetLabels, LabelTable
+from utils.nifti_io import write_nifti
+
+SHAPE = (4, 6, 9)
+AFFINE = affine_from_spacing((0.7, 0.9, 5.0))
+TABLE = LabelTable(
+    Path("CVPR25.json"),
+    {
+        "CT_A": DatasetLabels({1: "Left Lung", 2: "Liver"}, instance=False),
+        "CT_A_tumor": DatasetLabels({1: "Tumor"}, instance=True),
+    },
+)
+
+
+def voxels(seed, dtype=np.uint8, high=2):
+    """Random voxels; two seeds never give the same."""
+    return np.random.default_rng(seed).integers(0, high, SHAPE).astype(dtype)
+
+
+def file(folder, case_id, kind="labelsTr"):
+    """The file of a case in an ``organ/data set`` folder of the tree."""
+    return Path("tree", folder, kind, f"{case_id}.nii.gz")
+
+
+def image(folder, case_id):
+    return file(folder, case_id, "imagesTr")
+
+
+def add_pair(folder, case_id, label, scan, affine=AFFINE):
+    """Write a case; ``scan`` is an array, or an image to link."""
+    write_nifti(file(folder, case_id), label, affine)
+    if isinstance(scan, Path):
+        image(folder, case_id).parent.mkdir(parents=True, exist_ok=True)
+        os.link(scan, image(folder, case_id))
+    else:
+        write_nifti(image(folder, case_id), scan, affine)
+
+
+@pytest.fixture(autouse=True)
+def tree(tmp_path, monkeypatch):
+    """A clean tree: two cases of lung and liver that share images, and one of instances."""
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        add_pair("left_lung/CT_A", f"CT_A_{number}", voxels(number), voxels(9 + number, high=99))
+        scan = image("left_lung/CT_A", f"CT_A_{number}")
+        add_pair("liver/CT_A", f"CT_A_{number}", voxels(5 + number), scan)
+    instances = voxels(20, np.uint16, 400)
+    add_pair("tumor/CT_A_tumor", "CT_A_tumor_1", instances, voxels(21, np.float32, 999))
+    return Path("tree")
+
+
+def check(table=TABLE):
+    """Check the tree, which this leaves as it was."""
+    before = state_of("tree")
+    report = check_tree(Path("tree"), table, map)
+    assert state_of("tree") == before
+    assert report.exit_code == bool(report.findings)
+    return report
+
+
+def found(table=TABLE):
+    return [(finding.kind, finding.path) for finding in check(table).findings]
+
+
+def message(table=TABLE):
+    """The message of the one finding."""
+    (finding,) = check(table).findings
+    return finding.message
+
+
+def test_clean_tree_has_no_findings_and_is_counted():
+    report = check()
+
+    assert report.findings == []
+    assert report.exit_code == 0
+    assert report.totals == {
+        "organs": 3,
+        "data sets": 2,
+        "cases": 3,
+        "labels": 5,
+        "instance labels": 1,
+        "images (distinct files)": 3,
+        "voxels read": 8 * np.prod(SHAPE),  # five labels, and each image once
+    }
+
+
+def test_what_the_scripts_keep_in_the_tree_belongs_there(tree):
+    for name in (".records/categorize/CT_A_1.json", ".lock-3", "manifest_categorize.csv"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("")
+
+    assert found() == []
+
+
+def test_label_without_image_is_found():
+    image("liver/CT_A", "CT_A_1").unlink()
+
+    assert found() == [(Kind.MISSING_IMAGE, file("liver/CT_A", "CT_A_1"))]
+
+
+def test_image_without_label_is_found():
+    file("liver/CT_A", "CT_A_1").unlink()
+
+    assert found() == [(Kind.MISSING_LABEL, image("liver/CT_A", "CT_A_1"))]
+
+
+def test_case_of_images_alone_is_found():
+    file("tumor/CT_A_tumor", "CT_A_tumor_1").unlink()
+
+    assert found() == [(Kind.MISSING_LABEL, image("tumor/CT_A_tumor", "CT_A_tumor_1"))]
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "shown"),
+    [((5, 6, 9), (0.7, 0.9, 5.0), "(5, 6, 9)"), (SHAPE, (0.7, 0.9, 3.0), "(3, 0.9, 0.7) mm")],
+    ids=["shape", "spacing"],
+)
+def test_label_on_another_grid_is_found_and_both_grids_are_shown(shape, spacing, shown):
+    path = file("liver/CT_A", "CT_A_1")
+    label = np.resize(voxels(1), shape)
+    write_nifti(path, label, affine_from_spacing(spacing))
+
+    assert found() == [(Kind.GRID_MISMATCH, path)]
+    assert shown in message()
+    assert "image liver/CT_A/imagesTr/CT_A_1.nii.gz shape (D, H, W) (4, 6, 9)" in message()
+
+
+def test_label_with_another_origin_is_on_another_grid():
+    affine = AFFINE.copy()
+    affine[0, 3] = 4
+    write_nifti(file("liver/CT_A", "CT_A_1"), voxels(6), affine)
+
+    assert found() == [(Kind.GRID_MISMATCH, file("liver/CT_A", "CT_A_1"))]
+    assert "origin or direction" in message()
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        (voxels(6) * 3, "values up to 3, expected 0 and 1"),
+        (voxels(6, np.uint16) * 300, "values up to 300"),
+        (voxels(6, np.float32) / 2, "fractions, 0.5 among them"),
+        (voxels(6, np.int16) - 1, "negative values, -1 the lowest"),
+    ],
+    ids=["three", "instances", "fraction", "negative"],
+)
+def test_label_with_other_values_than_0_and_1_is_found(label, shown):
+    write_nifti(file("liver/CT_A", "CT_A_1"), label, AFFINE)
+
+    assert found() == [(Kind.NOT_BINARY, file("liver/CT_A", "CT_A_1"))]
+    assert shown in message()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_instances_in_another_dtype_than_uint16_are_found(dtype):
+    path = file("tumor/CT_A_tumor", "CT_A_tumor_1")
+    write_nifti(path, voxels(20, dtype, 200), AFFINE)
+
+    assert found() == [(Kind.NOT_BINARY, path)]
+    assert f"{np.dtype(dtype)}, expected uint16" in message()
+
+
+@pytest.mark.parametrize("label", [voxels(20, np.float32) / 2, voxels(20, np.int16) - 1])
+def test_instances_that_are_no_numbers_from_0_up_are_found(label):
+    path = file("tumor/CT_A_tumor", "CT_A_tumor_1")
+    write_nifti(path, label, AFFINE)
+
+    assert found() == [(Kind.NOT_BINARY, path)]
+
+
+@pytest.mark.parametrize("table", [None, LabelTable(Path("other.json"), {})])
+def test_data_set_that_the_table_does_not_know_numbers_instances_if_it_is_uint16(table):
+    assert found(table) == []
+    assert check(table).totals["instance labels"] == 1
+
+    path = file("tumor/CT_A_tumor", "CT_A_tumor_1")
+    write_nifti(path, voxels(20, np.uint8, 200), AFFINE)
+
+    assert found(table) == [(Kind.NOT_BINARY, path)]
+
+
+def test_label_that_fills_the_volume_is_no_finding():
+    write_nifti(file("liver/CT_A", "CT_A_1"), np.ones(SHAPE, np.uint8), AFFINE)
+
+    assert found() == []
+
+
+@pytest.mark.parametrize("folder", ["liver/CT_A", "left_lung/CT_A"])
+def test_empty_label_is_found(folder):
+    write_nifti(file(folder, "CT_A_1"), np.zeros(SHAPE, np.uint8), AFFINE)
+
+    assert found() == [(Kind.EMPTY_LABEL, file(folder, "CT_A_1"))]
+
+
+def test_empty_labels_of_one_image_are_no_duplicates():
+    empty = np.zeros(SHAPE, np.uint8)
+    write_nifti(file("liver/CT_A", "CT_A_1"), empty, AFFINE)
+    add_pair("liver/CT_A", "CT_A_3", empty, image("liver/CT_A", "CT_A_1"))
+
+    assert [kind for kind, _ in found()] == [Kind.EMPTY_LABEL] * 2
+
+
+def damaged(content, how):
+    middle = len(content) // 2
+    return {
+        "truncated": content[:middle],
+        "without its last byte": content[:-1],
+        "bad checksum": content[:-8] + bytes([content[-8] ^ 1]) + content[-7:],
+        "bad voxels": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "empty": b"",
+        "text": b"not found",
+    }[how]
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["truncated", "without its last byte", "bad checksum", "bad voxels", "empty", "text"],
+)
+@pytest.mark.parametrize("kind", ["imagesTr", "labelsTr"])
+def test_damaged_file_is_found(how, kind):
+    path = file("tumor/CT_A_tumor", "CT_A_tumor_1", kind)
+    path.write_bytes(damaged(path.read_bytes(), how))
+
+    assert found() == [(Kind.UNREADABLE, path)]
+
+
+def test_damaged_image_that_organs_share_is_found_once():
+    first = image("left_lung/CT_A", "CT_A_1")
+    with first.open("r+b") as stream:
+        stream.truncate(50)
+
+    assert found() == [(Kind.UNREADABLE, first)]
+
+
+def test_image_with_nan_is_unreadable():
+    path = image("tumor/CT_A_tumor", "CT_A_tumor_1")
+    write_nifti(path, np.full(SHAPE, np.nan, np.float32), AFFINE)
+
+    assert found() == [(Kind.UNREADABLE, path)]
+
+
+def test_link_to_nothing_and_link_to_itself_are_unreadable():
+    paths = [image("left_lung/CT_A", "CT_A_1"), image("liver/CT_A", "CT_A_1")]
+    for path, target in zip(paths, ("nothing", "CT_A_1.nii.gz"), strict=True):
+        path.unlink()
+        path.symlink_to(target)
+
+    assert found() == [(Kind.UNREADABLE, path) for path in paths]
+
+
+def test_pipe_is_unreadable_and_does_not_block():
+    path = file("liver/CT_A", "CT_A_1")
+    path.unlink()
+    os.mkfifo(path)
+
+    report = check_tree(Path("tree"), TABLE, map)
+
+    assert [(f.kind, f.path) for f in report.findings] == [(Kind.UNREADABLE, path)]
+
+
+def test_folder_that_cannot_be_listed_is_found(tree, monkeypatch):
+    closed, scandir = tree / "tumor/CT_A_tumor", os.scandir
+
+    def refuse(folder):
+        if Path(folder) == closed:
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    report = check_tree(tree, TABLE, map)
+
+    message = "cannot be listed: Permission denied"
+    assert report.findings == [Finding(Kind.UNREADABLE, closed, message)]
+
+
+def test_case_of_one_organ_in_two_data_sets_is_a_duplicate():
+    add_pair("liver/CT_B", "CT_A_1", voxels(30), voxels(31, high=99))
+
+    assert found() == [(Kind.DUPLICATE, file("liver/CT_B", "CT_A_1"))]
+    assert "the same case as liver/CT_A/labelsTr/CT_A_1.nii.gz" in message()
+
+
+def test_case_copied_into_a_second_data_set_is_one_duplicate():
+    add_pair("liver/CT_B", "CT_A_1", voxels(6), image("liver/CT_A", "CT_A_1"))
+
+    assert found() == [(Kind.DUPLICATE, file("liver/CT_B", "CT_A_1"))]
+
+
+@pytest.mark.parametrize(
+    ("folder", "case_id"), [("liver/CT_A", "CT_A_3"), ("liver/CT_B", "CT_B_1")]
+)
+def test_target_under_two_names_is_a_duplicate(folder, case_id):
+    add_pair(folder, case_id, voxels(6), voxels(10, high=99))
+
+    assert found() == [(Kind.DUPLICATE, file(folder, case_id))]
+    assert "the same voxels as liver/CT_A/labelsTr/CT_A_1.nii.gz" in message()
+
+
+@pytest.mark.parametrize(
+    ("folder", "label", "scan"),
+    [
+        ("kidney/CT_B", voxels(6), voxels(10, high=99)),
+        ("liver/CT_B", voxels(30), voxels(10, high=99)),
+        ("liver/CT_B", voxels(6), voxels(31, high=99)),
+    ],
+    ids=["another organ", "another label", "another image"],
+)
+def test_target_that_differs_in_organ_label_or_image_is_no_duplicate(folder, label, scan):
+    add_pair(folder, "CT_B_1", label, scan)
+
+    assert found() == []
+
+
+def test_same_voxels_on_another_grid_are_no_duplicate():
+    add_pair("liver/CT_B", "CT_B_1", voxels(6), voxels(10, high=99), np.diag([1, 1, 1, 1]))
+
+    assert found() == []
+
+
+def test_image_that_data_sets_share_is_counted_and_no_finding():
+    add_pair("kidney/CT_B", "CT_B_1", voxels(30), image("liver/CT_A", "CT_A_1"))
+    add_pair("liver/CT_C", "CT_C_1", voxels(31), voxels(10, high=99))  # a copy, not a link
+    add_pair("liver/CT_C", "CT_C_2", voxels(32), voxels(11, high=99))
+
+    report = check()
+
+    assert report.findings == []
+    assert report.totals["images shared by 3 cases"] == 1
+    assert report.totals["images shared by 2 cases"] == 1
+    assert report.totals["images (distinct files)"] == 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".tmp-0123abcd-manifest.csv",
+        "notes.txt",
+        "CT_A_1.nii.gz",
+        "liver/.tmp-0123abcd",
+        "liver/CT_A_1.nii.gz",
+        "liver/CT_A/CT_A_1.nii.gz",
+        "liver/CT_A/manifest.csv",
+        "liver/CT_A/labelsTr/.tmp-0123abcd-CT_A_1.nii.gz",
+        "liver/CT_A/labelsTr/.hidden.nii.gz",
+        "liver/CT_A/labelsTr/CT_A_1.nii",
+        "liver/CT_A/imagesTr/CT_A_1.npz",
+    ],
+)
+def test_file_out_of_place_is_stray(tree, name):
+    (tree / name).write_text("")
+
+    assert found() == [(Kind.STRAY, tree / name)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "heart",
+        "liver/CT_B",
+        "liver/.CT_B",
+        "liver/CT_A/labelsTs",
+        "liver/CT_A/labelsTr/CT_A_3",
+        "liver/CT_A/labelsTr/CT_A_3.nii.gz",
+    ],
+)
+def test_folder_that_is_empty_or_out_of_place_is_stray(tree, name):
+    (tree / name).mkdir()
+
+    assert found() == [(Kind.STRAY, tree / name)]
+
+
+def test_data_set_of_empty_folders_is_one_stray(tree):
+    for kind in ("imagesTr", "labelsTr"):
+        (tree / "heart/CT_B" / kind).mkdir(parents=True)
+
+    assert found() == [(Kind.STRAY, tree / "heart/CT_B")]
+
+
+@pytest.mark.parametrize("name", ["loop", "liver/loop", "liver/CT_B"])
+@pytest.mark.parametrize("target", [".", "tree", "tree/liver/CT_A"])
+def test_link_that_leads_back_into_the_tree_is_stray(tree, name, target):
+    (tree / name).symlink_to(Path(target).absolute())
+
+    assert found() == [(Kind.STRAY, tree / name)]
+
+
+def test_data_set_on_another_disk_may_be_linked(tree):
+    (tree / "liver/CT_A").rename("elsewhere")
+    (tree / "liver/CT_A").symlink_to(Path("elsewhere").absolute())
+
+    assert check().totals["labels"] == 5
+    assert found() == []
+
+
+def test_all_findings_are_printed_by_kind_and_path_between_the_counts_and_the_totals(tree):
+    for number in (2, 1):
+        image("liver/CT_A", f"CT_A_{number}").unlink()
+    (tree / os.fsdecode(b"\xff.txt")).write_text("")
+
+    counts, findings, totals = str(check()).split("\n\n")
+
+    assert [line.split()[-1] for line in counts.splitlines()] == list("00020010")
+    assert findings.splitlines()[:3] == [
+        "3 findings",
+        "missing image  liver/CT_A/labelsTr/CT_A_1.nii.gz: has no image: run reallocate.py",
+        "missing image  liver/CT_A/labelsTr/CT_A_2.nii.gz: has no image: run reallocate.py",
+    ]
+    assert findings.splitlines()[3].startswith("stray          \\udcff.txt: file out of place")
+    assert totals.startswith("organs ")
+    assert str(check()).encode("utf-8")
+
+
+def test_every_finding_takes_one_line():
+    image("liver/CT_A", "CT_A_1").write_bytes(b"")
+    write_nifti(file("tumor/CT_A_tumor", "CT_A_tumor_1"), np.ones((1, 1, 1), np.uint16), AFFINE)
+
+    _, findings, _ = str(check()).split("\n\n")
+
+    assert [line[:13] for line in findings.splitlines()[1:]] == ["grid mismatch", "unreadable   "]
+
+
+def test_work_can_be_sent_to_other_processes_and_come_back_in_any_order(tree):
+    image("liver/CT_A", "CT_A_1").unlink()
+    file("left_lung/CT_A", "CT_A_2").unlink()
+
+    def elsewhere(function, items):
+        function, items = pickle.loads(pickle.dumps((function, items)))
+        return pickle.loads(pickle.dumps([function(item) for item in reversed(items)]))
+
+    assert str(check_tree(tree, TABLE, elsewhere)) == str(check())
+
+
+def test_case_reads_an_image_that_its_organs_share_once(tree):
+    cases, _ = find_pairs(tree)
+
+    report = check_case(cases[0], {})
+
+    assert (report.dataset, report.case_id) == ("CT_A", "CT_A_1")
+    assert report.voxels == 3 * np.prod(SHAPE)
+    assert report.images["liver"] == report.images["left_lung"]
+
+
+def test_tree_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match=r"nowhere: holds no label.*No such file.*\nExpected"):
+        check_tree(Path("nowhere"), TABLE, map)
+
+
+def test_folder_that_holds_no_label_is_refused_with_what_was_found_instead(tree):
+    with pytest.raises(InputError, match=r"tree/liver: holds no label; .*CT_A/imagesTr/CT_A_1"):
+        check_tree(tree / "liver", TABLE, map)
+
+
+def test_empty_folder_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(InputError, match=r"empty: holds no label\.\nExpected <organ>"):
+        check_tree(tmp_path / "empty", TABLE, map)

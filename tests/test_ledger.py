@@ -1,0 +1,218 @@
+"""Records: what is skipped, what is done again, whose files are left alone."""
+
+import csv
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from utils.errors import InputError
+from utils.ledger import Found, Job, Ledger
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "in" / "a.txt"
+    path.parent.mkdir()
+    path.write_text("one")
+    return path
+
+
+@pytest.fixture
+def ledger(tmp_path, source):
+    return Ledger(tmp_path / "out", "copy", [source.parent])
+
+
+def job_of(source, **changes):
+    return Job("CT/a", "CT", {"text": source}, **changes)
+
+
+def copy(ledger, job, name="a"):
+    """Do a step's work by hand: copy the source to the output ``name``."""
+    entry = ledger.open(job)
+    if entry.confirm():
+        return "skipped"
+    output = ledger.folder / name
+    entry.claim([output])
+    output.write_bytes(job.sources["text"].read_bytes())
+    entry.finish(Found((1, 2, 3), (0.5, 0.5, 2.0), {"Liver": 7}, ("2 of 3 components",)))
+    return "done"
+
+
+def settle(*paths):
+    """Make files look as if they had been there for long, so that times alone decide."""
+    time.sleep(0.02)
+    for path in paths:
+        then = time.time() + 60
+        os.utime(path, (then, then))
+
+
+def test_unchanged_case_is_current_without_reading_its_sources(ledger, source, monkeypatch):
+    copy(ledger, job_of(source))
+    settle(ledger.path_of("CT/a"))
+    monkeypatch.setattr("utils.ledger._sha256_of", None)  # would raise
+
+    assert ledger.is_current(job_of(source))
+
+
+def test_touched_source_of_the_same_content_is_not_done_again(ledger, source):
+    copy(ledger, job_of(source))
+    written = (ledger.folder / "a").stat().st_mtime_ns
+    source.touch()
+
+    assert not ledger.is_current(job_of(source))
+    assert copy(ledger, job_of(source)) == "skipped"
+    assert (ledger.folder / "a").stat().st_mtime_ns == written
+
+
+def test_source_replaced_by_an_older_file_of_the_same_size_is_done_again(ledger, source):
+    copy(ledger, job_of(source))
+    settle(ledger.path_of("CT/a"))
+    began = ledger.path_of("CT/a").stat().st_mtime
+    other = source.with_name("b.txt")
+    other.write_text("two")
+    os.utime(other, (0, 0))
+    other.replace(source)
+    os.utime(ledger.path_of("CT/a"), (time.time() - 1, began))  # its clock is not in the future
+    os.utime(ledger.path_of("CT/a"), (time.time() - 1, time.time() - 1))
+
+    assert not ledger.is_current(job_of(source))
+    assert copy(ledger, job_of(source)) == "done"
+    assert (ledger.folder / "a").read_text() == "two"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"settings": {"keep": 3}}, {"dataset": "MR"}, {"sources": "one more"}],
+    ids=["settings", "data set", "sources"],
+)
+def test_other_job_for_the_same_case_is_done_again(ledger, source, changes):
+    copy(ledger, job_of(source))
+    settle(ledger.path_of("CT/a"))
+    fields = {"case_id": "CT/a", "dataset": "CT", "sources": {"text": source}} | changes
+    if "sources" in changes:
+        fields["sources"] = {"text": source, "more": source}
+
+    assert not ledger.is_current(Job(**fields))
+    assert not ledger.open(Job(**fields)).confirm()
+
+
+@pytest.mark.parametrize("content", [None, "shorter or longer"])
+def test_missing_or_cut_output_is_made_again(ledger, source, content):
+    copy(ledger, job_of(source))
+    settle(ledger.path_of("CT/a"))
+    output = ledger.folder / "a"
+    output.unlink()
+    if content:
+        output.write_text(content)
+
+    assert not ledger.is_current(job_of(source))
+
+
+def test_damaged_record_counts_as_none(ledger, source):
+    copy(ledger, job_of(source))
+    for content in ("", "[]", '{"case_id": 3}', "\0"):
+        ledger.path_of("CT/a").write_text(content)
+        assert ledger.read("CT/a") is None
+        assert not ledger.is_current(job_of(source))
+
+
+def test_file_of_another_origin_is_not_overwritten(ledger, source):
+    (ledger.folder).mkdir()
+    (ledger.folder / "a").write_text("mine")
+
+    with pytest.raises(InputError, match="is there, and not written by this step for CT/a"):
+        copy(ledger, job_of(source))
+    assert (ledger.folder / "a").read_text() == "mine"
+
+
+def test_output_that_was_edited_is_not_overwritten_by_a_newer_source(ledger, source):
+    copy(ledger, job_of(source))
+    (ledger.folder / "a").write_text("corrected by hand")
+    source.write_text("new")
+
+    with pytest.raises(InputError, match="was changed after this step wrote it"):
+        copy(ledger, job_of(source))
+    assert (ledger.folder / "a").read_text() == "corrected by hand"
+
+
+def test_output_of_a_begun_case_may_be_overwritten(ledger, source):
+    entry = ledger.open(job_of(source))
+    entry.claim([ledger.folder / "a"])
+    (ledger.folder / "a").write_text("half")
+
+    assert copy(ledger, job_of(source)) == "done"
+    assert (ledger.folder / "a").read_text() == "one"
+
+
+def test_output_that_a_case_no_longer_has_is_removed(ledger, source):
+    copy(ledger, job_of(source), "a")
+    source.write_text("new")
+    copy(ledger, job_of(source), "b")
+
+    assert not (ledger.folder / "a").exists()
+    assert (ledger.folder / "b").read_text() == "new"
+
+
+def test_edited_output_that_a_case_no_longer_has_is_kept(ledger, source):
+    copy(ledger, job_of(source), "a")
+    (ledger.folder / "a").write_text("corrected by hand")
+    source.write_text("new")
+
+    with pytest.raises(InputError, match="was changed after this step wrote it"):
+        copy(ledger, job_of(source), "b")
+    assert (ledger.folder / "a").read_text() == "corrected by hand"
+
+
+def test_failure_keeps_the_outputs_of_an_earlier_success_and_knows_them(ledger, source):
+    copy(ledger, job_of(source))
+    ledger.fail(job_of(source), "unreadable")
+
+    record = ledger.read("CT/a")
+    assert (record.outcome, record.message) == ("failed", "unreadable")
+    assert not ledger.is_current(job_of(source))
+    assert copy(ledger, job_of(source)) == "done"
+
+
+def test_manifest_is_a_table_of_all_records(ledger, source):
+    copy(ledger, job_of(source))
+    ledger.fail(Job("CT/b, the second", "CT", {"text": source.with_name("b")}), 'a "bad" one')
+    ledger.write_manifest(["CT/a", "CT/b, the second"])
+
+    with ledger.manifest.open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert first == {
+        "case": "CT/a",
+        "data_set": "CT",
+        "source": "a.txt",
+        "bytes": "3",
+        "sha256": "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed",
+        "shape_dhw": "1 2 3",
+        "spacing_xyz_mm": "0.5 0.5 2",
+        "classes": "Liver 7",
+        "outcome": "done",
+        "outputs": "a",
+        "notes": "2 of 3 components",
+    }
+    assert second["outcome"] == 'failed: a "bad" one'
+    assert second["source"] == "b"
+
+
+def test_failures_of_cases_that_are_gone_are_forgotten(ledger, source):
+    copy(ledger, job_of(source))
+    ledger.fail(Job("gone", "CT", {}), "unreadable")
+    ledger.write_manifest([])
+
+    assert ledger.read("gone") is None
+    assert ledger.read("CT/a") is not None
+
+
+def test_records_hold_no_time_and_no_folder_of_this_machine(ledger, source, tmp_path):
+    copy(ledger, job_of(source))
+    text = ledger.path_of("CT/a").read_text()
+
+    assert str(tmp_path) not in text
+    assert json.loads(text)["sources"]["text"]["path"] == "a.txt"
+    assert not Path(json.loads(text)["outputs"].popitem()[0]).is_absolute()
