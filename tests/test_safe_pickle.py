@@ -1,7 +1,7 @@
 """Pickles of challenge files: what NumPy writes is read, everything else is refused unexecuted."""
 
+import contextlib
 import functools
-import io
 import os
 import pickle
 import struct
@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utils import safe_pickle
 from utils.errors import InputError
-from utils.safe_pickle import MAX_BYTES, MAX_LEVELS, MAX_STEPS, UnsafePickleError, load_objects
+from utils.safe_pickle import MAX_BYTES, MAX_LEVELS, UnsafePickleError, load_objects
 
 WHERE = "case.npz, 'boxes'"
 PROTOCOLS = (2, 3, 4, 5)
@@ -51,7 +52,8 @@ VALID = {
     "empty texts": [np.str_(""), np.array(["", ""]), np.zeros(3, "U0"), "", b""],
     "texts and bytes": [np.array(["a", "\U0001f600é"]), np.array([b"a\0b", b"c"]), b"\0" * 300],
     "every dtype": [
-        np.arange(3).astype(code) for code in "? b B h H i I l L e f d >i2 >f8".split()
+        np.arange(3).astype(code)
+        for code in ["?", "b", "B", "h", "H", "i", "I", "l", "L", "e", "f", "d", ">i2", ">f8"]
     ],
     "parts mentioned twice": objects(SHARED, SHARED, {"a": SHARED}),
     "a long array": np.arange(5000, dtype=np.uint8),
@@ -220,48 +222,49 @@ NAMED = [
     ("numpy", "ndarray.__new__"), ("numpy.core.multiarray", "_reconstruct.__globals__"),
     ("numpy._core.multiarray", "fromfile"), ("numpy.f2py.diagnose", "run_command"),
     ("functools", "partial"), ("operator", "attrgetter"), ("copyreg", "_reconstructor"),
-    ("_codecs", "decode"), ("numpy.dtypes", "StringDType"), ("", ""), ("a\n\x1b[31m", "b" * 999),
+    ("_codecs", "decode"), ("numpy.dtypes", "StringDType"), ("", ""), ("a", "b" * 999),
     ("utils.safe_pickle", "_Array"), ("builtins", "bytes"), ("numpy", "dtype "),
 ]  # fmt: skip
 INJECTION = b"}" + text("__setstate__") + DTYPE + b"s"
-ZERO_D = array_of(b")", b"]Na")
-REFUSED = {  # opcodes between PROTO and STOP
-    "persistent id": b"P1\n",
-    "binary persistent id": b"K\x01Q",
-    "extension code": b"\x82\x01",
-    "long extension codes": b"\x83\x01\x00",
-    "longer extension codes": b"\x84\x01\x00\x00\x00",
-    "out-of-band buffer": b"\x97",
-    "read-only buffer": b"C\x01a\x98",
-    "NEWOBJ": named("numpy", "ndarray") + b")\x81",
-    "NEWOBJ of a value": b"K\x01)\x81",
-    "NEWOBJ_EX": named("numpy", "dtype") + b")}\x92",
-    "OBJ of an admitted name": b"(" + named("numpy", "dtype") + text("O8") + b"o",
-    "INST of an admitted name": b"(inumpy\ndtype\n",
-    "a text that is called": text("os.system") + b")R",
-    "an array that is called": array_of(b")DTYPE\x89]Na") + b")R",
-    "ndarray that is called": named("numpy", "ndarray") + b")R",
-    "dtype that is called without a code": named("numpy", "dtype") + b")R",
-    "state of a name": named("numpy", "dtype") + INJECTION + b"b",
-    "state of a name with slots": named("numpy", "dtype") + b"N" + INJECTION + b"\x86b",
-    "state of a list": b"]" + INJECTION + b"b",
-    "state of a scalar": SCALAR + named("numpy", "dtype") + text("i8") + b"\x89\x88\x87RC\x08"
-    + b"\0" * 8 + b"\x86R" + INJECTION + b"b",
-    "a dict as the state of an array": array_of(b")DTYPE\x89]Na") + INJECTION + b"b",
-    "a dict as the state of a dtype": array_of(b")DTYPE\x89]Na").replace(b"(K\x03", INJECTION + b"b("),
-    "a foreign class that is rebuilt": RECONSTRUCT + b"cbuiltins\nlist\nK\x00\x85C\x01b\x87R",
-    "a dtype that is rebuilt": RECONSTRUCT + named("numpy", "dtype") + b"K\x00\x85C\x01b\x87R",
-    "another text encoding": named("_codecs", "encode") + text("a") + text("zip") + b"\x86R",
-    "dtype with fields": array_of(b")DTYPE\x89C\x04abcd", dtype=b"i4,i4"),
-    "dtype void": array_of(b")DTYPE\x89C\x08abcdefgh", dtype=b"V8"),
-    "dtype datetime": array_of(b")DTYPE\x89C\x08abcdefgh", dtype=b"M8[ns]"),
-    "dtype state with fields": array_of(b")DTYPE\x89]Na", dtype_state=b"N(t}K\x01K\x01K\x00"),
-    "a name as a value": b"]" + named("numpy", "ndarray") + b"a",
-    "a dtype as a value": named("numpy", "dtype") + text("O8") + b"\x89\x88\x87R",
-    "an array without content": RECONSTRUCT + named("numpy", "ndarray") + b")C\x01b\x87R",
-    "a set": b"\x8f",
-    "a bytearray": b"\x96" + U64(1) + b"a",
-}  # fmt: skip
+ARRAY = array_of(b")", b"]Na")
+REFUSED = {  # all after PROTO 4
+    "persistent id": b"P1\n.",
+    "binary persistent id": b"K\x01Q.",
+    "extension code": b"\x82\x01.",
+    "long extension code": b"\x83\x01\x00.",
+    "longer extension code": b"\x84\x01\x00\x00\x00.",
+    "out-of-band buffer": b"\x97.",
+    "read-only buffer": b"C\x01a\x98.",
+    "NEWOBJ": NDARRAY + b")\x81.",
+    "NEWOBJ of a value": b"K\x01)\x81.",
+    "NEWOBJ_EX": DTYPE + b")}\x92.",
+    "OBJ of an admitted name": b"(" + DTYPE + text("O8") + b"o.",
+    "INST of an admitted name": b"(inumpy\ndtype\n.",
+    "call of a text": text("os.system") + b")R.",
+    "call of an array": ARRAY + b")R.",
+    "call of ndarray": NDARRAY + b")R.",
+    "call of dtype without a code": DTYPE + b")R.",
+    "call with arguments that are no tuple": DTYPE + b"NR.",
+    "another text encoding": named("_codecs", "encode") + text("a") + text("zip") + b"\x86R.",
+    "state of a name": DTYPE + INJECTION + b"b.",
+    "slots of a name": DTYPE + b"N" + INJECTION + b"\x86b.",
+    "state of a list": b"]" + INJECTION + b"b.",
+    "state of a scalar": SCALAR + dtype_of("i1") + b"C\x01a\x86R" + INJECTION + b"b.",
+    "a dict as the state of an array": ARRAY + INJECTION + b"b.",
+    "a dict as the state of a dtype": dtype_of("O8") + INJECTION + b"b.",
+    "a dtype state with fields": array_of(b")", b"]Na", dtype_of("O8", fields=b"N(t}")) + b".",
+    "a byte order that is code": array_of(b")", b"]Na", dtype_of("O8", order="O,")) + b".",
+    "dtype of fields": array_of(b")", b"C\x08abcdefgh", dtype_of("i4,i4")) + b".",
+    "dtype void": array_of(b")", b"C\x08abcdefgh", dtype_of("V8")) + b".",
+    "dtype datetime": array_of(b")", b"C\x08abcdefgh", dtype_of("M8[ns]")) + b".",
+    "a foreign class that is rebuilt": RECONSTRUCT + b"cbuiltins\nlist\nK\x00\x85C\x01b\x87R.",
+    "a dtype that is rebuilt": RECONSTRUCT + DTYPE + b"K\x00\x85C\x01b\x87R.",
+    "a name as a value": b"]" + NDARRAY + b"a.",
+    "a dtype as a value": dtype_of("O8") + b".",
+    "an array without content": UNBUILT + b".",
+    "a set": b"\x8f.",
+    "a bytearray": b"\x96" + U64(1) + b"a.",
+}
 
 
 @pytest.mark.parametrize("name", RUNNING)
@@ -275,90 +278,212 @@ def test_pickle_that_runs_a_program_is_refused_and_runs_nothing(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", RUNNING)
-def test_these_pickles_do_run_where_they_are_trusted(name, tmp_path):
+def test_that_pickle_does_run_where_it_is_trusted(name, tmp_path):
     marker = tmp_path / "marker"
-    pickle.loads(RUNNING[name](str(marker)))
+    with contextlib.suppress(TypeError):  # once the folder is made, some fail
+        pickle.loads(RUNNING[name](str(marker)))
 
     assert marker.exists()
 
 
 @pytest.mark.parametrize(("module", "name"), NAMED)
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_name_of_anything_else_is_refused_and_shown(module, name, protocol):
-    by_line = f"c{module}\n{name}\n".encode()
-    data = named(module, name) if protocol == 4 or "\n" in module else by_line
-    shown = ascii(f"{module}.{name}"[:100])[1:-1]
+@pytest.mark.parametrize("opcode", ["GLOBAL", "STACK_GLOBAL"])
+def test_any_other_name_is_refused_and_shown(module, name, opcode):
+    data = f"c{module}\n{name}\n".encode() if opcode == "GLOBAL" else named(module, name)
 
     with pytest.raises(UnsafePickleError) as caught:
-        load(b"\x80" + bytes([protocol]) + data + b".")
+        load(b"\x80\x04" + data + b".")
 
-    assert f"{WHERE}: the pickle calls for {shown}" in str(caught.value)
+    assert f"{WHERE}: the pickle calls for {module}.{name[:90]}" in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_name_in_a_message_is_printable():
+    with pytest.raises(UnsafePickleError, match=r"calls for \\x1b\[31m\\u20ac\.\\n\. Expected"):
+        load(named("\x1b[31m€", "\n") + b".")
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_plain_data_is_refused(name):
     with pytest.raises(UnsafePickleError, match=r"^case\.npz, 'boxes': the pickle "):
-        load(b"\x80\x04" + REFUSED[name] + b".")
+        load(b"\x80\x04" + REFUSED[name])
 
 
-PAIRS = b"".join(b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86\x94" for n in range(30))
-DAMAGED = {
-    "nothing": b"",
-    "no opcode": b"\xff.",
-    "no value": b".",
-    "an unknown mark": b"e.",
-    "an operand above the mark": b"](K\x01\x86.",
-    "a key that is a list": b"}]K\x01s.",
-    "a key that is a number": b"}K\x01K\x01s.",
-    "a key without a value": b"}(" + text("a") + b"u.",
-    "a key whose hash takes forever": b"N\x94" + PAIRS + b"}h\x1eNs.",
-    "items for a tuple": b")Na.",
-    "entries for a list": b"]" + text("a") + b"Ns.",
-    "arguments that are no tuple": named("numpy", "dtype") + b"NR.",
-    "a name that is no text": b"K\x01K\x02\x93.",
-    "an unknown part": b"h\x07.",
-    "a distant part": b"j\xff\xff\xff\xff.",
-    "a giant memo index": b"Nr\xff\xff\xff\xff.",
-    "a giant frame": b"\x95" + U64(2**62),
-    "a giant number": b"\x8b\xff\xff\xff\x7f\x01.",
-    "giant bytes": b"\x8e" + U64(2**62) + b"a.",
-    "giant bytes within reach": b"\x8e" + U64(2**40) + b"a.",
-    "a giant bytearray": b"\x96" + U64(2**40) + b"a.",
-    "a giant text": b"\x8d" + U64(2**63 - 1) + b"a.",
-    "text that is no UTF-8": b"\x8c\x01\xff.",
-    "a shape that is no tuple": array_of(b"]K\x01aDTYPE\x89]Na") + b".",
-    "a negative shape": array_of(b"J\xff\xff\xff\xff\x85DTYPE\x89]Na") + b".",
-    "negative shapes": array_of(b"J\xff\xff\xff\xffJ\xff\xff\xff\xff\x86DTYPE\x89]Na") + b".",
-    "a shape of bools": array_of(b"\x88\x85DTYPE\x89]Na") + b".",
-    "a giant shape": array_of(b"\x8a\xff" + b"\x7f" * 255 + b"\x85DTYPE\x89]Na") + b".",
-    "an empty giant shape": array_of(b"K\x00J\xff\xff\xff\x7f\x86DTYPE\x89]") + b".",
-    "an overflowing shape": array_of(b"J\0\0\0\x40J\0\0\0\x40\x86DTYPE\x89]") + b".",
-    "too many dimensions": array_of(b"(" + b"K\x01" * 65 + b"tDTYPE\x89]Na") + b".",
-    "a shape that the list does not fill": array_of(b"K\x02\x85DTYPE\x89]Na") + b".",
-    "a shape that the bytes do not fill": array_of(b"K\x02\x85DTYPE\x89C\x03abc", dtype=b"i2") + b".",
-    "a giant text dtype": array_of(b"K\x00\x85DTYPE\x89C\x00", dtype=b"U99999999") + b".",
-    "many texts of no length": array_of(b"J\0\0\0\x7f\x85DTYPE\x89C\x00", dtype=b"U0") + b".",
-    "characters beyond Unicode": array_of(b")DTYPE\x89C\x04\xff\xff\xff\x7f", dtype=b"U1") + b".",
-    "objects in bytes": array_of(b")DTYPE\x89C\x08\x10\0\0\0\0\0\0\0") + b".",
-    "numbers in a list": array_of(b"K\x01\x85DTYPE\x89]K\x01a", dtype=b"i4") + b".",
-    "an array without a dtype": array_of(b")N\x89]Na") + b".",
-    "a scalar of dtype object": SCALAR + array_of(b")DTYPE\x89]Na").split(b"C\x01b\x87R(K\x01)")[1]
-    .split(b"\x89]Na")[0] + b"C\x08\x10\0\0\0\0\0\0\0\x86R.",
+TEXTS = array_of(b"J\0\0\0\x7f\x85", b"C\0", dtype_of("U0"))
+PAIRS = b"".join(b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86\x94" for n in range(60))
+LONG = b"\x8a\xff" + b"\x7f" * 255
+NESTED = UNBUILT + b"(K\x01K\x01\x85" + dtype_of("O8") + b"\x89]"
+DAMAGED = {  # all after PROTO 4; what is wrong -> opcodes, what the message says
+    "nothing": (b"", "exhausted before seeing STOP"),
+    "no opcode": (b"\xff.", "unknown"),
+    "no value": (b".", "IndexError"),
+    "no mark": (b"e.", "IndexError"),
+    "an operand below the mark": (b"K\x01(K\x01\x86.", "an operand is missing"),
+    "a key that is a list": (b"}]K\x01s.", "no text"),
+    "a key that is a number": (b"}K\x01K\x01s.", "no text"),
+    "a key without a value": (b"}(" + text("a") + b"u.", "zip"),
+    "a key whose hash takes forever": (b"N\x94" + PAIRS + b"}h\x3cNs.", "no text"),
+    "items for a tuple": (b")Na.", "no list"),
+    "items for a bytearray": (b"\x96" + U64(1) + b"aK\x01a.", "no list"),
+    "entries for a list": (b"]" + text("a") + b"Ns.", "no dict"),
+    "a name that is no text": (b"K\x01K\x02\x93.", "no text"),
+    "an unknown part": (b"j\xff\xff\xff\x7f.", "IndexError"),
+    "a giant memo index": (b"Nr\xff\xff\xff\xff.", "not numbered in order"),
+    "a memo index that is set twice": (b"Nq\0q\0.", "not numbered in order"),
+    "text that is no UTF-8": (b"\x8c\x01\xff.", "UnicodeDecodeError"),
+    "giant bytes": (b"\x8e" + U64(2**62) + b"a.", "expected 4611686018427387904 bytes"),
+    "bytes beyond the file": (b"B\xff\xff\xff\x7fa.", "expected 2147483647 bytes"),
+    "a giant bytearray": (b"\x96" + U64(2**40) + b"a.", "expected 1099511627776 bytes"),
+    "a giant text": (b"\x8d" + U64(2**63 - 1) + b"a.", "expected 9223372036854775807 bytes"),
+    "a giant number": (b"\x8b\xff\xff\xff\x7f\x01.", "expected 2147483647 bytes"),
+    "a shape that is no tuple": (array_of(b"]K\x01a", b"]Na") + b".", "no such shape"),
+    "a negative length": (array_of(b"J\xff\xff\xff\xff\x85", b"]Na") + b".", "no such shape"),
+    "negative lengths": (array_of(b"J\xff\xff\xff\xff\x94h\0\x86", b"]Na") + b".", "no such shape"),
+    "a length that is a bool": (array_of(b"\x88\x85", b"]Na") + b".", "no such shape"),
+    "too many dimensions": (array_of(b"(" + b"K\x01" * 65 + b"t", b"]Na") + b".", "no such shape"),
+    "a giant length": (array_of(LONG + b"\x85", b"]Na") + b".", "grows far beyond"),
+    "a giant empty array": (array_of(b"K\0J\0\0\0\x7f\x86", b"]") + b".", "grows far beyond"),
+    "lengths that overflow": (array_of(b"J\0\0\0\x40\x94h\0\x86", b"]") + b".", "grows far beyond"),
+    "an empty array of giant texts": (
+        array_of(b"K\0\x85", b"C\0", dtype_of("U99999999")) + b".", "grows far beyond"),
+    "many texts of no length": (TEXTS + b".", "grows far beyond"),
+    "too few objects": (array_of(b"K\x02\x85", b"]Na") + b".", "a wrong size"),
+    "too few bytes": (array_of(b"K\x02\x85", b"C\x03abc", dtype_of("i2")) + b".", "a wrong size"),
+    "too many bytes": (array_of(b")", b"C\x03abc", dtype_of("i2")) + b".", "a wrong size"),
+    "characters beyond Unicode": (
+        array_of(b")", b"C\x04\xff\xff\xff\x7f", dtype_of("U1")) + b".", "no characters"),
+    "objects in bytes": (array_of(b"K\x08\x85", b"C\x08\x10\0\0\0\0\0\0\0") + b".", "another dtype"),
+    "numbers in a list": (array_of(b"K\x01\x85", b"]Na", dtype_of("i1")) + b".", "another dtype"),
+    "an array without a dtype": (array_of(b")", b"]Na", b"N") + b".", "without a dtype"),
+    "a scalar of objects": (SCALAR + dtype_of("O8") + b"C\x01a\x86R.", "another dtype"),
+    "a list of itself": (b"]\x94h\0a.", "holds itself"),
+    "a dict of itself": (b"}\x94" + text("a") + b"h\0s.", "holds itself"),
+    "a tuple of a list of it": (b"]\x94h\0\x85a.", "holds itself"),
+    "an array of a list of it": (b"]\x94" + array_of(b"K\x01\x85", b"h\0") + b"a.", "holds itself"),
+    "200,000 lists": (b"]" * 200_000 + b"a" * 199_999 + b".", "32 levels"),
+    "200,000 tuples": (b"N" + b"\x85" * 200_000 + b".", "32 levels"),
+    "5,000 arrays": (NESTED * 5_000 + b"N" + b"atb" * 5_000 + b".", "32 levels"),
 }  # fmt: skip
-AROUND = {
-    "a list of itself": b"]\x94h\0a.",
-    "a dict of itself": b"}\x94" + text("a") + b"h\0s.",
-    "a tuple of a list of it": b"]\x94h\0\x85a.",
-    "an array of a list of itself": b"]\x94" + array_of(b"K\x01\x85DTYPE\x89h\0") + b"\x94a.",
-    "an array of itself": b"]\x94" + array_of(b"K\x01\x85DTYPE\x89h\0") + b"\x94h\0h\x01a0.",
-    "200,000 lists": b"]" * 200_000 + b"a" * 199_999 + b".",
-    "200,000 tuples": b"N" + b"\x85" * 200_000 + b".",
-    "5,000 arrays": RECONSTRUCT.join([b"]" + RECONSTRUCT + b"\x94"]) + b".",
-}
 
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damage_is_an_input_error(name):
-    with pytest.raises(InputError, match=r"^case\.npz, 'boxes': the pickle .*Expected"):
-        load(b"\x80\x04" + DAMAGED[name])
+    data, found = DAMAGED[name]
+
+    with pytest.raises(InputError, match=rf"^case\.npz, 'boxes': the pickle .*{found}.*Expected"):
+        load(b"\x80\x04" + data)
+
+
+def test_depth_up_to_the_limit_is_read():
+    deepest = functools.reduce(lambda inner, _: [inner], range(MAX_LEVELS), 1)
+
+    assert load(pickle.dumps(deepest)) == deepest
+    with pytest.raises(InputError, match="32 levels"):
+        load(pickle.dumps([deepest]))
+
+
+def test_little_room_for_recursion_is_an_input_error():
+    def descend():
+        try:
+            descend()
+        except RecursionError:
+            return
+        ends.append(outcome(pickle.dumps([[[[[[[[1]]]]]]]])))
+
+    ends = []
+    descend()
+
+
+# Short pickles that repeat part 0, 100,000 bytes of text, bytes or list, 3,000 times.
+TEXT = b"X" + struct.pack("<I", 100_000) + b"a" * 100_000 + b"\x94"
+BYTES = b"B" + struct.pack("<I", 100_000) + b"a" * 100_000 + b"\x94"
+LIST = b"](" + b"N" * 100_000 + b"e\x94"
+LENGTH = struct.pack("<I", 100_000)
+BOMBS = {
+    "texts that are encoded": TEXT
+    + (named("_codecs", "encode") + b"h\0" + text("latin1") + b"\x86R") * 3_000 + b".",
+    "scalars": BYTES + (SCALAR + dtype_of("S100000") + b"h\0\x86R") * 3_000 + b".",
+    "arrays of numbers": BYTES + b"("
+    + array_of(b"J" + LENGTH + b"\x85", b"h\0", dtype_of("u1")) * 3_000 + b"t.",
+    "arrays of objects": LIST + b"(" + array_of(b"J" + LENGTH + b"\x85", b"h\0") * 3_000 + b"t.",
+    "lists": LIST + b"(" + b"h\0" * 3_000 + b"t.",
+    "lists of lists of lists": b"]\x94" + b"".join(
+        b"](" + bytes([104, n]) * 255 + b"e\x94" for n in range(30)) + b".",
+    "marks": b"(" * 100_000 + b".",
+    "dicts": b"(" + b"}" * 100_000 + b"t.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*BOMBS, *DAMAGED])
+def test_memory_stays_a_small_multiple_of_the_pickle(name):
+    data = b"\x80\x04" + (BOMBS[name] if name in BOMBS else DAMAGED[name][0])
+    tracemalloc.start()
+    outcome(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 2**24 + 200 * len(data)
+
+
+def test_number_of_opcodes_is_limited(monkeypatch):
+    monkeypatch.setattr(safe_pickle, "MAX_STEPS", 1000)
+
+    assert load(b"N" * 999 + b".") is None
+    with pytest.raises(InputError, match="more than 1000 steps"):
+        load(b"N" * 1000 + b".")
+
+
+def test_size_of_the_pickle_is_limited():
+    with pytest.raises(InputError, match=r"^case\.npz, 'boxes': a pickle of 67108865 bytes\."):
+        load(bytes(MAX_BYTES + 1))
+
+
+def test_large_case_is_within_all_limits():
+    boxes = [dict.fromkeys("abcdefg", np.int64(n)) for n in range(500)]
+    clicks = [{"fg": [[n, n + 1, n + 2] for n in range(5)], "bg": []} for _ in range(500)]
+
+    assert load(pickle.dumps(objects(*boxes, *clicks), 4)).shape == (1000,)
+
+
+def test_any_one_byte_may_be_damaged():
+    data = pickle.dumps(objects({"fg": [np.int16(7), None]}, np.arange(2.0)), 4)
+    for at in range(len(data)):
+        for byte in {*b"\0\x01\x7f\x80\xff.(]}NtRb\x93\x94eu", data[at] ^ 1, (data[at] + 1) % 256}:
+            outcome(data[:at] + bytes([byte]) + data[at + 1 :])
+
+
+def test_any_end_may_be_missing():
+    for protocol in PROTOCOLS:
+        data = pickle.dumps(VALID["arrays in arrays"], protocol)
+        for length in range(len(data)):
+            assert isinstance(outcome(data[:length]), InputError)
+
+
+SEEDS = [
+    pickle.dumps(VALID[name], protocol)
+    for name in ("boxes", "clicks", "arrays in arrays", "Fortran order", "NumPy scalars")
+    for protocol in PROTOCOLS
+]
+PIECES = [
+    *(bytes([code]) for code in b"NK\x88\x89](})tseuab\x85\x86\x87R\x94.QP0\x81\x92\x93\x8f\x96io2"),
+    *(b"K\x01", b"J\xff\xff\xff\xff", b"C\x02ab", b"\x8a\x01\x05", b"h\0", b"h\x01", b"q\0", LONG),
+    *(text("a"), text("O8"), text("latin1"), INJECTION, NDARRAY, DTYPE, SCALAR, RECONSTRUCT, UNBUILT),
+    *(dtype_of("O8"), dtype_of("i1"), dtype_of("U1", order="<"), ARRAY, named("os", "system")),
+    *(UNBUILT + b"(K\x01", named("_codecs", "encode"), named("numpy.core.numeric", "_frombuffer")),
+]  # fmt: skip
+EDIT = st.tuples(st.integers(0, 2**16), st.integers(0, 8), st.binary(max_size=8))
+
+
+@settings(derandomize=True, deadline=None, max_examples=1500, database=None)
+@given(st.sampled_from(SEEDS), st.lists(EDIT, min_size=1, max_size=6))
+def test_nothing_but_input_errors_comes_of_damaged_pickles(data, edits):
+    for at, length, new in edits:
+        start = at % (len(data) + 1)
+        data = data[:start] + new + data[start + length :]
+    outcome(data)
+
+
+@settings(derandomize=True, deadline=None, max_examples=1500, database=None)
+@given(st.lists(st.sampled_from(PIECES) | st.binary(min_size=1, max_size=3), max_size=40))
+def test_nothing_but_input_errors_comes_of_random_opcodes(pieces):
+    outcome(b"\x80\x04" + b"".join(pieces) + b".")

@@ -96,7 +96,7 @@ class Report:
     def __str__(self) -> str:
         counts = Counter(finding.kind for finding in self.findings)
         lines = [f"{kind.value:<25} {counts[kind]:>15,}" for kind in Kind]
-        lines += ["", f"{len(self.findings):,} findings"]
+        lines += ["", f"findings: {len(self.findings):,}"]
         for f in self.findings:
             lines.append(f"{f.kind.value:<13}  {f.path.relative_to(self.tree)}: {f.message}")
         lines += ["", *(f"{name:<25} {count:>15,}" for name, count in self.totals.items())]

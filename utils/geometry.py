@@ -13,9 +13,9 @@ Conventions used in the whole repository:
 """
 
 from dataclasses import asdict, dataclass
+from itertools import permutations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from utils.errors import InputError
 
@@ -50,10 +50,12 @@ def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[int,
         signs: 1 where that array axis grows towards R, A or S, -1 where it grows away from it.
     """
     cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    # An assignment, not three separate argmaxes, so that an oblique scan uses each axis once.
-    world, voxel = linear_sum_assignment(-np.abs(cosines))
+    # One of the six permutations, not three separate argmaxes, so that an oblique scan uses each
+    # axis once.
+    world = range(3)
+    voxel = max(permutations(world), key=lambda v: np.abs(cosines[world, v]).sum())
     signs = np.where(cosines[world, voxel] < 0, -1, 1)
-    return tuple(int(2 - v) for v in voxel), tuple(int(s) for s in signs)
+    return tuple(2 - v for v in voxel), tuple(int(s) for s in signs)
 
 
 @dataclass(frozen=True)

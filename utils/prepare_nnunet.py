@@ -15,9 +15,9 @@ values. Voxels of nnU-Net's "ignore" label are outside of every class. Cases wit
 (imagesTs too) are left out. Where values below 0 are HU, let the data set's name begin with CT, as
 preparelabel.py looks at that; a link to the folder, CT_Spleen -> Dataset009_Spleen, does.
 
-Voxels, dtype and affine stay as they are. --spacing resamples, images linearly (whole numbers are
-rounded to), labels to the nearest voxel: axes and the corner of the volume stay where they are,
-and the far sides move by half a new voxel at most. A worker holds all channels of a case in memory.
+Voxels, dtype and affine stay as they are. --spacing resamples: images linearly, without smoothing,
+whole numbers rounded to; labels to the nearest voxel. The axes and the volume's first corner stay,
+its far sides move by half a new voxel at most. A worker holds all channels of a case in memory.
 
 A case that cannot be used is listed, the others are done, and the exit code is 1. Inputs are only
 read. A second run skips what is unchanged, redoes what other flags change (and removes what a case
@@ -25,7 +25,7 @@ no longer has, channels for one); a run that was stopped or killed goes on where
 of each case is in <out>/manifest_nnunet.csv.
 
     python -m utils.prepare_nnunet --nnunet raw/Dataset009_Spleen raw/Dataset001_BrainTumour
-    python -m utils.prepare_nnunet --nnunet raw/Dataset001_BrainTumour --channels FLAIR --spacing 1.5
+    python -m utils.prepare_nnunet --nnunet raw/Dataset043_BraTS --channels 0 T1w --spacing 1.5
     python -m utils.prepare_nnunet --images ct --labels seg --dataset CT_Ours \\
         --classes 1=liver "2=left kidney"
 """
@@ -165,7 +165,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     nnunet = parser.add_argument_group("nnU-Net data sets")
-    nnunet.add_argument("--nnunet", type=Path, nargs="+", metavar="DIR", help="DatasetXXX_Name")
+    nnunet.add_argument(
+        "--nnunet", type=Path, nargs="+", metavar="DIR", help="folders DatasetXXX_Name"
+    )
     nnunet.add_argument(
         "--channels", nargs="+", metavar="C", help="only these, by number or by name (all)"
     )
@@ -220,7 +222,7 @@ def run(args: argparse.Namespace) -> Summary:
         title="prepare_nnunet",
         ledger=Ledger(args.out, "nnunet", roots),
         work=partial(prepare_case, out=args.out, max_voxels=args.max_voxels),
-        space=space_of,
+        space=partial(space_of, max_voxels=args.max_voxels),
     )
     return prepare(step, jobs, problems, args)
 
@@ -299,8 +301,10 @@ def recipe_of(
 ) -> Recipe:
     """Add to what a data set is what the flags want of it."""
     spacing = args.spacing
-    if spacing and (len(spacing) not in (1, 3) or not all(0 < s < math.inf for s in spacing)):
-        raise InputError(f"--spacing is {spacing}. Expected one or three positive numbers, in mm.")
+    if spacing and (len(spacing) not in (1, 3) or not all(1e-6 <= s <= 1e6 for s in spacing)):
+        raise InputError(
+            f"--spacing is {spacing}. Expected one number or three, X Y Z, from 1e-6 to 1e6 mm."
+        )
     spacing_xyz = spacing * (3 // len(spacing)) if spacing else None
     cleaning = cleaning_rule(args).to_dict()
     return Recipe(classes, ignored, args.instances, folders, spacing_xyz, cleaning)
@@ -344,21 +348,26 @@ def plan_case(key: str, files: list[Path], source: Source) -> Job:
     return Job(key, source.name, sources, settings=asdict(source.recipe))
 
 
-def space_of(job: Job) -> int:
+def space_of(job: Job, *, max_voxels: int) -> int:
     """Return about how many bytes the outputs of a case take, at most."""
     if job.problem:
         return 0
     try:
         label, *images = job.sources.values()
-        grid = read_nifti_grid(label)
-        resampled = Resampling.of(grid, job.settings["spacing_xyz"]).grid
-        voxels = math.prod(resampled.shape)
+        source = read_nifti_grid(label)
+        grid = Resampling.of(source, job.settings["spacing_xyz"]).grid
         size = sum(path.stat().st_size for path in images)
-        size += label.stat().st_size * 2 if label.name.endswith(".gz") else 0
-        size = math.ceil(size * voxels / math.prod(grid.shape))
-        return size + len(job.settings["classes"]) * (voxels // 1000 + 2**12)
+        if label.suffix == ".gz":  # each outline is in two of the binary labels
+            size += 2 * label.stat().st_size
     except (InputError, OSError):
         return 0  # the case is going to fail
+    voxels = math.prod(grid.shape)
+    size = math.ceil(size * voxels / math.prod(source.shape))
+    return (
+        size + len(job.settings["classes"]) * (voxels // 1000 + 2**12)
+        if voxels <= max_voxels
+        else 0
+    )
 
 
 def prepare_case(job: Job, entry: Entry, *, out: Path, max_voxels: int) -> Found:
@@ -584,8 +593,8 @@ def _require_size(job: Job, grid: Grid, max_voxels: int) -> None:
 
 def _require_folder_name(name: str, what: str) -> None:
     """Refuse what cannot be a data set's name, or would lead out of the tree."""
-    good = name == Path(name).name and name.isprintable() and name[0] != "." and "\\" not in name
-    if not good or len(os.fsencode(name)) > MAX_SLUG_BYTES:
+    good = name == Path(name).name and name.isprintable() and name[:1] not in ("", ".")
+    if not good or "\\" in name or len(os.fsencode(name)) > MAX_SLUG_BYTES:
         raise InputError(
             f"{what} is called {name!r:.250}. Expected a folder's name: printable, at most "
             f"{MAX_SLUG_BYTES} bytes, no path, no dot in front."
