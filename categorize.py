@@ -162,7 +162,10 @@ def categorize_case(
         target, lines = target_of(value, label, labels, volume.spacing_zyx, rule)
         name = labels.classes[value]
         notes += [f"{name}: {line}" for line in lines]
-        sizes[name] = int(np.count_nonzero(target))
+        if lines:
+            sizes[name] = int(np.count_nonzero(target))
+        else:
+            sizes[name] = sum(counts.values()) if labels.instance else counts[value]
         if sizes[name]:
             write_nifti(output, target, volume.affine)
         else:

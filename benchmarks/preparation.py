@@ -27,8 +27,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.atomic import atomic_path
 from utils.label_table import organ_slug, read_label_table
@@ -36,6 +35,7 @@ from utils.nifti_io import count_values, read_nifti, write_deflated_nifti, write
 from utils.npz_archive import NpzArchive
 from utils.phantoms import ct_phantom
 
+ROOT = Path(__file__).resolve().parent.parent
 DATASET = "CT_Phantom"
 STEPS = ("classify.py", "categorize.py", "reallocate.py")
 AFFINE = np.diag([-0.8, -0.8, 2.0, 1.0])

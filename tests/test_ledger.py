@@ -1,10 +1,8 @@
 """Records: what is skipped, what is done again, whose files are left alone."""
 
 import csv
-import json
 import os
 import time
-from pathlib import Path
 
 import pytest
 
@@ -209,10 +207,33 @@ def test_failures_of_cases_that_are_gone_are_forgotten(ledger, source):
     assert ledger.read("CT/a") is not None
 
 
-def test_records_hold_no_time_and_no_folder_of_this_machine(ledger, source, tmp_path):
+def test_file_of_the_same_name_and_size_in_another_folder_is_done_again(ledger, source, tmp_path):
     copy(ledger, job_of(source))
-    text = ledger.path_of("CT/a").read_text()
+    other = tmp_path / "other" / "a.txt"
+    other.parent.mkdir()
+    other.write_text("two")
+    settle(ledger.path_of("CT/a"))
+    elsewhere = Ledger(ledger.folder, "copy", [other.parent])
 
-    assert str(tmp_path) not in text
-    assert json.loads(text)["sources"]["text"]["path"] == "a.txt"
-    assert not Path(json.loads(text)["outputs"].popitem()[0]).is_absolute()
+    assert not elsewhere.is_current(job_of(other))
+    assert copy(elsewhere, job_of(other)) == "done"
+    assert (ledger.folder / "a").read_text() == "two"
+
+
+def test_sources_that_were_moved_are_not_done_again(ledger, source, tmp_path):
+    copy(ledger, job_of(source))
+    source.parent.rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / "a.txt"
+    ledger = Ledger(ledger.folder, "copy", [moved.parent])
+
+    assert copy(ledger, job_of(moved)) == "skipped"
+    settle(ledger.path_of("CT/a"))
+    assert ledger.is_current(job_of(moved))
+
+
+def test_manifest_and_outputs_hold_no_time_and_no_folder_of_this_machine(ledger, source, tmp_path):
+    copy(ledger, job_of(source))
+    ledger.write_manifest([])
+
+    assert str(tmp_path) not in ledger.manifest.read_text()
+    assert list(ledger.read("CT/a").outputs) == ["a"]

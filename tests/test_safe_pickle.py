@@ -1,12 +1,16 @@
 """Pickles of challenge files: what NumPy writes is read, everything else is refused unexecuted."""
 
+import codecs
 import contextlib
 import functools
+import gc
 import os
 import pickle
 import struct
 import sys
+import threading
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,19 +46,10 @@ VALID = {
     "arrays in dicts": objects({"a": np.arange(6.0).reshape(2, 3), "b": np.zeros((0, 3), "i2")}),
     "Fortran order": objects(*range(6), shape=(2, 3), order="F"),
     "Fortran order of numbers": np.arange(6, dtype=">i4").reshape(2, 3).T,
-    "NumPy scalars": [
-        np.bool_(True),
-        np.float32(2.5),
-        np.float16(1),
-        np.str_("aé"),
-        np.bytes_(b"b"),
-    ],
+    "NumPy scalars": [np.bool_(True), np.float32(2.5), np.float16(1), np.str_("é"), np.bytes_(9)],
     "empty texts": [np.str_(""), np.array(["", ""]), np.zeros(3, "U0"), "", b""],
     "texts and bytes": [np.array(["a", "\U0001f600é"]), np.array([b"a\0b", b"c"]), b"\0" * 300],
-    "every dtype": [
-        np.arange(3).astype(code)
-        for code in ["?", "b", "B", "h", "H", "i", "I", "l", "L", "e", "f", "d", ">i2", ">f8"]
-    ],
+    "every dtype": [np.arange(3).astype(code) for code in [*"?bBhHiIlLefd", ">i2", ">f8"]],
     "parts mentioned twice": objects(SHARED, SHARED, {"a": SHARED}),
     "a long array": np.arange(5000, dtype=np.uint8),
 }
@@ -77,33 +72,47 @@ def same(a, b):
 
 @functools.cache
 def watch():
-    """Return the list in which Python notes from now on who imports, opens, runs or unpickles."""
-    seen = []
+    """Return a note of the thread to watch and of what it imports, opens, runs or unpickles."""
+    codecs.lookup("raw-unicode-escape")  # Python loads it when it first meets the opcode UNICODE
     watched = ("import", "open", "exec", "compile", "pickle.", "os.", "subprocess.", "marshal.")
-    sys.addaudithook(lambda event, _: seen.append(event) if event.startswith(watched) else None)
-    return seen
+    note = SimpleNamespace(thread=None, seen=[])
+
+    def hook(event, _arguments):
+        if note.thread == threading.get_ident() and event.startswith(watched):
+            note.seen.append(event)
+
+    sys.addaudithook(hook)
+    return note
 
 
 def load(data):
     """Call `load_objects`; fail if anything was imported, opened or run meanwhile."""
-    seen = watch()
-    seen.clear()
+    note = watch()
+    gc.disable()  # it would run what other tests left to be cleaned up
+    note.thread = threading.get_ident()
     try:
         return load_objects(data, WHERE)
     finally:
-        assert not seen
+        note.thread = None
+        gc.enable()
+        assert not note.seen
 
 
 def outcome(data):
-    """Load what may be damaged: a value of admitted types, or an `InputError` that names it."""
+    """Load what may be damaged: a value of admitted types, or an `InputError` that says where."""
     try:
         value = load(data)
     except InputError as error:
-        assert str(error).startswith(WHERE)
-        assert len(str(error)) < 600
+        require_message(str(error))
         return error
     require_plain(value)
     return value
+
+
+def require_message(message):
+    assert message.startswith(WHERE)
+    assert message.isascii()
+    assert len(message) < 500
 
 
 def require_plain(value):
@@ -335,7 +344,7 @@ DAMAGED = {  # all after PROTO 4; what is wrong -> opcodes, what the message say
     "bytes beyond the file": (b"B\xff\xff\xff\x7fa.", "expected 2147483647 bytes"),
     "a giant bytearray": (b"\x96" + U64(2**40) + b"a.", "expected 1099511627776 bytes"),
     "a giant text": (b"\x8d" + U64(2**63 - 1) + b"a.", "expected 9223372036854775807 bytes"),
-    "a giant number": (b"\x8b\xff\xff\xff\x7f\x01.", "expected 2147483647 bytes"),
+    "a giant number": (b"\x8b\xff\xff\xff\x7f\x01.", "not enough data"),
     "a shape that is no tuple": (array_of(b"]K\x01a", b"]Na") + b".", "no such shape"),
     "a negative length": (array_of(b"J\xff\xff\xff\xff\x85", b"]Na") + b".", "no such shape"),
     "negative lengths": (array_of(b"J\xff\xff\xff\xff\x94h\0\x86", b"]Na") + b".", "no such shape"),
@@ -352,7 +361,7 @@ DAMAGED = {  # all after PROTO 4; what is wrong -> opcodes, what the message say
     "too many bytes": (array_of(b")", b"C\x03abc", dtype_of("i2")) + b".", "a wrong size"),
     "characters beyond Unicode": (
         array_of(b")", b"C\x04\xff\xff\xff\x7f", dtype_of("U1")) + b".", "no characters"),
-    "objects in bytes": (array_of(b"K\x08\x85", b"C\x08\x10\0\0\0\0\0\0\0") + b".", "another dtype"),
+    "objects in bytes": (array_of(b"K\x08\x85", b"C\x08\x10" + b"\0" * 7) + b".", "another dtype"),
     "numbers in a list": (array_of(b"K\x01\x85", b"]Na", dtype_of("i1")) + b".", "another dtype"),
     "an array without a dtype": (array_of(b")", b"]Na", b"N") + b".", "without a dtype"),
     "a scalar of objects": (SCALAR + dtype_of("O8") + b"C\x01a\x86R.", "another dtype"),
@@ -360,8 +369,8 @@ DAMAGED = {  # all after PROTO 4; what is wrong -> opcodes, what the message say
     "a dict of itself": (b"}\x94" + text("a") + b"h\0s.", "holds itself"),
     "a tuple of a list of it": (b"]\x94h\0\x85a.", "holds itself"),
     "an array of a list of it": (b"]\x94" + array_of(b"K\x01\x85", b"h\0") + b"a.", "holds itself"),
-    "200,000 lists": (b"]" * 200_000 + b"a" * 199_999 + b".", "32 levels"),
-    "200,000 tuples": (b"N" + b"\x85" * 200_000 + b".", "32 levels"),
+    "100,000 lists": (b"]" * 100_000 + b"a" * 99_999 + b".", "32 levels"),
+    "100,000 tuples": (b"N" + b"\x85" * 100_000 + b".", "32 levels"),
     "5,000 arrays": (NESTED * 5_000 + b"N" + b"atb" * 5_000 + b".", "32 levels"),
 }  # fmt: skip
 
@@ -394,35 +403,36 @@ def test_little_room_for_recursion_is_an_input_error():
     descend()
 
 
-# Short pickles that repeat part 0, 100,000 bytes of text, bytes or list, 3,000 times.
-TEXT = b"X" + struct.pack("<I", 100_000) + b"a" * 100_000 + b"\x94"
-BYTES = b"B" + struct.pack("<I", 100_000) + b"a" * 100_000 + b"\x94"
-LIST = b"](" + b"N" * 100_000 + b"e\x94"
-LENGTH = struct.pack("<I", 100_000)
+# Short pickles that mention part 0, 20,000 bytes or values, 1,000 times.
+LENGTH = struct.pack("<I", 20_000)
+TEXT = b"X" + LENGTH + b"a" * 20_000 + b"\x94"
+BYTES = b"B" + LENGTH + b"a" * 20_000 + b"\x94"
+LIST = b"](" + b"N" * 20_000 + b"e\x94"
 BOMBS = {
-    "texts that are encoded": TEXT
-    + (named("_codecs", "encode") + b"h\0" + text("latin1") + b"\x86R") * 3_000 + b".",
-    "scalars": BYTES + (SCALAR + dtype_of("S100000") + b"h\0\x86R") * 3_000 + b".",
-    "arrays of numbers": BYTES + b"("
-    + array_of(b"J" + LENGTH + b"\x85", b"h\0", dtype_of("u1")) * 3_000 + b"t.",
-    "arrays of objects": LIST + b"(" + array_of(b"J" + LENGTH + b"\x85", b"h\0") * 3_000 + b"t.",
-    "lists": LIST + b"(" + b"h\0" * 3_000 + b"t.",
-    "lists of lists of lists": b"]\x94" + b"".join(
-        b"](" + bytes([104, n]) * 255 + b"e\x94" for n in range(30)) + b".",
-    "marks": b"(" * 100_000 + b".",
-    "dicts": b"(" + b"}" * 100_000 + b"t.",
+    "texts": TEXT
+    + (named("_codecs", "encode") + b"h\0" + text("latin1") + b"\x86R") * 1_000 + b".",
+    "scalars": BYTES + (SCALAR + dtype_of("S20000") + b"h\0\x86R") * 1_000 + b".",
+    "numbers": BYTES
+    + (b"(" + array_of(b"J" + LENGTH + b"\x85", b"h\0", dtype_of("u1")) * 1_000 + b"t."),
+    "objects": LIST + b"(" + array_of(b"J" + LENGTH + b"\x85", b"h\0") * 1_000 + b"t.",
+    "lists": LIST + b"(" + b"h\0" * 1_000 + b"t.",
+    "lists of lists of lists": b"]\x94"
+    + b"".join(b"](" + bytes([104, n]) * 100 + b"e\x94" for n in range(20)) + b".",
+    "marks": b"(" * 10_000 + b".",
+    "dicts": b"(" + b"}" * 10_000 + b"t.",
+    **{name: data for name, (data, _) in DAMAGED.items() if "giant" in name},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*BOMBS, *DAMAGED])
-def test_memory_stays_a_small_multiple_of_the_pickle(name):
-    data = b"\x80\x04" + (BOMBS[name] if name in BOMBS else DAMAGED[name][0])
+@pytest.mark.parametrize("name", BOMBS)
+def test_memory_stays_a_small_multiple_of_the_pickle(name, monkeypatch):
+    monkeypatch.setattr(safe_pickle, "FREE_ROOM", 2**18)
     tracemalloc.start()
-    outcome(data)
+    outcome(b"\x80\x04" + BOMBS[name])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
-    assert peak < 2**24 + 200 * len(data)
+    assert peak < 16 * 2**18 + 200 * len(BOMBS[name])
 
 
 def test_number_of_opcodes_is_limited(monkeypatch):
@@ -448,7 +458,7 @@ def test_large_case_is_within_all_limits():
 def test_any_one_byte_may_be_damaged():
     data = pickle.dumps(objects({"fg": [np.int16(7), None]}, np.arange(2.0)), 4)
     for at in range(len(data)):
-        for byte in {*b"\0\x01\x7f\x80\xff.(]}NtRb\x93\x94eu", data[at] ^ 1, (data[at] + 1) % 256}:
+        for byte in {*b"\0\x01\xff.(]NRb\x93", data[at] ^ 1, (data[at] + 1) % 256}:
             outcome(data[:at] + bytes([byte]) + data[at + 1 :])
 
 
@@ -465,16 +475,18 @@ SEEDS = [
     for protocol in PROTOCOLS
 ]
 PIECES = [
-    *(bytes([code]) for code in b"NK\x88\x89](})tseuab\x85\x86\x87R\x94.QP0\x81\x92\x93\x8f\x96io2"),
+    *(bytes([code]) for code in b"NK\x88\x89](})tseuab\x85\x86\x87R\x94.QP0\x81\x92\x93\x8f\x96o"),
     *(b"K\x01", b"J\xff\xff\xff\xff", b"C\x02ab", b"\x8a\x01\x05", b"h\0", b"h\x01", b"q\0", LONG),
-    *(text("a"), text("O8"), text("latin1"), INJECTION, NDARRAY, DTYPE, SCALAR, RECONSTRUCT, UNBUILT),
+    *(text("a"), text("O8"), text("latin1"), INJECTION, NDARRAY, DTYPE, SCALAR, RECONSTRUCT),
     *(dtype_of("O8"), dtype_of("i1"), dtype_of("U1", order="<"), ARRAY, named("os", "system")),
-    *(UNBUILT + b"(K\x01", named("_codecs", "encode"), named("numpy.core.numeric", "_frombuffer")),
+    *(UNBUILT, UNBUILT + b"(K\x01", named("_codecs", "encode")),
+    *(named("numpy.core.numeric", "_frombuffer"), dtype_of("i2") + b"K\x01\x85" + text("C") + b"t"),
 ]  # fmt: skip
 EDIT = st.tuples(st.integers(0, 2**16), st.integers(0, 8), st.binary(max_size=8))
 
 
 @settings(derandomize=True, deadline=None, max_examples=1500, database=None)
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 @given(st.sampled_from(SEEDS), st.lists(EDIT, min_size=1, max_size=6))
 def test_nothing_but_input_errors_comes_of_damaged_pickles(data, edits):
     for at, length, new in edits:
@@ -483,7 +495,7 @@ def test_nothing_but_input_errors_comes_of_damaged_pickles(data, edits):
     outcome(data)
 
 
-@settings(derandomize=True, deadline=None, max_examples=1500, database=None)
+@settings(derandomize=True, deadline=None, max_examples=500, database=None)
 @given(st.lists(st.sampled_from(PIECES) | st.binary(min_size=1, max_size=3), max_size=40))
 def test_nothing_but_input_errors_comes_of_random_opcodes(pieces):
     outcome(b"\x80\x04" + b"".join(pieces) + b".")

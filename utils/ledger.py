@@ -2,8 +2,8 @@
 
 Each case has a record, a small JSON file in ``<output folder>/.records/<step>/``: its sources with
 size and SHA-256, the settings, what was found (shape, spacing, classes), the outputs with size and
-CRC-32, and what became of it. All of that follows from inputs and settings alone, so that an
-interrupted run that is started again, or several shards, leave the same records as one run.
+CRC-32, and what became of it. All of that follows from inputs, their places and settings alone, so
+that an interrupted run that is started again, or several shards, leave the same records as one run.
 ``manifest_<step>.csv`` is the table of all records.
 
 A case is *current*, and skipped, if its record has the same sources and settings, its outputs are
@@ -23,7 +23,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from isal import isal_zlib
@@ -70,7 +70,7 @@ class Record:
     case_id: str
     dataset: str
     outcome: str
-    sources: dict[str, dict]  # role -> {"path" below the input folder, "bytes", "sha256"}
+    sources: dict[str, dict]  # role -> path below the input folder, real path, bytes, sha256
     settings: dict
     outputs: dict[str, list | None]  # path below the output folder -> [bytes, CRC-32]
     message: str = ""  # why it failed
@@ -113,9 +113,12 @@ class Ledger:
             stats = [path.stat() for path in job.sources.values()]
         except OSError:
             return False
-        sizes = [record.sources[role]["bytes"] for role in job.sources]
-        return sizes == [stat.st_size for stat in stats] and all(
-            max(stat.st_mtime_ns, stat.st_ctime_ns) < began for stat in stats
+        known = [record.sources[role] for role in job.sources]
+        paths = list(map(os.path.realpath, job.sources.values()))
+        return (
+            [source["bytes"] for source in known] == [stat.st_size for stat in stats]
+            and [source["real_path"] for source in known] == paths
+            and all(max(stat.st_mtime_ns, stat.st_ctime_ns) < began for stat in stats)
         )
 
     def open(self, job: Job) -> "Entry":
@@ -124,7 +127,7 @@ class Ledger:
         sources = {}
         for role, path in job.sources.items():
             size, sha256 = _sha256_of(path)
-            sources[role] = {"path": self._relative(path), "bytes": size, "sha256": sha256}
+            sources[role] = {**self._place_of(path), "bytes": size, "sha256": sha256}
         return Entry(self, job, sources, began)
 
     def write(self, record: Record, began_ns: int) -> None:
@@ -137,7 +140,7 @@ class Ledger:
     def fail(self, job: Job, message: str, sources: dict[str, dict] | None = None) -> None:
         """Record that a case failed; outputs of an earlier success stay, and stay known."""
         old = self.read(job.case_id)
-        sources = sources or {role: {"path": self._relative(p)} for role, p in job.sources.items()}
+        sources = sources or {role: self._place_of(path) for role, path in job.sources.items()}
         outputs = old.outputs if old else {}
         record = Record(job.case_id, job.dataset, FAILED, sources, job.settings, outputs, message)
         self.write(record, 0)
@@ -184,6 +187,11 @@ class Ledger:
             and record.sources.keys() == job.sources.keys()
         )
 
+    def _place_of(self, path: Path) -> dict[str, str]:
+        """Return where a source is: as the manifest says it, and without links and dots."""
+        inside = (path.relative_to(root) for root in self.roots if path.is_relative_to(root))
+        return {"path": next(inside, path).as_posix(), "real_path": os.path.realpath(path)}
+
     def outputs_there(self, record: Record) -> bool:
         """Tell whether all outputs of a record are there with the recorded sizes."""
         try:
@@ -193,12 +201,6 @@ class Ledger:
             )
         except (OSError, TypeError):
             return False
-
-    def _relative(self, path: Path) -> str:
-        for root in self.roots:
-            if path.is_relative_to(root):
-                return path.relative_to(root).as_posix()
-        return path.as_posix()
 
 
 class Entry:
@@ -210,12 +212,14 @@ class Entry:
         self._claimed: list[str] = []
 
     def confirm(self) -> bool:
-        """Tell whether the content is as recorded although the times are not; if so, note that."""
+        """Tell whether the content is as recorded although times or places are not; note that."""
         old = self._old
         same = old is not None and self.ledger.matches(old, self.job)
-        if not same or old.sources != self.sources or not self.ledger.outputs_there(old):
+        if not same or not self.ledger.outputs_there(old):
             return False
-        os.utime(self.ledger.path_of(self.job.case_id), ns=(self._began, self._began))
+        if any(old.sources[role]["sha256"] != self.sources[role]["sha256"] for role in old.sources):
+            return False
+        self.ledger.write(replace(old, sources=self.sources), self._began)
         return True
 
     def claim(self, outputs: Iterable[Path]) -> None:
@@ -236,7 +240,13 @@ class Entry:
 
     def finish(self, found: Found) -> None:
         """Record that the case is done, and remove outputs that it no longer has."""
-        outputs = {name: _fingerprint_of(self.ledger.folder / name) for name in self._claimed}
+        states: dict[tuple[int, int], list[int]] = {}  # hard links are read once
+        outputs = {}
+        for name in self._claimed:
+            path = self.ledger.folder / name
+            status = path.stat()
+            inode = (status.st_dev, status.st_ino)
+            outputs[name] = states[inode] = states.get(inode) or _fingerprint_of(path)
         for name in (self._old.outputs if self._old else {}).keys() - outputs.keys():
             _remove(self.ledger.folder / name)
         self._write(DONE, outputs, asdict(found))

@@ -12,8 +12,8 @@ Writes  --out      <organ>/<data set>/{imagesTr,labelsTr}/<case>.nii.gz, as the 
 Of an nnU-Net folder with several channels each becomes a data set, DatasetXXX_Name_<channel>; with
 one, the folder's name is the data set's. A region, "whole tumor": [1, 2, 3], is the union of its
 values. Voxels of nnU-Net's "ignore" label are outside of every class. Cases without a label
-(imagesTs too) are left out. Where values below 0 are HU, let the data set's name begin with CT, as
-preparelabel.py looks at that; a link to the folder, CT_Spleen -> Dataset009_Spleen, does.
+(imagesTs too) are left out. HU are clamped in training only where the data set's name begins with
+CT: for nnU-Net folders of CT give a link, CT_Spleen -> Dataset009_Spleen.
 
 Voxels, dtype and affine stay as they are. --spacing resamples: images linearly, without smoothing,
 whole numbers rounded to; labels to the nearest voxel. The axes and the volume's first corner stay,
@@ -90,6 +90,7 @@ LOST = "no voxel is left at this spacing"
 class Recipe:
     """What beside its files decides the outputs of a case: its job's settings, so JSON-able."""
 
+    origin: list[str]  # folders of the files: others may hold other files of one name and size
     classes: dict[str, list[int]]  # class name -> label values whose union it is
     ignored: list[int]  # label values that are known and no class
     instances: bool  # values are instance numbers of the one class
@@ -146,7 +147,7 @@ class Resampling:
         """Resample (D, H, W), dtype kept: ``order`` 0 takes the nearest voxel, 1 is linear."""
         if not self.changes:
             return array
-        return ndimage.affine_transform(  # works in double a voxel, rounds to whole numbers itself
+        return ndimage.affine_transform(  # voxel by voxel in double, rounded to whole numbers
             array,
             self.steps_zyx,
             offset=(self.steps_zyx - 1) / 2,
@@ -259,8 +260,8 @@ def nnunet_source(folder: Path, args: argparse.Namespace) -> Source:
     if args.channels:
         chosen = chosen_channels(folder, said.channels, args.channels)
         folders = {_role_of(number): folders[_role_of(number)] for number in chosen}
-    recipe = recipe_of(args, said.classes, said.ignored, folders)
     labels, images = (find_nifti(folder / kind) for kind in ("labelsTr", "imagesTr"))
+    recipe = recipe_of(args, [folder], said.classes, said.ignored, folders)
     return Source(name, labels, images, recipe)
 
 
@@ -269,7 +270,7 @@ def pairs_source(args: argparse.Namespace) -> Source:
     _require_folder_name(args.dataset, "--dataset")
     pairs = []
     for text in args.classes:
-        match = re.fullmatch(r"([0-9]+) *= *(\S.*)", text)
+        match = re.fullmatch(r"([0-9]{1,6}) *= *(\S.*)", text)
         if not match:
             raise InputError(
                 f"--classes: {text!r}. Expected VALUE=NAME, such as 1=liver: put quotes around a "
@@ -288,13 +289,13 @@ def pairs_source(args: argparse.Namespace) -> Source:
             f"{args.images}: is given for images and for labels. Expected two folders, with files "
             "of the same names: sort the files."
         )
-    return Source(
-        args.dataset, labels, images, recipe_of(args, classes, ignored, {IMAGE: args.dataset})
-    )
+    recipe = recipe_of(args, [args.images, args.labels], classes, ignored, {IMAGE: args.dataset})
+    return Source(args.dataset, labels, images, recipe)
 
 
 def recipe_of(
     args: argparse.Namespace,
+    origin: list[Path],
     classes: dict[str, list[int]],
     ignored: list[int],
     folders: dict[str, str],
@@ -307,7 +308,8 @@ def recipe_of(
         )
     spacing_xyz = spacing * (3 // len(spacing)) if spacing else None
     cleaning = cleaning_rule(args).to_dict()
-    return Recipe(classes, ignored, args.instances, folders, spacing_xyz, cleaning)
+    where = [os.path.realpath(folder) for folder in origin]
+    return Recipe(where, classes, ignored, args.instances, folders, spacing_xyz, cleaning)
 
 
 def find_nifti(folder: Path) -> Findings:
@@ -362,12 +364,10 @@ def space_of(job: Job, *, max_voxels: int) -> int:
     except (InputError, OSError):
         return 0  # the case is going to fail
     voxels = math.prod(grid.shape)
+    if voxels > max_voxels:
+        return 0
     size = math.ceil(size * voxels / math.prod(source.shape))
-    return (
-        size + len(job.settings["classes"]) * (voxels // 1000 + 2**12)
-        if voxels <= max_voxels
-        else 0
-    )
+    return size + len(job.settings["classes"]) * (voxels // 1000 + 2**12)
 
 
 def prepare_case(job: Job, entry: Entry, *, out: Path, max_voxels: int) -> Found:
@@ -382,7 +382,7 @@ def prepare_case(job: Job, entry: Entry, *, out: Path, max_voxels: int) -> Found
     present = [
         name
         for name, values in recipe.classes.items()
-        if counts.keys() & values or (counts and recipe.instances)
+        if (counts if recipe.instances else counts.keys() & values)
     ]
 
     def places(kind: str, names: Iterable[str], datasets: Iterable[str]) -> list[Path]:
@@ -413,10 +413,11 @@ def read_sources(job: Job, recipe: Recipe, max_voxels: int) -> tuple[Volume, dic
     """Read the label of a case and, for each data set, its image; they must be on one grid."""
     path = job.sources[LABEL]
     label, images = read_nifti(path, max_voxels), {}
+    label = Volume(as_label(label.array, path), label.affine)
     for role, dataset in recipe.folders.items():
         images[dataset] = read_nifti(job.sources[role], max_voxels)
         require_same_grid(images[dataset], label, job.sources[role], path)
-    return Volume(as_label(label.array, path), label.affine), images
+    return label, images
 
 
 def target_of(

@@ -4,8 +4,9 @@
 any installed module and calls them, and ``np.load(..., allow_pickle=True)`` obeys. Here:
 
 * `pickletools.genops` only splits the bytes into opcodes, and `_Reader` acts on those that hold
-  plain data in protocols 2 to 5. A name stays a name: nothing is imported, no function ever lies
-  on the stack, and the few that NumPy's own pickles call are imitated in `_Reader._call`.
+  plain data in protocols 2 to 5. A name stays a name: no module that the file
+  names is imported, no function ever lies on the stack, and the few that NumPy's own pickles call
+  are imitated in `_Reader._call`.
 * The result is a tree of arrays (native byte order), dict with text keys, list, tuple, str, bytes,
   numbers and None, at most `MAX_LEVELS` deep. What a pickle mentions twice is there twice.
 * Opcodes and the room of the result are limited, so a short pickle cannot fill the memory.
@@ -29,10 +30,12 @@ MAX_STEPS = 2**21  # opcodes; 5,000 targets with five clicks each take about a m
 MAX_LEVELS = 32
 MAX_DIMENSIONS = 64  # NumPy's own limit
 
-# Room of the result, in bytes. A None is one byte of a pickle; in an object array it takes eight
-# as a value and eight as an element. Parts that are mentioned twice draw on the free room.
-ROOM_PER_BYTE = 16
-FREE_ROOM = 4 * 2**20
+# Room of the result in bytes, enough for all that is mentioned once. A None is one opcode of one
+# byte; in an object array it takes eight as a value and eight as an element. Protocol 2 keeps an
+# array's bytes as text: they are taken twice. What is mentioned again draws on the free room.
+ROOM_PER_OPCODE = 16
+ROOM_PER_BYTE = 2
+FREE_ROOM = 2**20
 
 NAMES = {
     "numpy.ndarray",
@@ -113,7 +116,7 @@ class _Reader:
 
     def __init__(self, size: int, where: str) -> None:
         self._where = where
-        self._room = FREE_ROOM + ROOM_PER_BYTE * size
+        self._room = FREE_ROOM + ROOM_PER_BYTE * size + ROOM_PER_OPCODE * min(size, MAX_STEPS)
         self._stack, self._marks, self._memo = [], [], []
 
     def read(self, data: bytes) -> object:
