@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> Summary | Report:
     """Write the labels of all organs; return how many cases ended how. Or check a tree."""
     table = read_label_table(args.json)
     if args.check:
-        return check_tree(args.check, table, partial(run_with_progress, args))
+        return check_tree(args.check, table, partial(run_with_progress, args), args.max_voxels)
     rule = cleaning_rule(args)
     require_folder(args.classified, "the output folder of classify.py")
     found = sorted(args.classified.glob("[!.]*/[!.]*.nii.gz"))

@@ -127,6 +127,13 @@ def test_a_damaged_crop_is_named(tmp_path):
         read_crop(path)
 
 
+def test_records_of_the_preparation_are_no_prepared_folders(tmp_path):
+    folder = write_prepared(tmp_path / "tree", cases=1)
+    (tmp_path / "tree" / ".records" / "classify").mkdir(parents=True)
+
+    assert find_cases((tmp_path / "tree").glob("*/*")) == find_cases([folder])
+
+
 def test_folders_that_are_not_prepared_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"utils/data_paths\.py"):
         find_cases([])

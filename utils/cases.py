@@ -41,10 +41,13 @@ class Case:
 def find_cases(folders: Iterable[Path | str]) -> list[Case]:
     """List the cases of prepared ``<organ>/<data set>`` folders, sorted.
 
+    Hidden folders are left out: a glob ``tree/*/*`` also finds those of the preparation's records.
+
     Raises:
         InputError: no folder given, a folder lacks labelsTr, or none holds a label.
     """
     folders = [Path(folder) for folder in folders]
+    folders = [f for f in folders if not f.name.startswith(".") and f.parent.name[:1] != "."]
     if not folders:
         raise InputError(
             "no prepared folders: expected <organ>/<data set> folders with imagesTr and labelsTr.\n"

@@ -19,6 +19,7 @@ import numpy as np
 from utils.errors import InputError
 from utils.label_table import LabelTable
 from utils.nifti_io import Grid, as_label, read_nifti, require_same_grid
+from utils.npz_archive import MAX_VOXELS
 
 IMAGES, LABELS, SUFFIX = "imagesTr", "labelsTr", ".nii.gz"
 LAYOUT = f"<organ>/<data set>/{{{IMAGES},{LABELS}}}/<case>{SUFFIX}"
@@ -103,11 +104,17 @@ class Report:
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # any name prints
 
 
-def check_tree(tree: Path, table: LabelTable | None, run: Callable[..., Iterable]) -> Report:
+def check_tree(
+    tree: Path,
+    table: LabelTable | None,
+    run: Callable[..., Iterable],
+    max_voxels: int = MAX_VOXELS,
+) -> Report:
     """Read a whole tree and report what is wrong in it.
 
     ``table`` says which data sets number instances; those that it lacks do where they are uint16.
-    ``run`` is ``map`` or does the same in many processes, in any order.
+    ``run`` is ``map`` or does the same in many processes, in any order. Volumes of more than
+    ``max_voxels`` are not read, and count as unreadable.
     """
     cases, findings = find_pairs(tree)
     if not any(case.labels for case in cases):
@@ -117,7 +124,7 @@ def check_tree(tree: Path, table: LabelTable | None, run: Callable[..., Iterable
             "reallocate.py first, or give the folder that holds the organs."
         )
     instances = {name: labels.instance for name, labels in table.datasets.items()} if table else {}
-    cases = sorted(run(partial(check_case, instances=instances), cases))
+    cases = sorted(run(partial(check_case, instances=instances, max_voxels=max_voxels), cases))
     _add_duplicates(cases)
     findings += [finding for case in cases for finding in case.findings]
     return Report(tree, sorted(findings), _totals(cases))
@@ -168,7 +175,7 @@ def _why_stray(path: Path, entry: os.DirEntry, depth: int, tree: Path) -> str | 
     return None
 
 
-def check_case(case: CaseReport, instances: dict[str, bool]) -> CaseReport:
+def check_case(case: CaseReport, *, instances: dict[str, bool], max_voxels: int) -> CaseReport:
     """Read the files of one case, one at a time; whatever is wrong with them is a finding."""
     read, grids = {}, {}  # an image by inode and device, which hard links have in common
     for organ in case.images:
@@ -176,28 +183,30 @@ def check_case(case: CaseReport, instances: dict[str, bool]) -> CaseReport:
         if organ not in case.labels:
             case.add(Kind.MISSING_LABEL, path, "has no label: remove it")
         file = os.stat(path)[1:3] if os.path.exists(path) else path
-        read[file] = read.get(file) or _read_image(case, path)
+        read[file] = read.get(file) or _read_image(case, path, max_voxels)
         case.images[organ], grids[organ] = read[file]
     case.image_files = set(read)
     for organ in case.labels:
-        _check_label(case, organ, grids.get(organ), instances)
+        _check_label(case, organ, grids.get(organ), instances, max_voxels)
     return case
 
 
-def _read_image(case: CaseReport, path: Path) -> tuple[bytes | None, Grid | None]:
+def _read_image(case: CaseReport, path: Path, max_voxels: int) -> tuple[bytes | None, Grid | None]:
     with case.noting(Kind.UNREADABLE, path):
-        volume = read_nifti(path)
+        volume = read_nifti(path, max_voxels)
         case.voxels += volume.array.size
         return _digest(volume.array, volume.affine), Grid(volume.shape, volume.affine)
     return None, None
 
 
-def _check_label(case: CaseReport, organ: str, grid: Grid | None, instances: dict) -> None:
+def _check_label(
+    case: CaseReport, organ: str, grid: Grid | None, instances: dict[str, bool], max_voxels: int
+) -> None:
     path = case.path(organ, LABELS)
     if organ not in case.images:
         case.add(Kind.MISSING_IMAGE, path, "has no image: run reallocate.py")
     with case.noting(Kind.UNREADABLE, path):
-        volume = read_nifti(path)
+        volume = read_nifti(path, max_voxels)
         case.voxels += volume.array.size
         with case.noting(Kind.GRID_MISMATCH, path):
             require_same_grid(grid or volume, volume, case.path(organ, IMAGES), path)
@@ -223,17 +232,22 @@ def _digest(array: np.ndarray, affine: np.ndarray) -> bytes:
 
 
 def _add_duplicates(cases: list[CaseReport]) -> None:
-    """Add cases that an organ has from two data sets, and targets it has under two names."""
+    """Add labels that an organ has twice: equal voxels, on images of equal voxels.
+
+    Names do not tell: unrelated data sets may both have a case_001, and the channels of one case
+    have a label in common. Files that are empty or could not be read are not compared.
+    """
     seen: dict[tuple, Path] = {}
     for case in cases:
         for organ, label in case.labels.items():
-            path, image = case.path(organ, LABELS), case.images.get(organ)
-            first = seen.setdefault((organ, case.case_id), path)
+            image = case.images.get(organ)
+            if label is None or image is None:
+                continue
+            path = case.path(organ, LABELS)
+            first = seen.setdefault((organ, label, image), path)
             if first != path:
-                case.add(Kind.DUPLICATE, path, f"the same case as {first}: remove one")
-            first = seen.setdefault((organ, label, image), path) if label and image else path
-            if first.name != path.name:
-                case.add(Kind.DUPLICATE, path, f"the same voxels as {first}: remove one")
+                message = f"label and image have the same voxels as {first} and its image"
+                case.add(Kind.DUPLICATE, path, f"{message}: remove one pair")
 
 
 def _totals(cases: list[CaseReport]) -> dict[str, int]:

@@ -262,7 +262,8 @@ def in_shard(case_id: str, shard: str) -> bool:
 
 def _run(step: Step, due: list[Job], summary: Summary, args: argparse.Namespace) -> None:
     sizes = {job.case_id: _bytes_of(job) for job in due}
-    outcomes = run_all(partial(_do, step), due, workers=args.workers, scheduler=args.dask_scheduler)
+    workers = max(1, min(args.workers, len(due)))
+    outcomes = run_all(partial(_do, step), due, workers=workers, scheduler=args.dask_scheduler)
     with tqdm(
         total=sum(sizes.values()),
         desc=step.title,

@@ -31,12 +31,9 @@ of each case is in <out>/manifest_nnunet.csv.
 """
 
 import argparse
-import json
 import math
 import os
-import re
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -44,7 +41,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from utils.cleaning import (
     CleaningRule,
@@ -54,10 +50,9 @@ from utils.cleaning import (
     cleaning_rule,
 )
 from utils.errors import InputError, exit_on_input_error
-from utils.label_table import MAX_SLUG_BYTES, organ_slug
+from utils.label_table import organ_slug
 from utils.ledger import Entry, Found, Job, Ledger
 from utils.nifti_io import (
-    MAX_LABEL,
     Grid,
     Volume,
     as_label,
@@ -67,22 +62,29 @@ from utils.nifti_io import (
     require_same_grid,
     write_nifti,
 )
+from utils.nnunet_dataset import (
+    CHANNEL,
+    IMAGE,
+    chosen_channels,
+    classes_of_flags,
+    find_nifti,
+    folders_of,
+    only_file,
+    read_description,
+    require_folder_name,
+)
 from utils.preparation import (
     Findings,
     Step,
     Summary,
     add_run_flags,
-    find_files,
     link_or_copy,
     plan_job,
     prepare,
 )
-from utils.safe_read import open_regular, reading
+from utils.resampling import Resampling
 
-SUFFIXES = (".nii.gz", ".nii")
-LABEL, IMAGE = "label", "image"  # roles of a case's sources; a channel's is image_0000, ...
-CHANNEL = re.compile(r"_[0-9]{4}$")  # at the end of an nnU-Net image's name
-SAME_SPACING = 1e-5  # relative: headers hold seven digits
+LABEL = "label"  # role of a case's label among its sources, see `IMAGE`
 LOST = "no voxel is left at this spacing"
 
 
@@ -90,7 +92,6 @@ LOST = "no voxel is left at this spacing"
 class Recipe:
     """What beside its files decides the outputs of a case: its job's settings, so JSON-able."""
 
-    origin: list[str]  # folders of the files: others may hold other files of one name and size
     classes: dict[str, list[int]]  # class name -> label values whose union it is
     ignored: list[int]  # label values that are known and no class
     instances: bool  # values are instance numbers of the one class
@@ -107,55 +108,6 @@ class Source:
     labels: Findings  # case -> its files
     images: Findings  # case, with its channel's number where there are channels -> its files
     recipe: Recipe
-
-
-@dataclass(frozen=True)
-class Description:
-    """What dataset.json says."""
-
-    channels: dict[int, str]
-    classes: dict[str, list[int]]
-    ignored: list[int]
-
-
-@dataclass(frozen=True, eq=False)
-class Resampling:
-    """The way to a grid with the same axes and the same corner."""
-
-    grid: Grid
-    steps_zyx: np.ndarray  # voxels of the source per new voxel; 1 where the axis stays as it is
-
-    @classmethod
-    def of(cls, source: Grid | Volume, spacing_xyz: Sequence[float] | None) -> "Resampling":
-        """Plan the way from a grid to a spacing in mm; None keeps the grid."""
-        steps = np.ones(3)
-        if spacing_xyz:
-            steps = np.array(spacing_xyz[::-1]) / source.spacing_zyx
-            steps[np.isclose(steps, 1, rtol=SAME_SPACING, atol=0)] = 1
-        shape = tuple(max(1, round(n / step)) for n, step in zip(source.shape, steps, strict=True))
-        # The edge at index -0.5 stays, so the first new centre is half a new voxel from it.
-        new_to_old = np.diag([*steps[::-1], 1.0])
-        new_to_old[:3, 3] = (steps[::-1] - 1) / 2
-        return cls(Grid(shape, source.affine @ new_to_old), steps)
-
-    @property
-    def changes(self) -> bool:
-        """Whether the grid is another one."""
-        return bool((self.steps_zyx != 1).any())
-
-    def apply(self, array: np.ndarray, order: int) -> np.ndarray:
-        """Resample (D, H, W), dtype kept: ``order`` 0 takes the nearest voxel, 1 is linear."""
-        if not self.changes:
-            return array
-        return ndimage.affine_transform(  # voxel by voxel in double, rounded to whole numbers
-            array,
-            self.steps_zyx,
-            offset=(self.steps_zyx - 1) / 2,
-            output_shape=self.grid.shape,
-            output=array.dtype,
-            order=order,
-            mode="nearest",
-        )
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -254,48 +206,33 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
 def nnunet_source(folder: Path, args: argparse.Namespace) -> Source:
     """Read what an nnU-Net folder holds."""
     name = Path(os.path.abspath(folder)).name
-    _require_folder_name(name, "the data set's folder")
+    require_folder_name(name, "the data set's folder")
     said = read_description(folder / "dataset.json")
     folders = folders_of(name, said.channels)
     if args.channels:
         chosen = chosen_channels(folder, said.channels, args.channels)
-        folders = {_role_of(number): folders[_role_of(number)] for number in chosen}
+        folders = {role: folders[role] for role in chosen}
     labels, images = (find_nifti(folder / kind) for kind in ("labelsTr", "imagesTr"))
-    recipe = recipe_of(args, [folder], said.classes, said.ignored, folders)
+    recipe = recipe_of(args, said.classes, said.ignored, folders)
     return Source(name, labels, images, recipe)
 
 
 def pairs_source(args: argparse.Namespace) -> Source:
     """Find the files of two folders; the flags say what they are."""
-    _require_folder_name(args.dataset, "--dataset")
-    pairs = []
-    for text in args.classes:
-        match = re.fullmatch(r"([0-9]{1,6}) *= *(\S.*)", text)
-        if not match:
-            raise InputError(
-                f"--classes: {text!r}. Expected VALUE=NAME, such as 1=liver: put quotes around a "
-                'name with spaces, "2=left kidney".'
-            )
-        pairs.append((match[2], [int(match[1])]))
-    values = [value for _, (value,) in pairs]
-    if len(set(values)) < len(values) or (args.instances and values != [1]):
-        raise InputError(
-            f"--classes has the values {values}. Expected each once, and only 1 with --instances."
-        )
-    classes, ignored = checked_classes("--classes", pairs)
+    require_folder_name(args.dataset, "--dataset")
+    classes, ignored = classes_of_flags(args.classes, instances=args.instances)
     images, labels = find_nifti(args.images), find_nifti(args.labels)
     if args.images.samefile(args.labels):
         raise InputError(
             f"{args.images}: is given for images and for labels. Expected two folders, with files "
             "of the same names: sort the files."
         )
-    recipe = recipe_of(args, [args.images, args.labels], classes, ignored, {IMAGE: args.dataset})
+    recipe = recipe_of(args, classes, ignored, {IMAGE: args.dataset})
     return Source(args.dataset, labels, images, recipe)
 
 
 def recipe_of(
     args: argparse.Namespace,
-    origin: list[Path],
     classes: dict[str, list[int]],
     ignored: list[int],
     folders: dict[str, str],
@@ -308,24 +245,7 @@ def recipe_of(
         )
     spacing_xyz = spacing * (3 // len(spacing)) if spacing else None
     cleaning = cleaning_rule(args).to_dict()
-    where = [os.path.realpath(folder) for folder in origin]
-    return Recipe(where, classes, ignored, args.instances, folders, spacing_xyz, cleaning)
-
-
-def find_nifti(folder: Path) -> Findings:
-    """Find NIfTI files in and below a folder, by their names without ``.nii`` or ``.nii.gz``."""
-    found = find_files(folder, "", "a folder of NIfTI files")
-    files: dict[str, list[Path]] = {}
-    for path in (path for paths in found.files.values() for path in paths):
-        for suffix in SUFFIXES:
-            if path.name.endswith(suffix):
-                files.setdefault(path.name.removesuffix(suffix), []).append(path)
-    if not files and not found.problems:
-        raise InputError(
-            f"{folder}: holds no .nii.gz or .nii file, subfolders included. Expected NIfTI: check "
-            "the path, or convert the files."
-        )
-    return Findings(dict(sorted(files.items())), found.problems)
+    return Recipe(classes, ignored, args.instances, folders, spacing_xyz, cleaning)
 
 
 def cases_with_image(source: Source) -> set[str]:
@@ -338,7 +258,7 @@ def cases_with_image(source: Source) -> set[str]:
 def plan_case(key: str, files: list[Path], source: Source) -> Job:
     """Find the images of a case."""
     case_id = key.split("/")[1]
-    sources = {LABEL: _only(files)}
+    sources = {LABEL: only_file(files)}
     for role in source.recipe.folders:
         name = case_id + role.removeprefix(IMAGE)
         if name not in source.images.files:
@@ -346,7 +266,7 @@ def plan_case(key: str, files: list[Path], source: Source) -> Job:
                 f"{sources[LABEL]}: has no image {name}.nii.gz. Expected it, or {name}.nii, in the "
                 "folder of images: add it, or take the label away."
             )
-        sources[role] = _only(source.images.files[name])
+        sources[role] = only_file(source.images.files[name])
     return Job(key, source.name, sources, settings=asdict(source.recipe))
 
 
@@ -439,132 +359,6 @@ def target_of(
     return target, lines if mask.any() else [LOST]
 
 
-def read_description(path: Path) -> Description:
-    """Read and check a dataset.json of nnU-Net v2 or v1.
-
-    Raises:
-        InputError: it is not there, no JSON, or does not say what it must.
-    """
-    with reading(path, "the JSON description of an nnU-Net data set"), open_regular(path) as file:
-        content = json.load(file, object_pairs_hook=partial(_without_repeats, path))
-    if not isinstance(content, dict):
-        raise _malformed(path, f"holds {content!r:.60}", "an object with channels and labels")
-    channels = content.get("channel_names", content.get("modality"))
-    ending = content.get("file_ending", None if "channel_names" in content else SUFFIXES[0])
-    if not isinstance(channels, dict) or not channels:
-        raise _malformed(
-            path,
-            f"has the channels {channels!r:.60}",
-            "'channel_names' (in v1 'modality'), number -> name",
-        )
-    for number, name in channels.items():
-        if not re.fullmatch(r"0|[1-9][0-9]{0,3}", number):
-            raise _malformed(path, f"has the channel {number!r:.60}", "numbers from 0 to 9999")
-        _require_harmless(path, name)
-    if ending not in SUFFIXES:
-        raise InputError(
-            f"{path}: 'file_ending' is {ending!r:.60}. Expected one of {SUFFIXES}: convert images "
-            "and labels to NIfTI, then correct the entry."
-        )
-    classes, ignored = checked_classes(path, _pairs_of(path, content.get("labels")))
-    return Description({int(n): name for n, name in channels.items()}, classes, ignored)
-
-
-def _pairs_of(path: Path, labels: object) -> list[tuple[str, list]]:
-    """Return class names and their values: v2 has {name: value or values}, v1 {value: name}."""
-    if not isinstance(labels, dict) or not labels:
-        raise _malformed(path, f"has the labels {labels!r:.60}", "'labels', name -> value")
-    if all(isinstance(name, str) for name in labels.values()):
-        numbers = re.compile(r"0|[1-9][0-9]{0,4}")
-        return [(n, [int(v) if numbers.fullmatch(v) else v]) for v, n in labels.items()]
-    return [(n, v if isinstance(v, list) else [v]) for n, v in labels.items()]
-
-
-def checked_classes(
-    where: Path | str, pairs: list[tuple[str, list]]
-) -> tuple[dict[str, list[int]], list[int]]:
-    """Return class -> values, and the values to ignore, of names with their values."""
-    classes, ignored, organs = {}, [], {}
-    for name, values in pairs:
-        _require_harmless(where, name)
-        good = all(type(v) is int and 0 <= v <= MAX_LABEL for v in values)
-        is_background = values == [0]
-        if not values or not good or (is_background != (0 in values or name == "background")):
-            raise _malformed(
-                where,
-                f"label {name!r:.60} has the values {values!r:.60}",
-                f"whole numbers from 1 to {MAX_LABEL}, and 0 for background alone",
-            )
-        if is_background or name == "ignore":
-            ignored += values
-            continue
-        try:
-            first = organs.setdefault(organ_slug(name), name)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-        if name in classes or first != name:
-            raise _malformed(
-                where,
-                f"classes {first!r} and {name!r} would share the folder {organ_slug(name)!r}",
-                "names that differ by a letter or digit",
-            )
-        classes[name] = sorted(set(values))
-    both = {v for values in classes.values() for v in values} & set(ignored)
-    if not classes or both:
-        raise _malformed(
-            where,
-            f"has the classes {classes!r:.60} beside what is ignored, {ignored}",
-            "at least one class, with values of its own",
-        )
-    return classes, ignored
-
-
-def folders_of(name: str, channels: dict[int, str]) -> dict[str, str]:
-    """Return the data set of each channel, by its role among a case's sources."""
-    if len(channels) == 1:
-        return dict.fromkeys(map(_role_of, channels), name)
-    safe = {
-        number: re.sub(r"[\W_]+", "_", unicodedata.normalize("NFKC", channel)).strip("_")
-        for number, channel in channels.items()
-    }
-    if not all(safe.values()) or len({s.lower() for s in safe.values()}) < len(safe):
-        safe = {number: f"{s}_{number}".strip("_") for number, s in safe.items()}
-    folders = {_role_of(number): f"{name}_{s}" for number, s in safe.items()}
-    for folder in folders.values():
-        _require_folder_name(folder, "a channel's data set")
-    return folders
-
-
-def chosen_channels(folder: Path, channels: dict[int, str], wanted: list[str]) -> list[int]:
-    """Return the numbers of the channels that ``--channels`` gives by number or name."""
-    chosen = set()
-    for each in wanted:
-        numbers = [n for n in channels if str(n) == each] or [
-            n for n, name in channels.items() if name == each
-        ]
-        if not numbers:
-            raise InputError(
-                f"--channels: {folder} has no channel {each!r}. Expected a number or a name of "
-                f"{channels}."
-            )
-        chosen.update(numbers)
-    return sorted(chosen)
-
-
-def _role_of(channel: int) -> str:
-    return f"{IMAGE}_{channel:04d}"
-
-
-def _only(paths: list[Path]) -> Path:
-    if len(paths) > 1:
-        listed = "\n  ".join(map(str, paths[:5]))
-        raise InputError(
-            f"{paths[0]}: is one of {len(paths)} files for the same:\n  {listed}\n"
-            "Expected one: move the others elsewhere, or give each case a name of its own."
-        )
-    return paths[0]
-
-
 def _write_once(places: list[Path], array: np.ndarray, affine: np.ndarray) -> None:
     """Write the first of ``places``, and link it to the others."""
     write_nifti(places[0], array, affine)
@@ -590,38 +384,6 @@ def _require_size(job: Job, grid: Grid, max_voxels: int) -> None:
             f"{job.sources[LABEL]}: would have {voxels:,} voxels. Expected at most {max_voxels:,}: "
             "choose a larger --spacing, or raise --max-voxels."
         )
-
-
-def _require_folder_name(name: str, what: str) -> None:
-    """Refuse what cannot be a data set's name, or would lead out of the tree."""
-    good = name == Path(name).name and name.isprintable() and name[:1] not in ("", ".")
-    if not good or "\\" in name or len(os.fsencode(name)) > MAX_SLUG_BYTES:
-        raise InputError(
-            f"{what} is called {name!r:.250}. Expected a folder's name: printable, at most "
-            f"{MAX_SLUG_BYTES} bytes, no path, no dot in front."
-        )
-
-
-def _require_harmless(where: Path | str, name: object) -> None:
-    """Refuse names that are paths; a slash between words, "prostate/uterus", is none."""
-    parts = name.split("/") if isinstance(name, str) else []
-    good = parts and all(part.strip(" .") for part in parts) and "\\" not in name
-    if not good or not name.isprintable():
-        raise _malformed(
-            where, f"has the name {name!r:.60}", "printable text that is no path, without .."
-        )
-
-
-def _without_repeats(path: Path, pairs: list[tuple[str, object]]) -> dict[str, object]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _malformed(path, f"has {twice!r:.60} twice in one object", "one entry each")
-    return dict(pairs)
-
-
-def _malformed(where: Path | str, found: str, expected: str) -> InputError:
-    return InputError(f"{where}: {found}. Expected {expected}: correct it.")
 
 
 @exit_on_input_error
