@@ -1,12 +1,13 @@
 """The check of a prepared tree: each thing that can be wrong in it is found, alone and by name."""
 
+import json
 import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
-from preparation_helpers import state_of
+from preparation_helpers import CLASSES, categorize_all, state_of
 
 from utils.check_tree import Finding, Kind, check_tree
 from utils.errors import InputError
@@ -233,6 +234,16 @@ def test_broken_links_and_pipes_are_unreadable_and_do_not_block():
     assert found() == [(Kind.UNREADABLE, path) for path in (to_nothing, to_itself, LIVER)]
 
 
+def test_file_of_more_than_max_voxels_is_unreadable():
+    write_nifti(LIVER, np.ones((5, 6, 9), np.uint8), AFFINE)
+    Path("CVPR25.json").write_text(json.dumps(CLASSES))
+
+    report = categorize_all("--check", "tree", "--max-voxels", str(np.prod(SHAPE)))
+
+    assert [finding.path for finding in report.findings] == [LIVER]
+    assert "has 270 voxels. Expected at most 216" in report.findings[0].message
+
+
 def test_folder_that_cannot_be_listed_is_found(tree, monkeypatch):
     closed, scandir = tree / "tumor/CT_A_tumor", os.scandir
 
@@ -248,22 +259,17 @@ def test_folder_that_cannot_be_listed_is_found(tree, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize(("label", "scan"), [(30, 31), (6, 10)], ids=["other", "same"])
-def test_case_of_one_organ_in_two_data_sets_is_one_duplicate(label, scan):
-    add_pair("liver/CT_B", "CT_A_1", voxels(label), voxels(scan, high=99))
-
-    assert found() == [(Kind.DUPLICATE, file("liver/CT_B", "CT_A_1"))]
-    assert "the same case as liver/CT_A/labelsTr/CT_A_1.nii.gz" in message()
-
-
-@pytest.mark.parametrize(("dataset", "case_id"), [("CT_A", "CT_A_3"), ("CT_B", "CT_B_1")])
-def test_target_under_two_names_is_a_duplicate(dataset, case_id):
+@pytest.mark.parametrize(
+    ("dataset", "case_id"), [("CT_A", "CT_A_3"), ("CT_B", "CT_B_1"), ("CT_B", "CT_A_1")]
+)
+def test_target_of_one_organ_under_two_names_is_one_duplicate(dataset, case_id):
     add_pair(f"liver/{dataset}", case_id, voxels(6), voxels(10, high=99))
 
     assert found() == [(Kind.DUPLICATE, file(f"liver/{dataset}", case_id))]
-    assert "the same voxels as liver/CT_A/labelsTr/CT_A_1.nii.gz" in message()
+    assert "the same voxels as liver/CT_A/labelsTr/CT_A_1.nii.gz and its image" in message()
 
 
+@pytest.mark.parametrize("case_id", ["CT_B_1", "CT_A_1"])
 @pytest.mark.parametrize(
     ("folder", "label", "scan", "affine"),
     [
@@ -274,10 +280,18 @@ def test_target_under_two_names_is_a_duplicate(dataset, case_id):
     ],
     ids=["organ", "label", "image", "grid"],
 )
-def test_target_that_differs_in_one_thing_is_no_duplicate(folder, label, scan, affine):
-    add_pair(folder, "CT_B_1", voxels(label), voxels(scan, high=99), affine)
+def test_target_that_differs_in_one_thing_is_no_duplicate(folder, case_id, label, scan, affine):
+    add_pair(folder, case_id, voxels(label), voxels(scan, high=99), affine)
 
     assert found() == []
+
+
+def test_targets_whose_images_cannot_be_read_are_not_compared():
+    for case_id in ("CT_B_1", "CT_B_2"):
+        add_pair("liver/CT_B", case_id, voxels(6), voxels(10))
+        image("liver/CT_B", case_id).write_bytes(b"")
+
+    assert [kind for kind, _ in found()] == [Kind.UNREADABLE] * 2
 
 
 def test_image_that_data_sets_share_is_counted_and_no_finding():

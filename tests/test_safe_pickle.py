@@ -267,7 +267,7 @@ REFUSED = {  # all after PROTO 4
     "dtype void": array_of(b")", b"C\x08abcdefgh", dtype_of("V8")) + b".",
     "dtype datetime": array_of(b")", b"C\x08abcdefgh", dtype_of("M8[ns]")) + b".",
     "a foreign class that is rebuilt": RECONSTRUCT + b"cbuiltins\nlist\nK\x00\x85C\x01b\x87R.",
-    "a dtype that is rebuilt": RECONSTRUCT + DTYPE + b"K\x00\x85C\x01b\x87R.",
+    "a dtype that is rebuilt": ARRAY.replace(NDARRAY, DTYPE) + b".",
     "a name as a value": b"]" + NDARRAY + b"a.",
     "a dtype as a value": dtype_of("O8") + b".",
     "an array without content": UNBUILT + b".",
