@@ -27,8 +27,9 @@ import numpy as np
 from utils.errors import InputError, exit_on_input_error
 from utils.geometry import affine_from_spacing
 from utils.label_table import LabelTable, read_label_table
+from utils.labels import as_label, count_values
 from utils.ledger import Entry, Found, Job, Ledger
-from utils.nifti_io import as_label, count_values, write_nifti
+from utils.nifti_io import write_nifti
 from utils.npz_archive import NpzArchive
 from utils.npz_io import read_npz
 from utils.preparation import (

@@ -27,8 +27,10 @@ from utils.data_loader import CropDataset
 from utils.data_paths import img_datas
 from utils.errors import InputError, exit_on_input_error
 from utils.geometry import CropRule
+from utils.labels import InstanceRule
 from utils.runtime import (
     make_folder,
+    non_negative_int,
     pick_device,
     pick_precision,
     positive_int,
@@ -104,9 +106,15 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     )
     network.add_argument(
         "--max-instances",
+        type=non_negative_int,
+        default=0,
+        help="largest instances cut of an instance label; 0 = all (default: 0)",
+    )
+    network.add_argument(
+        "--min-instance-voxels",
         type=positive_int,
-        default=8,
-        help="largest instances cut of an instance label (default: 8)",
+        default=64,
+        help="instances smaller than this are not cut, except for the largest (default: 64)",
     )
 
 
@@ -165,7 +173,7 @@ def open_crops(args: argparse.Namespace, rule: CropRule) -> CropIndex:
             args.img_datas,
             args.crops_dir,
             rule,
-            max_instances=args.max_instances,
+            instances=InstanceRule(args.max_instances, args.min_instance_voxels),
             workers=max(1, args.workers),
         )
         for failure in index.failures:

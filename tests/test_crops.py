@@ -6,10 +6,11 @@ import pytest
 from small import RULE, ball, write_prepared
 
 from utils.atomic import WriteError
-from utils.cases import find_cases, instances_of, read_case
+from utils.cases import find_cases, read_case
 from utils.crops import build_crops, cut, normalise, read_crop, read_index
 from utils.errors import InputError
 from utils.geometry import CropRule, affine_from_spacing
+from utils.labels import InstanceRule
 from utils.nifti_io import read_nifti, write_nifti
 
 
@@ -105,16 +106,16 @@ def test_bad_cases_are_reported_and_the_others_are_cut(tmp_path):
 def test_each_large_instance_is_a_target_of_its_own(tmp_path):
     label = np.zeros((20, 24, 28), np.uint16)
     label[2:5, 2:5, 2:5], label[8:16, 8:16, 8:16], label[17:19, 2:9, 2:9] = 300, 7, 41
-    assert instances_of(label, most=2) == [7, 41]
+    two, one = InstanceRule(most=2, min_voxels=1), InstanceRule(most=1, min_voxels=1)
     folder = write_prepared(tmp_path / "tree", cases=1)
     path = folder / "labelsTr" / "CT_A_0.nii.gz"
     write_nifti(path, label, read_nifti(path).affine)
-    index = build_crops([folder], tmp_path / "crops", RULE, max_instances=2, workers=1)
-    again = build_crops([folder], tmp_path / "crops", RULE, max_instances=2, workers=1)
+    index = build_crops([folder], tmp_path / "crops", RULE, instances=two, workers=1)
+    again = build_crops([folder], tmp_path / "crops", RULE, instances=two, workers=1)
     expected = ["liver/CT_A/CT_A_0#7", "liver/CT_A/CT_A_0#41"]
     assert [s["sample_id"] for s in index.samples] == expected
     assert again.samples == index.samples
-    fewer = build_crops([folder], tmp_path / "crops", RULE, max_instances=1, workers=1)
+    fewer = build_crops([folder], tmp_path / "crops", RULE, instances=one, workers=1)
     assert [s["sample_id"] for s in fewer.samples] == ["liver/CT_A/CT_A_0"]
 
 

@@ -14,8 +14,6 @@ from utils.geometry import GeometryError, affine_from_spacing
 from utils.nifti_io import (
     Grid,
     Volume,
-    as_label,
-    count_values,
     read_nifti,
     read_nifti_grid,
     require_same_grid,
@@ -116,22 +114,6 @@ def test_truncated_nifti_is_refused_by_name(tmp_path, kept):
 def test_missing_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match=r"no\.nii\.gz: no such file"):
         read_nifti(tmp_path / "no.nii.gz")
-
-
-@pytest.mark.parametrize(
-    ("highest", "dtype"), [(0, "uint8"), (255, "uint8"), (256, "uint16"), (65535, "uint16")]
-)
-def test_label_takes_the_smallest_unsigned_dtype(tmp_path, highest, dtype):
-    label = as_label(np.array([[[0.0, highest]]]), tmp_path)
-
-    assert label.dtype == dtype
-    assert label.max() == highest
-
-
-@pytest.mark.parametrize(("value", "found"), [(0.5, "fractions, 0.5"), (-3, "negative values, -3")])
-def test_label_with_fractions_or_negative_values_is_refused(tmp_path, value, found):
-    with pytest.raises(InputError, match=found):
-        as_label(np.array([[[0, value]]]), tmp_path / "case.npz")
 
 
 def test_grids_that_differ_by_rounding_are_one_grid(tmp_path):
@@ -278,17 +260,3 @@ def test_every_flipped_byte_of_an_unzipped_header_is_refused_or_read(tmp_path):
             )
             with contextlib.suppress(InputError):
                 assert read_nifti(path, max_voxels=10**6).array.ndim == 3
-
-
-def test_values_are_counted_without_the_background():
-    label = np.zeros((3, 700, 700), np.uint16)
-    label[0, 0, :3] = (7, 300, 7)
-    label[2, -1, -1] = 65535
-
-    assert count_values(label) == {7: 2, 300: 1, 65535: 1}
-    assert count_values(np.zeros((2, 2, 2), np.uint8)) == {}
-
-
-def test_values_beyond_uint16_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"the value 65536. Expected at most 65535"):
-        as_label(np.array([[[0, 65536]]]), tmp_path / "case.npz")

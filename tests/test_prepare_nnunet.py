@@ -7,13 +7,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from joblib.externals.loky import get_reusable_executor
 from nibabel.eulerangles import euler2mat
 from preparation_helpers import reallocate_all, run_script, state_of
 
 from utils import ledger, prepare_nnunet
 from utils.cases import find_cases, read_case
 from utils.errors import InputError
-from utils.nifti_io import Volume, read_nifti
+from utils.nifti_io import read_nifti
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -164,13 +165,6 @@ def test_unchosen_channel_may_be_missing_and_an_unknown_one_is_refused():
         prepare("--nnunet", folder, "--channels", "PET")
 
 
-def test_channels_with_one_name_are_told_apart_by_number():
-    prepare("--nnunet", make_dataset(V2 | {"channel_names": {"0": "noNorm", "1": "noNorm"}}))
-
-    datasets = {Path(path).parts[1] for path in files_of()}
-    assert datasets == {"Dataset001_Ab_noNorm_0", "Dataset001_Ab_noNorm_1"}
-
-
 def test_region_is_the_union_of_its_values():
     regions = {"background": 0, "whole tumor": [1, 2], "tumor core": [2], "edema": 1}
     prepare("--nnunet", make_dataset(V2 | {"labels": regions}))
@@ -247,59 +241,12 @@ def test_values_without_a_name_are_listed():
     assert files_of() == []
 
 
-MALFORMED = {
-    "no object": ([], r"holds \[\]"),
-    "no channels": ({"labels": V2["labels"]}, "has the channels None"),
-    "no labels": ({"modality": V1["modality"]}, "has the labels None"),
-    "no file ending": ({k: V2[k] for k in ("labels", "channel_names")}, "'file_ending' is None"),
-    "another file ending": (V2 | {"file_ending": ".nrrd"}, "'.nrrd'.*convert"),
-    "list of channels": (V2 | {"channel_names": ["CT"]}, r"has the channels \['CT'\]"),
-    "channel without number": (V2 | {"channel_names": {"CT": "0"}}, "has the channel 'CT'"),
-    "channel without name": (V2 | {"channel_names": {"0": 1}}, "has the name 1"),
-    "list of labels": (V2 | {"labels": ["liver"]}, r"has the labels \['liver'\]"),
-    "text for a value": (V2 | {"labels": {"liver": "one"}}, "has the values"),
-    "truth for a value": (V2 | {"labels": {"liver": True}}, "'liver' has the values"),
-    "value of no label": (V2 | {"labels": {"liver": 70000}}, "'liver' has the values"),
-    "background in a region": (V2 | {"labels": {"liver": [0, 1]}}, "'liver' has the values"),
-    "empty region": (V2 | {"labels": {"liver": []}}, "'liver' has the values"),
-    "background elsewhere": (V2 | {"labels": {"background": 1}}, "'background' has the values"),
-    "no class": (V2 | {"labels": {"background": 0}}, "has the classes {}"),
-    "ignored class": (V2 | {"labels": {"liver": 1, "ignore": 1}}, "beside what is ignored"),
-    "one folder for two": (V2 | {"labels": {"a b": 1, "A_B": 2}}, "would share the folder 'a_b'"),
-    "two classes of one name": (V1 | {"labels": {"1": "a", "2": "a"}}, "share the folder 'a'"),
-    "no letter in a class": (V2 | {"labels": {"?": 1}}, "holds no letter or digit"),
-    "class above": (V2 | {"labels": {"../liver": 1}}, "has the name '../liver'"),
-    "class with dots": (V2 | {"labels": {"a/../../liver": 1}}, "has the name 'a/../../liver'"),
-    "absolute class": (V2 | {"labels": {"/liver": 1}}, "has the name '/liver'"),
-    "class of lines": (V2 | {"labels": {"liver\n2": 1}}, "has the name"),
-    "class with backslash": (V2 | {"labels": {"..\\liver": 1}}, "has the name"),
-    "channel above": (V2 | {"channel_names": {"0": "../CT"}}, "has the name '../CT'"),
-}
+def test_malformed_description_writes_nothing():
+    folder = make_dataset(V2 | {"labels": {"../liver": 1}})
 
-
-@pytest.mark.parametrize(("content", "found"), MALFORMED.values(), ids=MALFORMED)
-def test_malformed_description_is_an_input_error(content, found):
-    folder = make_dataset()
-    Path(folder, "dataset.json").write_text(json.dumps(content))
-
-    with pytest.raises(InputError, match=rf"dataset\.json: .*{found}"):
+    with pytest.raises(InputError, match=r"dataset\.json: has the name '../liver'"):
         prepare("--nnunet", folder)
     assert not TREE.exists()
-
-
-@pytest.mark.parametrize("text", ["", "{", '{"a": 1, "a": 2}', "[" * 100_000, b"\xff\xfe\x00"])
-def test_description_that_is_no_json_is_an_input_error(text):
-    path = make_dataset() / "dataset.json"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-
-    with pytest.raises(InputError, match=r"dataset\.json: "):
-        prepare("--nnunet", path.parent)
-
-
-def test_slash_between_words_of_a_class_is_no_path():
-    prepare("--nnunet", make_dataset(V2 | {"labels": {"prostate/uterus": 1, "bladder": 2}}))
-
-    assert output("prostate_uterus/Dataset001_Ab").exists()
 
 
 def test_data_sets_of_one_name_are_refused():
@@ -349,6 +296,16 @@ def test_other_folder_with_files_of_one_name_and_size_is_worked_in(monkeypatch, 
     assert array_of(output("liver/MR_Ours", kind, "case 1")).all()
 
 
+def test_moved_folder_is_known_by_its_content():
+    folder = make_dataset()
+    prepare("--nnunet", folder)
+    before = state_of(TREE)
+    moved = folder.rename(folder.name)
+
+    assert str(prepare("--nnunet", moved)) == "done 0, skipped 1, failed 0"
+    assert state_of(TREE) == before
+
+
 def test_case_without_a_labelled_voxel_gives_nothing():
     summary = prepare("--nnunet", make_dataset(label=np.zeros(SHAPE, np.uint8)))
 
@@ -365,6 +322,15 @@ def test_file_of_another_origin_is_not_overwritten():
     assert {k: v for k, v in state_of(TREE).items() if "manifest" not in k} == before
 
 
+@pytest.fixture
+def new_workers():
+    """Worker processes of this test alone: they stay in the folder that they were started in."""
+    get_reusable_executor().shutdown()
+    yield
+    get_reusable_executor().shutdown()
+
+
+@pytest.mark.usefixtures("new_workers")
 def test_several_workers_and_shards_give_the_same_tree():
     folder = make_dataset(TWO_CHANNELS, cases=("a_1", "a_2", "a_3"))
     prepare("--nnunet", folder, "--out", "whole")
@@ -453,17 +419,6 @@ def test_few_instances_are_uint16_too():
     assert array_of(output("tumor/MR_Ours", case_id="case 1")).dtype == np.uint16
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [("../b", "'../b'"), ("a/b", "'a/b'"), (".a", "'.a'"), ("..", "'..'"), ("a\n", r"'a\\n'")],
-)
-def test_hostile_data_set_name_is_refused(name, shown):
-    make_pairs()
-
-    with pytest.raises(InputError, match=f"--dataset is called {shown}"):
-        prepare_pairs("--dataset", name)
-
-
 def test_hostile_file_name_is_listed_and_the_others_are_done():
     make_pairs()
     make_pairs(name="a\nb")
@@ -477,11 +432,8 @@ def test_hostile_file_name_is_listed_and_the_others_are_done():
 @pytest.mark.parametrize(
     ("flags", "found"),
     [
-        (["--classes", "liver"], "'liver'. Expected VALUE=NAME"),
-        (["--classes", "1=left", "kidney"], "'kidney'. Expected VALUE=NAME.*quotes"),
         (["--classes", "1=liver", "1=spleen"], "Expected each once"),
-        (["--classes", "1=../liver"], "has the name '../liver'"),
-        (["--classes", "70000=liver"], "'liver' has the values"),
+        (["--dataset", "../b"], "--dataset is called '../b'"),
         (["--instances"], "only 1 with --instances"),
         (["--labels", "img"], "is given for images and for labels"),
         (["--channels", "0"], "--nnunet is not given"),
@@ -510,31 +462,6 @@ def test_no_source_and_empty_folders_are_refused():
         prepare("--nnunet", "raw/Dataset002_None")
 
 
-def world_of(grid):
-    """Return (x, y, z) mm of every voxel of a (D, H, W) grid, from its affine."""
-    index = np.indices(grid.shape)[::-1]
-    return np.tensordot(grid.affine[:3, :3], index, 1) + grid.affine[:3, 3].reshape(3, 1, 1, 1)
-
-
-@pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
-@pytest.mark.parametrize("spacing", [["1.5"], ["2", "0.5", "3"]], ids=["even", "uneven"])
-def test_resampled_values_lie_where_they_were(affine, spacing):
-    shape = (9, 30, 25)
-    slope = np.array((0.3, -0.7, 0.2)).reshape(3, 1, 1, 1)
-    ramp = (slope * world_of(Volume(np.empty(shape), affine))).sum(0).astype(np.float32)
-    save("img/r.nii.gz", ramp, affine)
-    save("seg/r.nii.gz", np.ones(shape, np.uint8), affine)
-    prepare_pairs("--spacing", *spacing)
-
-    image = read_nifti(output("liver/MR_Ours", "imagesTr", "r"))
-    inner = (slice(2, -3), slice(2, -3), slice(2, -3))
-    expected = (slope * world_of(image)).sum(0)
-    assert image.array.dtype == np.float32
-    np.testing.assert_allclose(image.array[inner], expected[inner], atol=1e-4)
-    expected_xyz = np.resize([float(s) for s in spacing], 3)
-    np.testing.assert_allclose(image.spacing_zyx[::-1], expected_xyz, rtol=1e-6)
-
-
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
 def test_resampled_label_stays_in_place_for_simpleitk(affine):
     shape = (12, 40, 36)
@@ -550,18 +477,8 @@ def test_resampled_label_stays_in_place_for_simpleitk(affine):
         centre_zyx = np.argwhere(sitk.GetArrayFromImage(image)).mean(axis=0)
         centres.append(image.TransformContinuousIndexToPhysicalPoint(centre_zyx[::-1].tolist()))
     assert np.abs(np.subtract(*centres)).max() < 0.75  # half a new voxel
-
-
-def test_resampling_keeps_the_first_corner_and_covers_the_field_of_view():
-    make_pairs()
-    prepare_pairs("--spacing", "1.5")
-
-    label = read_nifti(output("liver/MR_Ours", case_id="case 1"))
-    assert label.shape == (13, 4, 4)  # 4 x 5 / 1.5, 6 x 0.9 / 1.5, 9 x 0.7 / 1.5
-    corner = np.array((-0.5, -0.5, -0.5, 1))
-    np.testing.assert_allclose(label.affine @ corner, OBLIQUE @ corner, atol=1e-4)
-    direction = label.affine[:3, :3] / 1.5
-    np.testing.assert_allclose(direction, OBLIQUE[:3, :3] / SPACING_XYZ, atol=1e-6)
+    assert set(np.unique(array_of(output("liver/MR_Ours", case_id="r")))) == {0, 1}
+    assert len(np.unique(array_of(output("liver/MR_Ours", "imagesTr", "r")))) > 2  # linear
 
 
 def test_resampling_to_the_spacing_that_is_there_changes_nothing():
@@ -571,27 +488,6 @@ def test_resampling_to_the_spacing_that_is_there_changes_nothing():
     image = nib.load(output("liver/MR_Ours", "imagesTr", "case 1"))
     np.testing.assert_array_equal(image.affine, nib.load("img/case 1.nii.gz").affine)
     np.testing.assert_array_equal(np.asanyarray(image.dataobj).T, _image())
-
-
-def test_interpolated_whole_numbers_are_rounded():
-    affine = np.diag([2.0, 1, 1, 1])
-    save("img/r.nii.gz", np.array([[[-3, -2, 4, 7]]], np.int16), affine)
-    save("seg/r.nii.gz", np.array([[[1, 1, 1, 2]]], np.uint8), affine)
-    prepare_pairs("--spacing", "1")
-
-    image = array_of(output("liver/MR_Ours", "imagesTr", "r"))
-    assert image.dtype == np.int16  # of -3, -2.75, -2.25, -0.5, 2.5, 4.75, 6.25, 7:
-    assert image.ravel().tolist() == [-3, -3, -2, -1, 3, 5, 6, 7]
-    label = array_of(output("liver/MR_Ours", case_id="r"))
-    assert label.ravel().tolist() == [1, 1, 1, 1, 1, 1, 0, 0]
-
-
-def test_volume_thinner_than_a_voxel_keeps_one_slice():
-    save("img/r.nii.gz", _image()[:1], np.eye(4))
-    save("seg/r.nii.gz", np.ones((1, *SHAPE[1:]), np.uint8), np.eye(4))
-    prepare_pairs("--spacing", "1", "1", "5")
-
-    np.testing.assert_array_equal(array_of(output("liver/MR_Ours", "imagesTr", "r")), _image()[:1])
 
 
 def test_class_that_resampling_loses_is_told_and_not_written():

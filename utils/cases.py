@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.nifti_io import Volume, as_label, read_nifti, require_same_grid
+from utils.labels import InstanceRule, as_label
+from utils.nifti_io import Volume, read_nifti, require_same_grid
 
 SUFFIX = ".nii.gz"
 
@@ -110,16 +111,7 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
     return image, label
 
 
-def instances_of(label: np.ndarray, most: int) -> list[int]:
-    """Return the values to segment: [1] for a binary label, else the ``most`` largest instances."""
-    values, counts = np.unique(label[label > 0], return_counts=True)
-    if len(values) == 1:
-        return [int(values[0])]
-    largest = np.argsort(-counts, kind="stable")[:most]
-    return sorted(int(values[i]) for i in largest)
-
-
-def targets_of(case: Case, label: np.ndarray, most: int) -> list[tuple[str, int]]:
+def targets_of(case: Case, label: np.ndarray, rule: InstanceRule) -> list[tuple[str, int]]:
     """Return the id and label value of each target of a case; instances get ``#value``."""
-    values = instances_of(label, most)
+    values = rule.values_of(label)
     return [(case.sample_id + (f"#{v}" if len(values) > 1 else ""), v) for v in values]

@@ -18,7 +18,8 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.label_table import LabelTable
-from utils.nifti_io import Grid, as_label, read_nifti, require_same_grid
+from utils.labels import as_label
+from utils.nifti_io import Grid, read_nifti, require_same_grid
 from utils.npz_archive import MAX_VOXELS
 
 IMAGES, LABELS, SUFFIX = "imagesTr", "labelsTr", ".nii.gz"

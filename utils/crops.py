@@ -22,6 +22,7 @@ from tqdm import tqdm
 from utils.atomic import WriteError, atomic_path
 from utils.errors import InputError
 from utils.geometry import CropGrid, CropRule, bounding_box_centre
+from utils.labels import ALL_USEFUL, InstanceRule
 
 INDEX = "index.json"
 #: Hounsfield range in which SAM-Med3D was trained.
@@ -160,12 +161,12 @@ def build_crops(
     out_dir: Path,
     rule: CropRule,
     *,
-    max_instances: int = 8,
+    instances: InstanceRule = ALL_USEFUL,
     workers: int | None = None,
 ) -> CropIndex:
     """Cut a crop of every target of prepared ``folders`` into ``out_dir``; cut ones are kept.
 
-    A crop is cut anew when its source files, the rule or ``max_instances`` have changed: its own
+    A crop is cut anew when its source files, the rule or ``instances`` have changed: its own
     file says what it was made of, so a run that was stopped loses nothing and mixes nothing up.
     Targets that fail are reported in ``failures`` and the others go on.
 
@@ -176,7 +177,7 @@ def build_crops(
 
     cases = find_cases(folders)
     samples, failures = [], []
-    work = partial(_cut_case, out_dir=out_dir, rule=rule, max_instances=max_instances)
+    work = partial(_cut_case, out_dir=out_dir, rule=rule, instances=instances)
     with ProcessPoolExecutor(max_workers=workers or os.cpu_count()) as pool:
         done = pool.map(work, cases, chunksize=4)
         for made, failure in tqdm(done, total=len(cases), desc="crops", unit="case"):
@@ -189,7 +190,7 @@ def build_crops(
     return CropIndex(out_dir, rule, samples, failures)
 
 
-def _cut_case(case, *, out_dir, rule, max_instances) -> tuple[list[dict], str]:
+def _cut_case(case, *, out_dir, rule, instances) -> tuple[list[dict], str]:
     """Cut all targets of one case; return their index rows, or a failure message."""
     from utils.cases import read_case
 
@@ -202,7 +203,7 @@ def _cut_case(case, *, out_dir, rule, max_instances) -> tuple[list[dict], str]:
             "dataset": case.dataset,
             "sources": [_stamp(case.image_path), _stamp(case.label_path)],
             "rule": rule.to_dict(),
-            "max_instances": max_instances,
+            "instances": asdict(instances),
         }
         return _finished(out_dir, case.sample_id, origin) or _cut_anew(case, out_dir, origin), ""
     except WriteError:
@@ -216,7 +217,7 @@ def _cut_anew(case, out_dir: Path, origin: dict) -> list[dict]:
 
     image, label = read_case(case)
     rule = CropRule(**origin["rule"])
-    targets = targets_of(case, label.array, origin["max_instances"])
+    targets = targets_of(case, label.array, InstanceRule(**origin["instances"]))
     for stale in _files_of(out_dir, case.sample_id):
         stale.unlink()
     rows = []

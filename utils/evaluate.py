@@ -20,6 +20,7 @@ from utils.click_method import challenge_click
 from utils.crops import Crop, cut
 from utils.geometry import CropRule
 from utils.interaction import ClickHistory, decode, upsample
+from utils.labels import InstanceRule
 from utils.metrics import dsc, interaction_auc, nsd
 from utils.nifti_io import Volume
 from utils.runtime import autocast
@@ -83,7 +84,8 @@ class Evaluator:
         max_instances: int = 8,
     ) -> None:
         self.model = model.to(device).eval()
-        self.rule, self.num_clicks, self.max_instances = rule, num_clicks, max_instances
+        self.rule, self.num_clicks = rule, num_clicks
+        self.instances = InstanceRule(most=max_instances, min_voxels=1)
         self.device, self.precision = device, precision
         self._warm_up()
 
@@ -96,7 +98,7 @@ class Evaluator:
         image, label = read_case(case)
         prediction = np.zeros(label.array.shape, np.uint16)
         targets = []
-        for name, value in targets_of(case, label.array, self.max_instances):
+        for name, value in targets_of(case, label.array, self.instances):
             target = label.array == value
             result, mask = self._run_target(name, case, image, target)
             prediction[mask] = value

@@ -7,6 +7,8 @@ started in this project's folder so that they can import it.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from joblib import Parallel, delayed, parallel_config
@@ -58,7 +60,7 @@ def run_all(
     else:
         parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
         try:
-            yield from parallel(delayed(function)(item) for item in items)
+            yield from parallel(_calls(function, items))
         except TerminatedWorkerError as error:
             raise WorkerDiedError(
                 f"a worker process was killed ({str(error).splitlines()[0]}).\nExpected "
@@ -85,6 +87,16 @@ def _on_cluster(
             "'dask scheduler' prints, such as tcp://10.0.0.1:8786."
         ) from error
     with client, parallel_config(backend="dask", wait_for_workers_timeout=60):
-        yield from Parallel(return_as="generator_unordered")(
-            delayed(function)(item) for item in items
-        )
+        yield from Parallel(return_as="generator_unordered")(_calls(function, items))
+
+
+def _calls(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple]:
+    """Yield joblib's calls of ``function``; relative paths mean the same in them as here."""
+    call = delayed(partial(_call_in, Path.cwd(), function))
+    return (call(item) for item in items)
+
+
+def _call_in(folder: Path, function: Callable[[Item], Result], item: Item) -> Result:
+    if Path.cwd() != folder:
+        os.chdir(folder)
+    return function(item)

@@ -32,7 +32,6 @@ from utils.safe_read import open_regular, reading
 
 EXPECTED = "a complete 3-D NIfTI file"
 SCANNER = 1  # NIfTI's code for "coordinates of the scanner", what a case's affine is
-MAX_LABEL = 65535  # labels are uint8 or uint16
 COMPRESSION = 2  # of ISA-L's 0 to 3: 3 is far slower on labels and no smaller
 BLOCK = 2**22  # bytes at a time
 
@@ -151,47 +150,6 @@ def write_deflated_nifti(path: Path, source: Deflated, affine: np.ndarray) -> No
         for chunk in source.chunks:
             file.write(chunk)
         file.write(struct.pack("<II", crc, (len(front) + source.size) & 0xFFFFFFFF))
-
-
-def as_label(array: np.ndarray, path: Path) -> np.ndarray:
-    """Return ``array`` in uint8 or uint16; the values must be whole, from 0 to 65535.
-
-    Args:
-        array: (D, H, W) finite numbers of any dtype, as `read_npz` returns ``gts``.
-        path: the file it came from, for the message.
-    """
-    if array.dtype.kind == "f":
-        for plane in array:
-            fractions = plane[plane != np.floor(plane)]
-            if fractions.size:
-                raise InputError(
-                    f"{path}: the label holds fractions, {fractions[0]:g} among them. Expected "
-                    "whole class numbers, 0 for background: a label is never interpolated or "
-                    "scaled; export it again."
-                )
-    if array.min() < 0:
-        raise InputError(
-            f"{path}: the label holds negative values, {array.min():g} the lowest. Expected class "
-            "numbers from 0 (background) up: map the values to those of the class file."
-        )
-    if array.max() > MAX_LABEL:
-        raise InputError(
-            f"{path}: the label holds the value {array.max():g}. Expected at most {MAX_LABEL}: "
-            "number classes, or the instances of the case, from 1."
-        )
-    return array.astype(np.min_scalar_type(int(array.max())), copy=False)
-
-
-def count_values(label: np.ndarray) -> dict[int, int]:
-    """Return value -> number of voxels of a label (`as_label`), without 0, in one pass."""
-    flat = label.reshape(-1)
-    totals = np.zeros(int(label.max()) + 1, np.int64)
-    for start in range(0, flat.size, 2**14):  # small, so that much is nothing but background
-        piece = flat[start : start + 2**14]
-        if piece.any():
-            counts = np.bincount(piece)
-            totals[: len(counts)] += counts
-    return {int(value): int(totals[value]) for value in np.flatnonzero(totals) if value}
 
 
 def require_same_grid(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from utils.errors import InputError
 from utils.label_table import MAX_SLUG_BYTES, organ_slug
-from utils.nifti_io import MAX_LABEL
+from utils.labels import MAX_LABEL
 from utils.preparation import Findings, find_files
 from utils.safe_read import open_regular, reading
 

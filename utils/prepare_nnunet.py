@@ -51,12 +51,11 @@ from utils.cleaning import (
 )
 from utils.errors import InputError, exit_on_input_error
 from utils.label_table import organ_slug
+from utils.labels import as_label, count_values
 from utils.ledger import Entry, Found, Job, Ledger
 from utils.nifti_io import (
     Grid,
     Volume,
-    as_label,
-    count_values,
     read_nifti,
     read_nifti_grid,
     require_same_grid,

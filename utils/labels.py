@@ -1,0 +1,73 @@
+"""Label arrays: their values, and which instances are worth a target (no torch).
+
+A label is (D, H, W), 0 is background. A binary label is uint8, an instance label uint16: its values
+number the objects of one class.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import InputError
+
+MAX_LABEL = 65535  # labels are uint8 or uint16
+
+
+def as_label(array: np.ndarray, path: Path) -> np.ndarray:
+    """Return ``array`` in uint8 or uint16; the values must be whole, from 0 to 65535.
+
+    Args:
+        array: (D, H, W) finite numbers of any dtype, as `read_npz` returns ``gts``.
+        path: the file it came from, for the message.
+    """
+    if array.dtype.kind == "f":
+        for plane in array:
+            fractions = plane[plane != np.floor(plane)]
+            if fractions.size:
+                raise InputError(
+                    f"{path}: the label holds fractions, {fractions[0]:g} among them. Expected "
+                    "whole class numbers, 0 for background: a label is never interpolated or "
+                    "scaled; export it again."
+                )
+    if array.min() < 0:
+        raise InputError(
+            f"{path}: the label holds negative values, {array.min():g} the lowest. Expected class "
+            "numbers from 0 (background) up: map the values to those of the class file."
+        )
+    if array.max() > MAX_LABEL:
+        raise InputError(
+            f"{path}: the label holds the value {array.max():g}. Expected at most {MAX_LABEL}: "
+            "number classes, or the instances of the case, from 1."
+        )
+    return array.astype(np.min_scalar_type(int(array.max())), copy=False)
+
+
+def count_values(label: np.ndarray) -> dict[int, int]:
+    """Return value -> number of voxels of a label (`as_label`), without 0, in one pass."""
+    flat = label.reshape(-1)
+    totals = np.zeros(int(label.max()) + 1, np.int64)
+    for start in range(0, flat.size, 2**14):  # small, so that much is nothing but background
+        piece = flat[start : start + 2**14]
+        if piece.any():
+            counts = np.bincount(piece)
+            totals[: len(counts)] += counts
+    return {int(value): int(totals[value]) for value in np.flatnonzero(totals) if value}
+
+
+@dataclass(frozen=True)
+class InstanceRule:
+    """Which instances of a label are targets; a binary label is one target of any size."""
+
+    most: int = 0  # the largest ones, of equal ones the first; 0 = all
+    min_voxels: int = 64  # 4 x 4 x 4, half a token of the network's grid along each axis
+
+    def values_of(self, label: np.ndarray) -> list[int]:
+        """Return the label values to segment, in rising order; at least the largest."""
+        counts = count_values(label)
+        by_size = sorted(counts, key=lambda value: -counts[value])
+        useful = [value for value in by_size if counts[value] >= self.min_voxels] or by_size[:1]
+        return sorted(useful[: self.most or None])
+
+
+ALL_USEFUL = InstanceRule()
