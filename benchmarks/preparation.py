@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.atomic import atomic_path
 from utils.label_table import organ_slug, read_label_table
-from utils.nifti_io import count_values, read_nifti, write_deflated_nifti, write_nifti
+from utils.labels import count_values
+from utils.nifti_io import read_nifti, write_deflated_nifti, write_nifti
 from utils.npz_archive import NpzArchive
 from utils.phantoms import ct_phantom
 

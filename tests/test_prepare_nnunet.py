@@ -7,7 +7,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from joblib.externals.loky import get_reusable_executor
 from nibabel.eulerangles import euler2mat
 from preparation_helpers import reallocate_all, run_script, state_of
 
@@ -322,15 +321,6 @@ def test_file_of_another_origin_is_not_overwritten():
     assert {k: v for k, v in state_of(TREE).items() if "manifest" not in k} == before
 
 
-@pytest.fixture
-def new_workers():
-    """Worker processes of this test alone: they stay in the folder that they were started in."""
-    get_reusable_executor().shutdown()
-    yield
-    get_reusable_executor().shutdown()
-
-
-@pytest.mark.usefixtures("new_workers")
 def test_several_workers_and_shards_give_the_same_tree():
     folder = make_dataset(TWO_CHANNELS, cases=("a_1", "a_2", "a_3"))
     prepare("--nnunet", folder, "--out", "whole")
