@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from utils.check_tree import Report, check_tree
 from utils.cleaning import (
@@ -47,7 +46,15 @@ from utils.label_table import DatasetLabels, LabelTable, LabelTableError, read_l
 from utils.labels import as_label, count_values
 from utils.ledger import Entry, Found, Job, Ledger
 from utils.nifti_io import read_nifti, read_nifti_grid, write_nifti
-from utils.preparation import Step, Summary, add_run_flags, plan_job, prepare, require_folder
+from utils.preparation import (
+    Step,
+    Summary,
+    add_run_flags,
+    plan_job,
+    prepare,
+    progress,
+    require_folder,
+)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -114,7 +121,7 @@ def run_with_progress(
 ) -> Iterator[Any]:
     """Run a check of all cases as the flags say."""
     results = run_all(function, items, workers=args.workers, scheduler=args.dask_scheduler)
-    return tqdm(results, desc="check", total=len(items), unit="case", disable=None)
+    return progress(results, desc="check", total=len(items), unit="case")
 
 
 def key_of(path: Path) -> str:

@@ -123,8 +123,7 @@ def test_odd_names_reach_the_tree_unchanged(make_case, name):
     assert prepare_all() == ["done 0, skipped 1, failed 0"] * 3
 
 
-def test_cases_of_one_name_in_two_data_sets_keep_their_own_images(make_case):
-    """As utils/prepare_nnunet.py can leave them: the challenge's names begin with the data set."""
+def test_data_sets_whose_keys_begin_alike_keep_their_own_images(make_case):
     for name, brightness in (("CT_A_1", 10), ("CT_A_tumor_1", 90)):
         make_case(Path("data/npz"), name, imgs=np.full((4, 6, 9), brightness, np.uint8))
     prepare_all()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from zlib import crc32
 
 from tqdm import tqdm
@@ -27,6 +28,8 @@ from utils.errors import InputError
 from utils.executor import cpu_count, run_all
 from utils.ledger import Entry, Found, Job, Ledger
 from utils.npz_archive import MAX_VOXELS
+
+Item = TypeVar("Item")
 
 MAX_NAME_BYTES = 200  # of a case id: file systems allow 255, and suffixes are added
 
@@ -208,6 +211,19 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def progress(items: Iterable[Item] | None = None, **options: object) -> "tqdm[Item]":
+    """Show how far it is, the rate and the time left: at once on a terminal, a line a minute else.
+
+    Args:
+        items: what to go through.
+        options: of `tqdm`.
+    """
+    terminal = sys.stderr.isatty()
+    options.setdefault("delay", 0)
+    seconds = {} if terminal else {"mininterval": 60, "delay": 60, "miniters": 1}
+    return tqdm(items, **{**options, **seconds})
+
+
 def prepare(
     step: Step, jobs: Iterable[Job], problems: Sequence[str], args: argparse.Namespace
 ) -> Summary:
@@ -233,7 +249,7 @@ def prepare(
     for problem in problems:
         _report_failure(summary, problem)
     mine = [job for job in jobs if in_shard(job.case_id, args.shard)]
-    looking = tqdm(mine, desc=f"{step.title}: what is due", unit="case", delay=2, disable=None)
+    looking = progress(mine, desc=f"{step.title}: what is due", unit="case", delay=2)
     due = [job for job in looking if not step.ledger.is_current(job)]
     summary.skipped = len(mine) - len(due)
     need = sum(step.space(job) for job in due)
@@ -248,6 +264,7 @@ def prepare(
         if step.ledger.records.is_dir():
             step.ledger.write_manifest(job.case_id for job in jobs)
     summary.failures.sort()
+    summary.dropped.sort()
     return summary
 
 
@@ -264,13 +281,8 @@ def _run(step: Step, due: list[Job], summary: Summary, args: argparse.Namespace)
     sizes = {job.case_id: _bytes_of(job) for job in due}
     workers = max(1, min(args.workers, len(due)))
     outcomes = run_all(partial(_do, step), due, workers=workers, scheduler=args.dask_scheduler)
-    with tqdm(
-        total=sum(sizes.values()),
-        desc=step.title,
-        unit="B",
-        unit_scale=True,
-        disable=None if due else True,
-    ) as bar:
+    total = sum(sizes.values())
+    with progress(total=total, desc=step.title, unit="B", unit_scale=True) as bar:
         for number, outcome in enumerate(outcomes, start=1):
             bar.set_postfix_str(f"{number}/{len(due)} cases, {len(summary.failures)} failed")
             bar.update(sizes[outcome.job.case_id])
