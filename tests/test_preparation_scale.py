@@ -286,6 +286,14 @@ def test_volumes_larger_than_allowed_are_failures(make_case):
     assert "raise --max-voxels" in summary.failures[0]
 
 
+def test_log_of_a_short_batch_job_holds_no_progress_bar(make_case):
+    make_many(make_case, 3)
+
+    result = run_script("classify.py", "--workers", "1")
+
+    assert (result.stdout, result.stderr) == ("done 3, skipped 0, failed 0\n", "")
+
+
 def test_cleaning_lists_what_it_drops_and_the_tree_lacks_it(make_case):
     label = np.zeros((4, 6, 9), np.uint8)
     label[0, 0, 0] = label[2:, 2:, 4:] = 1

@@ -284,7 +284,8 @@ def _run(step: Step, due: list[Job], summary: Summary, args: argparse.Namespace)
     total = sum(sizes.values())
     with progress(total=total, desc=step.title, unit="B", unit_scale=True) as bar:
         for number, outcome in enumerate(outcomes, start=1):
-            bar.set_postfix_str(f"{number}/{len(due)} cases, {len(summary.failures)} failed")
+            counts = f"{number}/{len(due)} cases, {len(summary.failures)} failed"
+            bar.set_postfix_str(counts, refresh=False)
             bar.update(sizes[outcome.job.case_id])
             if outcome.kind == "unwritable":
                 raise WriteError(outcome.message)
@@ -294,7 +295,7 @@ def _run(step: Step, due: list[Job], summary: Summary, args: argparse.Namespace)
             summary.skipped += outcome.kind == "skipped"
             if outcome.notes:
                 summary.dropped.append(f"{outcome.job.case_id}: {'; '.join(outcome.notes)}")
-                tqdm.write(f"DROPPED {summary.dropped[-1]}", file=sys.stderr)
+                _say(f"DROPPED {summary.dropped[-1]}")
 
 
 def _do(step: Step, job: Job) -> Outcome:
@@ -325,7 +326,15 @@ def _do(step: Step, job: Job) -> Outcome:
 
 def _report_failure(summary: Summary, message: str) -> None:
     summary.failures.append(message)
-    tqdm.write(f"FAILED {message}", file=sys.stderr)
+    _say(f"FAILED {message}")
+
+
+def _say(line: str) -> None:
+    """Print a line above the progress bar; in a log, where a bar is rare, without drawing it."""
+    if sys.stderr.isatty():
+        tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr)
 
 
 def _plan(step: Step, due: list[Job], summary: Summary, need: int) -> str:
