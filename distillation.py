@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from segment_anything import (
     Sam3D,
     build_sam3D,
@@ -27,8 +29,9 @@ from segment_anything import (
 )
 from utils.checkpoint import copy_teacher_blocks, open_network, save_payload
 from utils.crops import read_index
+from utils.distributed import joined
 from utils.errors import InputError, exit_on_input_error
-from utils.runtime import pick_device, start_run
+from utils.runtime import rank, start_run
 from utils.tasks import EncoderDistillation
 from utils.teacher_store import TEACHER, TeacherOutputs, open_store
 from utils.trainer import FitReport, add_training_arguments, fit, fit_config
@@ -98,7 +101,12 @@ def build_student(args: argparse.Namespace, teacher: Sam3D) -> Sam3D:
 def run(args: argparse.Namespace) -> Report:
     """Distil as ``args`` say; return what was learned and where it was saved."""
     start_run(args, args.out_dir)
-    device = pick_device(args.device)
+    with joined(args.device) as device:
+        return distil(args, device)
+
+
+def distil(args: argparse.Namespace, device: torch.device) -> Report:
+    """Distil on one rank of however many there are."""
     index = read_index(args.crops_dir)
     store = open_store(args.teacher_dir, index)
     teacher, rule = open_network(args.teacher_dir / TEACHER)
@@ -123,13 +131,16 @@ def run(args: argparse.Namespace) -> Report:
         resume=args.resume,
     )
     path = args.out_dir / STUDENT
-    save_payload(path, payload())
+    if rank() == 0:
+        save_payload(path, payload())
     return Report(report, path)
 
 
 @exit_on_input_error
 def main() -> None:
     report = run(parse_args())
+    if rank() > 0:
+        return
     print(
         f"loss {report.fit.first_loss:.3f} -> {report.fit.last_loss:.3f} "
         f"in {report.fit.minutes:.1f} min -> {report.path}"

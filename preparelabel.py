@@ -20,20 +20,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from segment_anything import Sam3D, checkpoint_payload, sam_model_registry3D
 from utils.checkpoint import open_network
 from utils.crops import CropIndex, build_crops, read_index
 from utils.data_loader import CropDataset
 from utils.data_paths import img_datas
+from utils.distributed import joined
 from utils.errors import InputError, exit_on_input_error
 from utils.geometry import CropRule
 from utils.labels import InstanceRule
 from utils.runtime import (
     make_folder,
     non_negative_int,
-    pick_device,
     pick_precision,
     positive_int,
+    rank,
     start_run,
 )
 from utils.tasks import InteractiveTask
@@ -192,9 +195,20 @@ def run(args: argparse.Namespace) -> Report:
     """Train as ``args`` say, then store what the trained teacher makes of every crop."""
     start_run(args, args.out_dir)
     make_folder(args.teacher_dir)  # found out now, not after the training
-    device = pick_device(args.device)
     teacher, rule = build_teacher(args)
-    index = open_crops(args, rule)
+    index = open_crops(args, rule) if rank() == 0 else None  # the others wait
+    with joined(args.device) as device:
+        return train_and_store(args, teacher, rule, index or read_index(args.crops_dir), device)
+
+
+def train_and_store(
+    args: argparse.Namespace,
+    teacher: Sam3D,
+    rule: CropRule,
+    index: CropIndex,
+    device: torch.device,
+) -> Report:
+    """Train on the crops, then store; on every rank."""
     report = None
     if args.steps:
         task = InteractiveTask(
@@ -230,6 +244,8 @@ def run(args: argparse.Namespace) -> Report:
 @exit_on_input_error
 def main() -> int:
     report = run(parse_args())
+    if rank() > 0:
+        return 0
     if report.fit:
         print(
             f"loss {report.fit.first_loss:.3f} -> {report.fit.last_loss:.3f} "

@@ -93,7 +93,22 @@ def test_an_unreadable_sample_comes_as_a_message_from_a_worker(index):
 def test_which_sample_is_drawn_does_not_decide_where_it_is_clicked():
     rows = _rows(liver=10)
     first, central = [], []
-    for step, (draw,) in enumerate(BalancedBatches(rows, 1, 400, seed=0)):
+    for (draw,) in BalancedBatches(rows, 1, 400, seed=0):
         first.append(draw.index < 5)
-        central.append(np.random.default_rng([0, step, CLICKING]).random() < 0.5)
+        central.append(np.random.default_rng([0, draw.number, CLICKING]).random() < 0.5)
     assert abs(np.corrcoef(first, central)[0, 1]) < 0.15
+
+
+def test_ranks_and_passes_share_the_draws_of_one_rank_with_the_whole_batch():
+    rows = _rows(liver=10, spleen=3)
+    whole = list(BalancedBatches(rows, 12, 5, seed=0, start=2))
+    parts = [
+        list(BalancedBatches(rows, 2, 5, seed=0, start=2, passes=3, rank=r, world=2))
+        for r in (0, 1)
+    ]
+    assert [len(part) for part in parts] == [9, 9]
+    for step, draws in enumerate(whole):
+        shared = [
+            draw for part in parts for batch in part[3 * step : 3 * step + 3] for draw in batch
+        ]
+        assert sorted(shared, key=lambda draw: draw.number) == draws

@@ -45,7 +45,7 @@ def test_the_first_click_lies_in_the_target_and_is_positive():
     label = _label()
     for seed in range(20):
         coords, labels = simulate_clicks(
-            None, coarsen(label, 16), label[:, 0].numpy(), np.random.default_rng(seed)
+            None, coarsen(label, 16), label[:, 0].numpy(), [np.random.default_rng(seed)]
         )
         assert labels.tolist() == [1]
         assert label[0, 0][tuple(coords[0].long())]
@@ -58,7 +58,7 @@ def test_a_click_into_a_false_positive_is_negative_and_outside_the_target():
     for seed in range(20):
         coords, labels = simulate_clicks(
             predicted, label[:, 0, ::2, ::2, ::2].numpy(), label[:, 0].numpy(),
-            np.random.default_rng(seed),
+            [np.random.default_rng(seed)],
         )  # fmt: skip
         assert labels.tolist() == [0]
         assert not label[0, 0][tuple(coords[0].long())]
@@ -68,7 +68,7 @@ def test_without_error_there_is_no_click():
     label = _label()
     coarse = coarsen(label, 16)
     perfect = torch.from_numpy(np.where(coarse, 5.0, -5.0))[:, None]
-    _, labels = simulate_clicks(perfect, coarse, label[:, 0].numpy(), np.random.default_rng(0))
+    _, labels = simulate_clicks(perfect, coarse, label[:, 0].numpy(), [np.random.default_rng(0)])
     assert labels.tolist() == [NO_CLICK]
 
 

@@ -47,10 +47,11 @@ class Interrupted(nn.Module):
         self.task, self.model, self.steps = task, task.model, steps
         self.parameter_groups = task.parameter_groups
 
-    def forward(self, batch, step):
-        if step == self.steps:
+    def forward(self, batch):
+        if self.steps == 0:
             raise KeyboardInterrupt
-        return self.task(batch, step)
+        self.steps -= 1
+        return self.task(batch)
 
 
 def weights(model):
@@ -96,7 +97,7 @@ def test_two_half_batches_accumulate_to_one_whole(index, tmp_path):
         def parameter_groups(self, lr):
             return [{"params": list(self.model.parameters()), "lr": lr}]
 
-        def forward(self, batch, step):
+        def forward(self, batch):
             return {"loss": self.model(batch["x"]).square().mean()}
 
     class Numbers(torch.utils.data.Dataset):
@@ -125,8 +126,8 @@ def test_two_half_batches_accumulate_to_one_whole(index, tmp_path):
 
 def test_a_loss_that_is_not_finite_names_step_and_samples(index, tmp_path):
     class Broken(InteractiveTask):
-        def forward(self, batch, step):
-            return {"loss": super().forward(batch, step)["loss"] * float("nan")}
+        def forward(self, batch):
+            return {"loss": super().forward(batch)["loss"] * float("nan")}
 
     task = Broken(small_sam(), num_clicks=1, loss_size=16, seed=0)
     with pytest.raises(DivergedError, match=r"nan at step 0, samples \['liver/CT_A/CT_A_"):

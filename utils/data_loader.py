@@ -28,29 +28,54 @@ class BalancedBatches:
 
     An (organ, data set) with n samples is drawn with weight sqrt(n), spread evenly over its
     samples, so that 500 livers don't drown 5 pancreata and 5 pancreata aren't learnt by heart.
+
+    A step draws ``batch_size * passes * world`` samples, whatever the three are: passes and ranks
+    share the draws that one pass of one rank with so large a batch would have.
+
+    Args:
+        samples: rows of the crop index.
+        steps: optimizer steps of the run; ``start`` of them are done.
+        passes: batches a step, whose gradients are added up.
+        rank, world: which process this is, of how many.
     """
 
     def __init__(
-        self, samples: Sequence[dict], batch_size: int, steps: int, seed: int, start: int = 0
+        self,
+        samples: Sequence[dict],
+        batch_size: int,
+        steps: int,
+        seed: int,
+        start: int = 0,
+        *,
+        passes: int = 1,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         groups = [(s["organ"], s["dataset"]) for s in samples]
         sizes = Counter(groups)
         weights = np.array([sizes[group] ** -0.5 for group in groups])
         self._shares = weights / weights.sum()
-        self._batch_size, self._steps, self._seed, self._start = batch_size, steps, seed, start
+        self._steps, self._seed, self._passes = range(start, steps), seed, passes
+        self._batch_size, self._rank, self._world = batch_size, rank, world
 
     def __len__(self) -> int:
-        return self._steps - self._start
+        return len(self._steps) * self._passes
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        for step in range(self._start, self._steps):
+        size = self._batch_size
+        for step in self._steps:
             rng = np.random.default_rng([self._seed, step, SAMPLING])
-            drawn = rng.choice(len(self._shares), self._batch_size, p=self._shares)
-            yield [Draw(int(i), step * self._batch_size + n) for n, i in enumerate(drawn)]
+            whole = size * self._passes * self._world
+            drawn = rng.choice(len(self._shares), whole, p=self._shares)
+            draws = [Draw(int(i), step * whole + n) for n, i in enumerate(drawn)]
+            for number in range(self._rank, self._passes * self._world, self._world):
+                yield draws[number * size : (number + 1) * size]
 
 
 class CropDataset(Dataset):
     """Crops as dicts: ``image`` (1, S, S, S) float, ``label`` (1, S, S, S) bool, ``id``.
+
+    ``number`` is the `Draw`'s, which seeds whatever is random about the sample.
 
     Args:
         augment: ``none`` gives each crop as it is, by number or `Draw`; ``basic`` flips, shifts
@@ -64,7 +89,8 @@ class CropDataset(Dataset):
         return len(self.index.samples)
 
     def __getitem__(self, draw: Draw | int) -> dict:
-        sample = self.index.samples[draw.index if isinstance(draw, Draw) else draw]
+        draw = draw if isinstance(draw, Draw) else Draw(draw, draw)
+        sample = self.index.samples[draw.index]
         path = self.index.folder / sample["file"]
         image, label, meta = read_crop(path)
         found = (meta["sample_id"], meta["rule"])
@@ -86,6 +112,7 @@ class CropDataset(Dataset):
             "image": contrast(image, rng) if rng else image,
             "label": label,
             "id": sample["sample_id"],
+            "number": draw.number,
             "meta": meta,
         }
 

@@ -3,6 +3,8 @@
 Coordinates given to the network are crop voxels in the network's axis order (utils/geometry.py).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -79,7 +81,7 @@ def simulate_clicks(
     low_res_masks: Tensor | None,
     coarse_label: np.ndarray,
     label: np.ndarray,
-    rng: np.random.Generator,
+    rngs: Sequence[np.random.Generator],
 ) -> tuple[Tensor, Tensor]:
     """Click once a sample into the error of the low-resolution prediction.
 
@@ -90,6 +92,7 @@ def simulate_clicks(
         low_res_masks: (B, 1, s, s, s) logits, or None before the first click.
         coarse_label: (B, s, s, s) bool, from `coarsen`.
         label: (B, S, S, S) bool at the network's input size.
+        rngs: a generator for each sample, so that its clicks don't depend on the others.
 
     Returns:
         coords (B, 3) float and labels (B,) int on the CPU; NO_CLICK where no error is left.
@@ -99,7 +102,7 @@ def simulate_clicks(
     else:
         predicted = (low_res_masks[:, 0] > 0).cpu().numpy()
     coords, labels = np.zeros((len(label), 3), np.float32), np.full(len(label), NO_CLICK)
-    for i, (mask, truth) in enumerate(zip(predicted, coarse_label, strict=True)):
+    for i, (mask, truth, rng) in enumerate(zip(predicted, coarse_label, rngs, strict=True)):
         click = training_click(mask, truth, rng)
         if click is None:
             continue

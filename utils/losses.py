@@ -22,10 +22,12 @@ def dice_ce(logits: Tensor, target: Tensor) -> Tensor:
 def embedding_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the squared error of the student's embedding relative to the teacher's variance.
 
-    0 is a perfect copy; 1 is what predicting each channel's mean would score.
+    Taken for each sample by itself: 0 is a perfect copy, 1 is what predicting the mean of each of
+    the sample's channels would score.
 
     Args:
         student, teacher: (B, C, D, H, W).
     """
-    centred = teacher - teacher.mean(dim=(0, 2, 3, 4), keepdim=True)
-    return F.mse_loss(student, teacher) / centred.square().mean().clamp_min(1e-6)
+    centred = teacher - teacher.mean(dim=(2, 3, 4), keepdim=True)
+    error, spread = ((x**2).mean(dim=(1, 2, 3, 4)) for x in (student - teacher, centred))
+    return (error / spread.clamp_min(1e-6)).mean()

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import random
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,16 @@ from utils.errors import InputError
 SAMPLING, AUGMENTING, CLICKING = range(3)
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+def rank() -> int:
+    """Return this process's number among torchrun's; 0 where there is one process."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """Return how many processes share the run."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def positive_int(text: str) -> int:
@@ -81,28 +92,33 @@ def make_folder(folder: Path) -> None:
     Raises:
         WriteError: it cannot be made or written to.
     """
+    if rank() > 0:
+        return
     with atomic_path(folder / "probe") as temporary:
         temporary.touch()
     (folder / "probe").unlink()
 
 
 def start_run(args: argparse.Namespace, out_dir: Path) -> None:
-    """Make the run's folder, write down how it was called, and log into it.
+    """Make the run's folder, write down how it was called, and log into it; on rank 0.
 
     Raises:
         WriteError: the folder cannot be written to.
     """
-    values = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()}
-    with atomic_path(out_dir / "args.json") as temporary:
-        temporary.write_text(json.dumps(values, indent=1, default=str))
+    seed_everything(args.seed)
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if rank() == 0:
+        values = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()}
+        with atomic_path(out_dir / "args.json") as temporary:
+            temporary.write_text(json.dumps(values, indent=1, default=str))
+        handlers.append(logging.FileHandler(out_dir / "run.log"))
     logging.basicConfig(
-        level=logging.INFO,
+        level=logging.INFO if rank() == 0 else logging.WARNING,
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
-        handlers=[logging.StreamHandler(sys.stderr), logging.FileHandler(out_dir / "run.log")],
+        handlers=handlers,
         force=True,
     )
-    seed_everything(args.seed)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

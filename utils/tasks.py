@@ -54,9 +54,9 @@ class InteractiveTask(nn.Module):
             {"params": list(model.mask_decoder.parameters()), "lr": slow},
         ]
 
-    def forward(self, batch: dict, step: int) -> dict[str, Tensor]:
+    def forward(self, batch: dict) -> dict[str, Tensor]:
         image, label = batch["image"], batch["label"]
-        rng = np.random.default_rng([self.seed, step, CLICKING])
+        rngs = [np.random.default_rng([self.seed, n, CLICKING]) for n in batch["number"]]
         cells = low_res_size(self.model)
         coarse, full = coarsen(label, cells), label[:, 0].cpu().numpy()
         target = shrink(label, self.loss_size)
@@ -65,7 +65,7 @@ class InteractiveTask(nn.Module):
         history = ClickHistory(self.model.config.prompt.click_memory)
         low_res, losses = None, []
         for _ in range(self.num_clicks):
-            coords, labels = simulate_clicks(low_res, coarse, full, rng)
+            coords, labels = simulate_clicks(low_res, coarse, full, rngs)
             history.add(coords.to(image.device), labels.to(image.device))
             logits, _ = decode(self.model, image_embedding, history, low_res)
             losses.append(dice_ce(upsample(logits.float(), self.loss_size), target))
@@ -97,7 +97,7 @@ class EncoderDistillation(nn.Module):
         """Only the encoder learns."""
         return [{"params": list(self.model.image_encoder.parameters()), "lr": lr}]
 
-    def forward(self, batch: dict, step: int) -> dict[str, Tensor]:
+    def forward(self, batch: dict) -> dict[str, Tensor]:
         image_embedding = self.model.image_encoder(batch["image"])
         feature = embedding_loss(image_embedding.float(), batch["image_embedding"].float())
         report = {"loss": feature, "loss_embedding": feature.detach()}

@@ -20,10 +20,11 @@ from utils.atomic import atomic_path
 from utils.checkpoint import save_payload
 from utils.crops import CropIndex, read_meta
 from utils.data_loader import CropDataset, collate
+from utils.distributed import wait_for_all
 from utils.errors import InputError
 from utils.geometry import CropRule
 from utils.interaction import ClickHistory, coarsen, decode, low_res_size, simulate_clicks
-from utils.runtime import CLICKING, autocast
+from utils.runtime import CLICKING, autocast, rank, world_size
 
 MANIFEST = "manifest.json"
 TEACHER = "teacher.pt"
@@ -53,12 +54,14 @@ def store_outputs(
     """Run the teacher on every crop as it is and store what it says; stored ones are kept.
 
     Outputs of another teacher, or of a crop cut anew since, are made again. ``teacher.pt`` beside
-    them is the teacher itself: its prompt encoder and decoder serve the student too.
+    them is the teacher itself: its prompt encoder and decoder serve the student too. Ranks store
+    every n-th sample each.
     """
     teacher.to(device).eval()
     identity = fingerprint(teacher)
     dataset = CropDataset(index)
-    for number, sample in enumerate(tqdm(index.samples, desc="store", unit="sample")):
+    mine = list(enumerate(index.samples))[rank() :: world_size()]
+    for number, sample in tqdm(mine, desc="store", unit="sample", disable=rank() > 0):
         path = out_dir / sample["file"]
         crop = read_meta(index.folder / sample["file"])
         meta = {"crop": crop, "teacher": identity, "num_clicks": num_clicks, "seed": seed}
@@ -71,9 +74,20 @@ def store_outputs(
         arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
+    wait_for_all()
+    if rank() == 0:
+        _describe(teacher, index, out_dir, rule=rule, num_clicks=num_clicks, seed=seed)
+    wait_for_all()
+    return TeacherStore(out_dir, identity, index.samples)
+
+
+def _describe(
+    teacher: Sam3D, index: CropIndex, out_dir: Path, *, rule: CropRule, num_clicks: int, seed: int
+) -> None:
+    """Write the teacher itself and the manifest beside the outputs."""
     save_payload(out_dir / TEACHER, checkpoint_payload(teacher, crop_rule=rule.to_dict()))
     manifest = {
-        "teacher": identity,
+        "teacher": fingerprint(teacher),
         "num_clicks": num_clicks,
         "seed": seed,
         "crops": str(index.folder),
@@ -81,7 +95,6 @@ def store_outputs(
     }
     with atomic_path(out_dir / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1))
-    return TeacherStore(out_dir, identity, index.samples)
 
 
 def _outputs(
@@ -94,7 +107,7 @@ def _outputs(
     history = ClickHistory(teacher.config.prompt.click_memory)
     low_res, masks, ious, coords, labels = None, [], [], [], []
     for _ in range(num_clicks):
-        point, point_label = simulate_clicks(low_res, coarse, full, rng)
+        point, point_label = simulate_clicks(low_res, coarse, full, [rng])
         history.add(point.to(device), point_label.to(device))
         logits, iou = decode(teacher, embedding, history, low_res)
         low_res = logits.float()

@@ -1,7 +1,9 @@
 """The one training loop: steps, accumulation, mixed precision, checkpoints, metrics.jsonl.
 
 A run is a fixed number of optimizer steps. Everything random in step n follows from the seed and n,
-so a resumed run continues with the batches, clicks and augmentations it would have had.
+so a resumed run continues with the batches, clicks and augmentations it would have had. Under
+torchrun each rank has its share of every batch, and the gradient is the mean over the ranks: n
+ranks of batch b take the steps of one rank of batch n * b. Rank 0 writes.
 """
 
 import argparse
@@ -10,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from tqdm import tqdm
 from utils.atomic import atomic_path
 from utils.checkpoint import load_training_state, save_checkpoint
 from utils.data_loader import BalancedBatches, make_loader
+from utils.distributed import mean_over_ranks, shared, wait_for_all
 from utils.errors import InputError
 from utils.pictures import draw_training_curve
 from utils.runtime import (
@@ -29,6 +33,8 @@ from utils.runtime import (
     non_negative_int,
     pick_precision,
     positive_int,
+    rank,
+    world_size,
 )
 
 logger = logging.getLogger(__name__)
@@ -78,7 +84,7 @@ def add_training_arguments(
         "--batch-size",
         type=positive_int,
         default=batch_size,
-        help=f"crops a pass (default: {batch_size})",
+        help=f"crops a pass, of each rank (default: {batch_size})",
     )
     training.add_argument(
         "--accumulation", type=positive_int, default=1, help="passes an optimizer step (default: 1)"
@@ -162,22 +168,27 @@ def fit(
             f"{last}: holds the network of an earlier run, expected no such file.\n"
             "Go on with it by --resume, choose another --out-dir, or move it away."
         )
-    recorder = _Recorder(out_dir / "metrics.jsonl", start)
+    recorder = _Recorder(out_dir / "metrics.jsonl", start, device)
+    wait_for_all()  # all have read last.pt before rank 0 writes another
     began = saved_at = time.monotonic()
-    progress = tqdm(total=config.steps, initial=start, desc=out_dir.name, unit="step")
+    progress = tqdm(
+        total=config.steps, initial=start, desc=out_dir.name, unit="step", disable=rank() > 0
+    )
+    parallel = shared(task, device)
     for step, batches in _steps(dataset, samples, config, start):
         lr = state["schedule"].get_last_lr()[0]
-        norm = _optimize(task, batches, step, state, config, device, recorder)
+        norm = _optimize(parallel, batches, step, state, config, device, recorder)
         row = recorder.flush(step=step + 1, lr=lr, gradient_norm=norm)
         progress.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
         progress.update()
-        if time.monotonic() - saved_at > 60 * config.save_minutes:
+        if rank() == 0 and time.monotonic() - saved_at > 60 * config.save_minutes:
             save_checkpoint(last, payload(), step + 1, state)
             saved_at = time.monotonic()
     progress.close()
-    if start < config.steps:
+    if start < config.steps and rank() == 0:
         save_checkpoint(last, payload(), config.steps, state)
         draw_training_curve(out_dir / "loss.png", recorder.path)
+    wait_for_all()
     minutes = (time.monotonic() - began) / 60
     logger.info("%d steps in %.1f min -> %s", config.steps - start, minutes, last)
     return FitReport(last, config.steps, recorder.first_loss, recorder.recent_loss, minutes)
@@ -212,13 +223,19 @@ def _steps(
     dataset: Dataset, samples: list[dict], config: FitConfig, start: int
 ) -> Iterator[tuple[int, list[dict]]]:
     """Yield each step's number and its micro-batches, from step ``start`` on."""
-    micro = config.accumulation
     batches = BalancedBatches(
-        samples, config.batch_size, config.steps * micro, config.seed, start * micro
+        samples,
+        config.batch_size,
+        config.steps,
+        config.seed,
+        start,
+        passes=config.accumulation,
+        rank=rank(),
+        world=world_size(),
     )
     loader = iter(make_loader(dataset, batches, config.workers))
     for step in range(start, config.steps):
-        yield step, [next(loader) for _ in range(micro)]
+        yield step, [next(loader) for _ in range(config.accumulation)]
 
 
 def _optimize(
@@ -235,10 +252,13 @@ def _optimize(
     for part, batch in enumerate(batches):
         if "error" in batch:
             raise InputError(batch["error"])
-        with autocast(device, config.precision):
-            report = task(_to_device(batch, device), step * len(batches) + part)
-        _require_finite("loss", float(report["loss"].detach()), step, batch["id"])
-        scaler.scale(report["loss"] / len(batches)).backward()
+        # Ranks add up their gradients once a step, at the last pass.
+        waiting = world_size() > 1 and part + 1 < len(batches)
+        with task.no_sync() if waiting else nullcontext():
+            with autocast(device, config.precision):
+                report = task(_to_device(batch, device))
+            _require_finite("loss", float(report["loss"].detach()), step, batch["id"])
+            scaler.scale(report["loss"] / len(batches)).backward()
         recorder.add(report)
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -262,14 +282,15 @@ def _require_finite(what: str, value: float, step: int, sample_ids: list[str]) -
 
 
 class _Recorder:
-    """Collects one step's scalars over its micro-batches and appends a line to metrics.jsonl."""
+    """Collects one step's scalars over micro-batches and ranks; rank 0 adds to metrics.jsonl."""
 
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, start: int, device: torch.device) -> None:
+        self.path, self._device = path, device
         rows = _read_rows(path) if start else []
         kept = [row for row in rows if row["step"] <= start]
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        if rank() == 0:
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._losses = [row["loss"] for row in kept]
         self._pending: list[dict[str, float]] = []
 
@@ -281,10 +302,11 @@ class _Recorder:
             key: sum(p[key] for p in self._pending) / len(self._pending) for key in self._pending[0]
         }
         self._pending = []
-        row = {"step": step} | means | more
+        row = {"step": step} | mean_over_ranks(means, self._device) | more
         self._losses.append(row["loss"])
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        if rank() == 0:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(row) + "\n")
         return row
 
     @property

@@ -1,0 +1,85 @@
+"""A training of the small network and a storing of its outputs, for torchrun to start.
+
+python tests/distributed_worker.py CROPS OUT --batch-size B [--die-at STEP]
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from small import RULE, small_sam
+from test_trainer import CONFIG
+
+from segment_anything import checkpoint_payload
+from utils.crops import read_index
+from utils.data_loader import CropDataset
+from utils.distributed import joined
+from utils.errors import InputError, exit_on_input_error
+from utils.runtime import rank
+from utils.tasks import InteractiveTask
+from utils.teacher_store import store_outputs
+from utils.trainer import fit
+
+
+class Dying(InteractiveTask):
+    """Meets a bad sample on rank 1 at the second step."""
+
+    def forward(self, batch):
+        if rank() == 1 and max(batch["number"]) >= 4:
+            raise InputError(f"{batch['id'][0]}: cannot be read. Expected a crop: cut it again.")
+        return super().forward(batch)
+
+
+@exit_on_input_error
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("crops", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--save-minutes", type=float, default=60)
+    parser.add_argument("--die", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(exist_ok=True)
+    index = read_index(args.crops)
+    model = small_sam()
+    task = (Dying if args.die else InteractiveTask)(
+        model, num_clicks=2, loss_size=16, seed=0, decoder_lr_scale=1.0
+    )
+    keys = ("batch_size", "accumulation", "save_minutes")
+    config = CONFIG.__class__(**{**vars(CONFIG), **{key: vars(args)[key] for key in keys}})
+    with joined("cpu") as device:
+        fit(
+            task,
+            CropDataset(index, augment="basic"),
+            index.samples,
+            config,
+            args.out,
+            device=device,
+            payload=lambda: checkpoint_payload(model),
+            resume=args.resume,
+        )
+        store_outputs(
+            model,
+            index,
+            args.out / "stored",
+            rule=RULE,
+            num_clicks=2,
+            seed=0,
+            device=device,
+            precision=torch.float32,
+        )
+    if os.environ.get("RANK", "0") == "0":
+        torch.save(model.state_dict(), args.out / "weights.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Several ranks on one machine (gloo), and a training that is killed for good."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import RULE, write_prepared
+
+from utils.crops import build_crops
+
+WORKER = Path(__file__).parent / "distributed_worker.py"
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    build_crops([write_prepared(folder / "tree", cases=5)], folder / "crops", RULE, workers=1)
+    return folder / "crops"
+
+
+@pytest.fixture(scope="module")
+def alone(crops, tmp_path_factory):
+    """One process with the whole batch, uninterrupted."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    run = subprocess.run([sys.executable, WORKER, crops, out, "--batch-size", "4"], check=True)
+    assert run.returncode == 0
+    return out
+
+
+def on_two_ranks(*arguments):
+    launch = "torch.distributed.run --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint"
+    command = [sys.executable, "-m", *launch.split(), "localhost:0", WORKER, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("split", [("2", "1"), ("1", "2")], ids=["ranks", "ranks and passes"])
+def test_two_ranks_take_the_steps_of_one_with_the_whole_batch(crops, alone, tmp_path, split):
+    batch_size, accumulation = split
+    flags = ("--batch-size", batch_size, "--accumulation", accumulation)
+    result = on_two_ranks(crops, tmp_path / "run", *flags)
+
+    assert result.returncode == 0, result.stderr
+    first, second = (torch.load(out / "weights.pt") for out in (alone, tmp_path / "run"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-5)
+    losses = [[row["loss"] for row in rows_of(out)] for out in (alone, tmp_path / "run")]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert len(losses[0]) == 6
+
+
+def test_every_sample_is_stored_once_over_the_ranks(crops, alone, tmp_path):
+    on_two_ranks(crops, tmp_path / "run")
+
+    stored = [sorted((out / "stored").rglob("*.npz")) for out in (alone, tmp_path / "run")]
+    names = [[path.name for path in paths] for paths in stored]
+    assert names[0] == names[1]
+    assert len(names[0]) == 5
+    assert len(json.loads((tmp_path / "run/stored/manifest.json").read_text())["samples"]) == 5
+
+
+def test_a_rank_that_fails_ends_the_run_with_its_reason(crops, tmp_path):
+    started = time.monotonic()
+    result = on_two_ranks(crops, tmp_path / "run", "--die")
+
+    assert result.returncode != 0
+    assert "cannot be read. Expected a crop: cut it again." in result.stderr
+    assert time.monotonic() - started < 60
+
+
+def test_training_killed_at_any_step_resumes_bit_for_bit(crops, alone, tmp_path):
+    """Killed with SIGKILL four times at random moments, saving after every step."""
+    rng = np.random.default_rng(0)
+    out = tmp_path / "run"
+    flags = ("--batch-size", "4", "--save-minutes", "0", "--resume")
+    killed = 0
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, WORKER, crops, out, *flags])
+        while process.poll() is None and not (out / "metrics.jsonl").exists():
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.4))
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+    subprocess.run([sys.executable, WORKER, crops, out, *flags], check=True)
+
+    assert killed >= 2
+    first, second = (torch.load(folder / "weights.pt") for folder in (alone, out))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert rows_of(out) == rows_of(alone)
