@@ -2,7 +2,8 @@
 
 Reads   --teacher-dir   the teacher and its outputs, stored by preparelabel.py
         --crops-dir     the crops they were made of
-Writes  --out-dir       last.pt, student.pth (released layout), metrics.jsonl, loss.png, args.json
+Writes  --out-dir       last.pt, student.pth (released layout), metrics.jsonl, loss.png, args.json,
+                        TensorBoard's events; with --validate-every best.pt, validation.jsonl
 
     python distillation.py
     python distillation.py --network tiny_fastsam3d --steps 800
@@ -23,6 +24,7 @@ import torch
 from segment_anything import (
     Sam3D,
     build_sam3D,
+    load_checkpoint,
     network_configs,
     sam_model_registry3D,
     student_payload,
@@ -35,6 +37,7 @@ from utils.runtime import rank, start_run
 from utils.tasks import EncoderDistillation
 from utils.teacher_store import TEACHER, TeacherOutputs, open_store
 from utils.trainer import FitReport, add_training_arguments, fit, fit_config
+from utils.validation_crops import add_validation_arguments, cut_validation_crops, open_validation
 
 STUDENT = "student.pth"
 
@@ -74,6 +77,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=1.0,
         help="weight of the masks beside the embedding; 0 = embedding alone (default: 1)",
     )
+    add_validation_arguments(parser)
     add_training_arguments(parser, steps=20_000, batch_size=4, lr=5e-4)
     return parser.parse_args(argv)
 
@@ -101,6 +105,7 @@ def build_student(args: argparse.Namespace, teacher: Sam3D) -> Sam3D:
 def run(args: argparse.Namespace) -> Report:
     """Distil as ``args`` say; return what was learned and where it was saved."""
     start_run(args, args.out_dir)
+    cut_validation_crops(args, read_index(args.crops_dir).rule)
     with joined(args.device) as device:
         return distil(args, device)
 
@@ -129,7 +134,10 @@ def distil(args: argparse.Namespace, device: torch.device) -> Report:
         device=device,
         payload=payload,
         resume=args.resume,
+        validate=open_validation(args, index, device),
     )
+    if report.best:
+        load_checkpoint(student, report.best)
     path = args.out_dir / STUDENT
     if rank() == 0:
         save_payload(path, payload())

@@ -2,7 +2,8 @@
 
 Reads   prepared <organ>/<data set> folders (utils/data_paths.py: img_datas), cut once to crops
 Writes  --crops-dir     the network's inputs, with index.json; reused as long as the sources stay
-        --out-dir       last.pt, metrics.jsonl, loss.png, args.json, run.log
+        --out-dir       last.pt, metrics.jsonl, loss.png, args.json, run.log, TensorBoard's events;
+                        with --validate-every best.pt (the one that is stored), validation.jsonl
         --teacher-dir   one file a sample: embedding, clicks, masks; manifest.json
 
     python preparelabel.py --checkpoint sam_med3d_turbo.pth --network vit_b_ori   # fine-tune
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from segment_anything import Sam3D, checkpoint_payload, sam_model_registry3D
+from segment_anything import Sam3D, checkpoint_payload, load_checkpoint, sam_model_registry3D
 from utils.checkpoint import open_network
 from utils.crops import CropIndex, build_crops, read_index
 from utils.data_loader import CropDataset
@@ -42,6 +43,7 @@ from utils.runtime import (
 from utils.tasks import InteractiveTask
 from utils.teacher_store import TeacherStore, store_outputs
 from utils.trainer import FitReport, add_training_arguments, fit, fit_config
+from utils.validation_crops import add_validation_arguments, cut_validation_crops, open_validation
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_files(parser)
     _add_network(parser)
     _add_clicks(parser)
+    add_validation_arguments(parser)
     add_training_arguments(parser, steps=20_000, batch_size=4, lr=8e-4)
     return parser.parse_args(argv)
 
@@ -197,6 +200,7 @@ def run(args: argparse.Namespace) -> Report:
     make_folder(args.teacher_dir)  # found out now, not after the training
     teacher, rule = build_teacher(args)
     index = open_crops(args, rule) if rank() == 0 else None  # the others wait
+    cut_validation_crops(args, rule)
     with joined(args.device) as device:
         return train_and_store(args, teacher, rule, index or read_index(args.crops_dir), device)
 
@@ -227,7 +231,10 @@ def train_and_store(
             device=device,
             payload=lambda: checkpoint_payload(teacher, crop_rule=rule.to_dict()),
             resume=args.resume,
+            validate=open_validation(args, index, device),
         )
+        if report.best:
+            load_checkpoint(teacher, report.best)
     store = store_outputs(
         teacher,
         index,

@@ -14,7 +14,7 @@ from utils.trainer import DivergedError, FitConfig, fit, lr_factor
 
 CONFIG = FitConfig(
     steps=6, batch_size=2, accumulation=1, lr=1e-3, weight_decay=0.1, warmup=0.2, clip=1.0,
-    save_minutes=60, workers=0, seed=0, precision=torch.float32,
+    validate_every=0, patience=0, save_minutes=60, workers=0, seed=0, precision=torch.float32,
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils.atomic import atomic_path
@@ -36,6 +37,7 @@ from utils.runtime import (
     rank,
     world_size,
 )
+from utils.selection import Selection, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ class FitConfig:
     weight_decay: float
     warmup: float
     clip: float
+    validate_every: int
+    patience: int
     save_minutes: float
     workers: int
     seed: int
@@ -70,6 +74,7 @@ class FitReport:
     first_loss: float
     last_loss: float
     minutes: float
+    best: Path | None = None  # the best checkpoint by validation, where there was one
 
 
 def add_training_arguments(
@@ -98,6 +103,18 @@ def add_training_arguments(
         "--clip", type=float, default=1.0, help="largest gradient norm (default: 1)"
     )
     training.add_argument(
+        "--validate-every",
+        type=non_negative_int,
+        default=0,
+        help="steps between validations; best.pt is the best by them; 0 = none (default: 0)",
+    )
+    training.add_argument(
+        "--patience",
+        type=non_negative_int,
+        default=0,
+        help="stop after so many validations without a better one; 0 = never (default: 0)",
+    )
+    training.add_argument(
         "--save-minutes", type=float, default=10, help="minutes between saves (default: 10)"
     )
     training.add_argument(
@@ -122,6 +139,8 @@ def fit_config(args: argparse.Namespace, device: torch.device) -> FitConfig:
         weight_decay=args.weight_decay,
         warmup=args.warmup,
         clip=args.clip,
+        validate_every=args.validate_every,
+        patience=args.patience,
         save_minutes=args.save_minutes,
         workers=args.workers,
         seed=args.seed,
@@ -147,13 +166,17 @@ def fit(
     device: torch.device,
     payload: Callable[[], dict],
     resume: bool,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> FitReport:
     """Train ``task`` on ``dataset`` and leave ``last.pt``, ``metrics.jsonl`` and ``loss.png``.
+
+    With ``validate``, also ``best.pt`` and ``validation.jsonl``. Scalars go to TensorBoard too.
 
     Args:
         samples: the dataset's index rows, which decide how often each is drawn.
         payload: returns what the checkpoint holds besides the training state (weights, config).
         resume: continue from ``out_dir/last.pt`` if it is there.
+        validate: scores the network; the higher its ``score``, the better.
 
     Raises:
         DivergedError: loss or gradient is not finite; names the step and the samples.
@@ -169,29 +192,38 @@ def fit(
             "Go on with it by --resume, choose another --out-dir, or move it away."
         )
     recorder = _Recorder(out_dir / "metrics.jsonl", start, device)
+    selection = Selection(out_dir, start, config.patience)
     wait_for_all()  # all have read last.pt before rank 0 writes another
     began = saved_at = time.monotonic()
     progress = tqdm(
         total=config.steps, initial=start, desc=out_dir.name, unit="step", disable=rank() > 0
     )
-    parallel = shared(task, device)
+    parallel, done = shared(task, device), start
     for step, batches in _steps(dataset, samples, config, start):
         lr = state["schedule"].get_last_lr()[0]
         norm = _optimize(parallel, batches, step, state, config, device, recorder)
         row = recorder.flush(step=step + 1, lr=lr, gradient_norm=norm)
         progress.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
         progress.update()
+        done = step + 1
+        if validate and config.validate_every and done % config.validate_every == 0:
+            selection.add(done, validate(task.model), payload)
         if rank() == 0 and time.monotonic() - saved_at > 60 * config.save_minutes:
-            save_checkpoint(last, payload(), step + 1, state)
+            save_checkpoint(last, payload(), done, state)
             saved_at = time.monotonic()
+        if selection.has_stalled:
+            logger.info("no better validation %d times: stopped at step %d", config.patience, done)
+            break
     progress.close()
-    if start < config.steps and rank() == 0:
-        save_checkpoint(last, payload(), config.steps, state)
+    if start < done and rank() == 0:
+        save_checkpoint(last, payload(), done, state)
         draw_training_curve(out_dir / "loss.png", recorder.path)
+    recorder.close()
     wait_for_all()
     minutes = (time.monotonic() - began) / 60
-    logger.info("%d steps in %.1f min -> %s", config.steps - start, minutes, last)
-    return FitReport(last, config.steps, recorder.first_loss, recorder.recent_loss, minutes)
+    logger.info("%d steps in %.1f min -> %s", done - start, minutes, last)
+    best = selection.path if selection.path.exists() and validate else None
+    return FitReport(last, done, recorder.first_loss, recorder.recent_loss, minutes, best)
 
 
 def _restore(last: Path, model: nn.Module, state: dict, payload: dict, steps: int) -> int:
@@ -286,13 +318,19 @@ class _Recorder:
 
     def __init__(self, path: Path, start: int, device: torch.device) -> None:
         self.path, self._device = path, device
-        rows = _read_rows(path) if start else []
+        rows = read_rows(path) if start else []
         kept = [row for row in rows if row["step"] <= start]
         if rank() == 0:
             with atomic_path(path) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._losses = [row["loss"] for row in kept]
         self._pending: list[dict[str, float]] = []
+        self._board = SummaryWriter(path.parent, purge_step=start + 1) if rank() == 0 else None
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds back."""
+        if self._board:
+            self._board.close()
 
     def add(self, report: dict[str, Tensor]) -> None:
         self._pending.append({key: float(value.detach()) for key, value in report.items()})
@@ -304,9 +342,11 @@ class _Recorder:
         self._pending = []
         row = {"step": step} | mean_over_ranks(means, self._device) | more
         self._losses.append(row["loss"])
-        if rank() == 0:
+        if self._board:
             with open(self.path, "a") as file:
                 file.write(json.dumps(row) + "\n")
+            for key, value in row.items():
+                self._board.add_scalar(key, value, step)
         return row
 
     @property
@@ -317,17 +357,6 @@ class _Recorder:
     def recent_loss(self) -> float:
         recent = self._losses[-20:]
         return sum(recent) / len(recent) if recent else math.nan
-
-
-def _read_rows(path: Path) -> list[dict]:
-    """Read metrics.jsonl; a last line that a kill or a full disk cut short is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
 
 
 def _to_device(batch: dict, device: torch.device) -> dict:

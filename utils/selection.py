@@ -1,0 +1,61 @@
+"""Which checkpoint of a training is the best, by validation, and when to stop."""
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from utils.atomic import atomic_path
+from utils.checkpoint import save_payload
+from utils.runtime import rank
+
+logger = logging.getLogger(__name__)
+
+
+class Selection:
+    """Keeps ``best.pt`` and ``validation.jsonl``; rank 0 writes them.
+
+    Args:
+        out_dir: the run's folder.
+        start: steps done before a resumption; later rows are of the run that was killed.
+        patience: validations without a better one after which the run has stalled; 0 = never.
+    """
+
+    def __init__(self, out_dir: Path, start: int, patience: int) -> None:
+        self.path, self._log = out_dir / "best.pt", out_dir / "validation.jsonl"
+        self._patience = patience
+        rows = read_rows(self._log) if start else []
+        self._rows = [row for row in rows if row["step"] <= start]
+        if rank() == 0 and self._log.exists():
+            with atomic_path(self._log) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+
+    def add(self, step: int, scores: dict[str, float], payload: Callable[[], dict]) -> None:
+        """Note a validation; save the network if there was no better one."""
+        best = max((row["score"] for row in self._rows), default=-math.inf)
+        self._rows.append({"step": step} | scores)
+        logger.info("validation %s", {key: round(value, 4) for key, value in scores.items()})
+        if rank() == 0:
+            if scores["score"] > best:
+                save_payload(self.path, payload())
+            with open(self._log, "a") as file:
+                file.write(json.dumps(self._rows[-1]) + "\n")
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether the last ``patience`` validations were no better than one before them."""
+        scores = [row["score"] for row in self._rows]
+        recent, earlier = scores[-self._patience :], scores[: -self._patience]
+        return bool(self._patience and earlier and max(recent) <= max(earlier))
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Read a file of JSON lines; a last line that a kill or a full disk cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

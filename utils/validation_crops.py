@@ -1,0 +1,142 @@
+"""Validation during training: DSC after clicks on crops of other patients.
+
+Whole volumes are scored after training, by utils/evaluate.py. Here it must be quick: crops as they
+lie in a cache, the challenge's clicks, DSC on the crop's own grid. Ranks share the crops.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from segment_anything import Sam3D
+from utils.click_method import challenge_click
+from utils.crops import CropIndex, build_crops, read_index
+from utils.data_loader import CropDataset
+from utils.data_paths import val_datas
+from utils.distributed import mean_over_ranks
+from utils.errors import InputError
+from utils.geometry import CropRule
+from utils.interaction import ClickHistory, decode, upsample
+from utils.metrics import dsc
+from utils.runtime import autocast, non_negative_int, pick_precision, rank, world_size
+
+SCORED_CLICKS = (1, 3, 5)
+
+
+class CropValidation:
+    """Scores a network on held-out crops; ``score`` of a result says which of two is better.
+
+    Args:
+        index: the crops.
+        most: how many are scored, evenly spaced over the index; 0 = all.
+
+    Raises:
+        InputError: a case is in ``train`` too.
+    """
+
+    def __init__(
+        self,
+        index: CropIndex,
+        train: CropIndex,
+        *,
+        most: int,
+        device: torch.device,
+        precision: torch.dtype,
+    ) -> None:
+        _require_other_cases(index, train)
+        count = len(index.samples)
+        chosen = np.linspace(0, count - 1, min(most or count, count)).round().astype(int)
+        self.numbers = sorted(set(chosen.tolist()))
+        self.dataset = CropDataset(index)
+        self.device, self.precision = device, precision
+
+    def __call__(self, model: Sam3D) -> dict[str, float]:
+        """Return mean DSC after 1, 3 and 5 clicks, and ``score``, the mean of the three."""
+        was_training = model.training
+        model.eval()
+        mine = self.numbers[rank() :: world_size()]
+        curves = [self._dsc_curve(model, number) for number in mine]
+        model.train(was_training)
+        sums = {f"dsc_{n}": sum(curve[n - 1] for curve in curves) for n in SCORED_CLICKS}
+        sums = mean_over_ranks(sums | {"count": float(len(curves))}, self.device)
+        count = sums.pop("count")
+        means = {key: value / count for key, value in sums.items()}
+        return means | {"score": sum(means.values()) / len(means)}
+
+    @torch.inference_mode()
+    def _dsc_curve(self, model: Sam3D, number: int) -> list[float]:
+        item = self.dataset[number]
+        truth = item["label"][0].numpy()
+        with autocast(self.device, self.precision):
+            embedding = model.image_encoder(item["image"][None].to(self.device))
+        history = ClickHistory(model.config.prompt.click_memory)
+        low_res, mask, curve = None, np.zeros_like(truth), []
+        for _ in range(max(SCORED_CLICKS)):
+            click = challenge_click(mask, truth)
+            if click is not None:
+                point = torch.tensor([click.zyx], dtype=torch.float32, device=self.device)
+                history.add(point, torch.tensor([int(click.is_foreground)], device=self.device))
+                with autocast(self.device, self.precision):
+                    low_res, _ = decode(model, embedding, history, low_res)
+                low_res = low_res.float()
+                logits = upsample(low_res, truth.shape[0])[0, 0]
+                mask = (logits > model.mask_threshold).cpu().numpy()
+            curve.append(dsc(truth, mask))
+        return curve
+
+
+def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags behind `open_validation`; ``--validate-every`` is the trainer's."""
+    group = parser.add_argument_group("validation, where --validate-every is given")
+    group.add_argument(
+        "--val-datas",
+        type=Path,
+        nargs="+",
+        default=val_datas,
+        metavar="DIR",
+        help="prepared <organ>/<data set> folders of other patients (utils/data_paths.py)",
+    )
+    group.add_argument(
+        "--val-crops",
+        type=non_negative_int,
+        default=64,
+        help="crops scored, evenly spaced over all; 0 = all (default: 64)",
+    )
+
+
+def cut_validation_crops(args: argparse.Namespace, rule: CropRule) -> None:
+    """Cut the crops that validation needs, before the ranks join."""
+    if args.validate_every and rank() == 0:
+        build_crops(args.val_datas, _folder(args), rule, workers=max(1, args.workers))
+
+
+def open_validation(
+    args: argparse.Namespace, train: CropIndex, device: torch.device
+) -> CropValidation | None:
+    """Return the validation that the flags ask for, on crops cut before."""
+    if not args.validate_every:
+        return None
+    precision = pick_precision(args.precision, device)
+    index = read_index(_folder(args))
+    return CropValidation(index, train, most=args.val_crops, device=device, precision=precision)
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    return args.crops_dir.with_name(f"{args.crops_dir.name}_val")
+
+
+def _require_other_cases(index: CropIndex, train: CropIndex) -> None:
+    """Refuse to validate on cases that are trained on, under whichever organ."""
+
+    def cases(samples: Sequence[dict]) -> set[tuple[str, str]]:
+        return {(s["dataset"], s["case"].rsplit("/", 1)[-1]) for s in samples}
+
+    both = sorted(cases(index.samples) & cases(train.samples))
+    if both:
+        raise InputError(
+            f"{index.folder}: {len(both)} cases are in {train.folder} too, {both[0]} first. "
+            "Expected other patients than those trained on: correct --img-datas or --val-datas."
+        )
