@@ -89,13 +89,18 @@ def pipeline(tmp_path_factory):
         for step in (classify_all, categorize_all, reallocate_all):
             assert step().exit_code == 0
         tree = folders("data/medical_preprocessed")
+        write_npz(folder / "val", ["CT_A_8", "CT_A_9"])
+        classify_all("--labels", "val", "--out", "val_classified")
+        categorize_all("--in", "val_classified", "--out", "val_tree")
+        reallocate_all("--images", "val", "--tree", "val_tree")
+        validate = ["--validate-every", "2", "--val-datas", *folders("val_tree")]
         teacher = ["--checkpoint", save_teacher(folder / "t.pt"), "--img-datas", *tree]
         small = ["--num-clicks", "2", "--loss-size", "16"]
         student = ["--checkpoint", save_student(folder / "s.pt")]
         flags = ["--val-datas", *tree, "--num-clicks", "2", "--pictures", "1"]
         reports = {
-            "teacher": run_watched(preparelabel, *teacher, *small, *TRAINING),
-            "student": run_watched(distillation, *student, *TRAINING),
+            "teacher": run_watched(preparelabel, *teacher, *small, *validate, *TRAINING),
+            "student": run_watched(distillation, *student, *validate, *TRAINING),
             "validation": run_watched(validation, *flags),
             "validation_student": run_watched(validation_student, *flags),
         }
@@ -116,6 +121,22 @@ def test_every_organ_of_every_case_is_trained_stored_and_validated(pipeline):
         assert all(0 <= float(row["DSC_2"]) <= 1 for row in rows)
 
 
+def test_training_is_validated_and_the_best_network_is_the_one_that_is_used(pipeline):
+    folder, reports = pipeline
+    for name, used in (
+        ("teacher", "teacher_outputs/teacher.pt"),
+        ("student", "student/student.pth"),
+    ):
+        rows = (folder / "work_dir" / name / "validation.jsonl").read_text().splitlines()
+        assert len(rows) == reports[name].fit.steps // 2
+        assert {"step", "dsc_1", "dsc_3", "dsc_5", "score"} == json.loads(rows[0]).keys()
+        best, used = (
+            torch.load(folder / "work_dir" / path, weights_only=True)["model_state_dict"]
+            for path in (f"{name}/best.pt", used)
+        )
+        assert all(torch.equal(best[key], used[key]) for key in best)
+
+
 def test_every_flag_is_read_by_something(pipeline):
     _, reports = pipeline
     # Where a checkpoint is given, nothing is started from the teacher's blocks.
@@ -129,6 +150,7 @@ def test_a_finished_training_resumes_to_its_outputs(pipeline, tmp_path):
     report = prepare_labels(
         "--checkpoint", str(folder / "t.pt"), "--resume", "--out-dir", str(work / "teacher"),
         "--from-crops", "--crops-dir", str(work / "crops"), "--teacher-dir", str(tmp_path),
+        "--validate-every", "2", "--val-datas", *folders(folder / "val_tree"),
     )  # fmt: skip
     assert report.fit.steps == 3
     assert report.store.fingerprint == reports["teacher"].store.fingerprint
