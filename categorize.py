@@ -95,9 +95,10 @@ def run(args: argparse.Namespace) -> Summary | Report:
     if args.check:
         return check_tree(args.check, table, partial(run_with_progress, args), args.max_voxels)
     rule = cleaning_rule(args)
-    require_folder(args.classified, "the output folder of classify.py")
+    if args.shard == "1/1":  # of a shard the step before may have had no case
+        require_folder(args.classified, "the output folder of classify.py")
     found = sorted(args.classified.glob("[!.]*/[!.]*.nii.gz"))
-    if not found:
+    if not found and args.shard == "1/1":
         raise InputError(
             f"{args.classified}: holds no <data set>/<case>.nii.gz. Expected the output of "
             "classify.py: run it first, or check the path given with --in."
@@ -199,7 +200,7 @@ def _require_known(path: Path, dataset: str, labels: DatasetLabels, values: set[
     unknown = sorted(values - labels.classes.keys())
     if unknown and not labels.instance:
         raise LabelTableError(
-            f"{path}: holds the values {unknown}, which data set {dataset} does not have.\n"
+            f"{path}: holds the values {unknown[:20]}, which data set {dataset} does not have.\n"
             f"Expected values of its classes, {sorted(labels.classes)}: add the missing classes to "
             "the class file, or correct the label."
         )

@@ -30,7 +30,7 @@ from utils.nifti_io import (
     write_deflated_nifti,
     write_nifti,
 )
-from utils.npz_archive import NpzArchive
+from utils.npz_archive import NpzArchive, member_sizes
 from utils.npz_io import read_npz, require_keys, require_volume_shape
 from utils.preparation import (
     Findings,
@@ -69,32 +69,55 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> Summary:
     """Write the images beside all labels; return how many cases ended how."""
-    labels = labels_of_cases(args.tree)
+    labels = labels_of_cases(args.tree, allow_none=args.shard != "1/1")
     images = find_npz(args.images)
+    ledger = Ledger(args.tree, "reallocate", [args.tree, args.images])
+    left = {key for key, paths in labels.items() if has_its_image(key, paths, images, ledger)}
     jobs = [
         plan_job(plan_case, key, paths, images, args.images)
         for key, paths in labels.items()
-        if key.rsplit("/")[-1] in images.files or not all(map(Path.exists, images_beside(paths)))
+        if key not in left
     ]
     step = Step(
         title="reallocate",
-        ledger=Ledger(args.tree, "reallocate", [args.tree, args.images]),
+        ledger=ledger,
         work=partial(reallocate_case, max_voxels=args.max_voxels),
         space=space_of,
     )
-    summary = prepare(step, jobs, images.problems, args)
-    summary.skipped += len(labels) - len(jobs)
-    return summary
+    # An image without a label in any organ serves nothing; the labels are gone on purpose.
+    return prepare(step, jobs, images.problems, args, left=left, prune=True)
 
 
-def labels_of_cases(tree: Path) -> dict[str, list[Path]]:
-    """Return "<data set>/<case id>" -> its labels in all organs of the tree."""
-    require_folder(tree, "the output folder of categorize.py")
+def has_its_image(key: str, labels: list[Path], images: Findings, ledger: Ledger) -> bool:
+    """Tell whether the labels of a case have an image that is not ours to look after now.
+
+    That is one of another origin, such as utils/prepare_nnunet.py; or ours, the NPZ gone since
+    and the labels as they were.
+    """
+    record = ledger.read(key)
+    if not all(path.exists() for path in images_beside(labels)):
+        return False
+    if record is None:
+        return True
+    organs = organs_of(labels)
+    known = record.sources.keys() - {IMAGE}
+    unchanged = known == organs.keys() and ledger.are_untouched(record, organs)
+    return key.rsplit("/")[-1] not in images.files and unchanged
+
+
+def labels_of_cases(tree: Path, *, allow_none: bool = False) -> dict[str, list[Path]]:
+    """Return "<data set>/<case id>" -> its labels in all organs of the tree.
+
+    Raises:
+        InputError: there is none, which a shard is allowed.
+    """
+    if not allow_none:
+        require_folder(tree, "the output folder of categorize.py")
     cases: dict[str, list[Path]] = {}
     for path in sorted(tree.glob("[!.]*/[!.]*/labelsTr/[!.]*.nii.gz")):
         case_id = path.name.removesuffix(".nii.gz")
         cases.setdefault(f"{path.parent.parent.name}/{case_id}", []).append(path)
-    if not cases:
+    if not cases and not allow_none:
         raise InputError(
             f"{tree}: holds no <organ>/<data set>/labelsTr/<case>.nii.gz. Expected the output of "
             "categorize.py: run it first, or check the path given with --tree."
@@ -107,6 +130,11 @@ def images_beside(labels: Sequence[Path]) -> list[Path]:
     return [label.parent.with_name("imagesTr") / label.name for label in labels]
 
 
+def organs_of(labels: Sequence[Path]) -> dict[str, Path]:
+    """Return organ -> label."""
+    return {label.parent.parent.parent.name: label for label in labels}
+
+
 def plan_case(key: str, labels: list[Path], images: Findings, folder: Path) -> Job:
     """Find the image of a case; its labels decide where it goes."""
     dataset, case_id = key.split("/")
@@ -116,17 +144,12 @@ def plan_case(key: str, labels: list[Path], images: Findings, folder: Path) -> J
             "folder that holds it, --images."
         )
     source = file_of(images.files[case_id], Role.IMAGE)
-    organs = {label.parent.parent.parent.name: label for label in labels}
-    return Job(key, dataset, {IMAGE: source} | organs)
+    return Job(key, dataset, {IMAGE: source} | organs_of(labels))
 
 
 def space_of(job: Job) -> int:
     """Return how many bytes the image takes where the disk has hard links: as many as before."""
-    try:
-        with NpzArchive(job.sources[IMAGE]) as npz:
-            return npz.compressed_size("imgs") + 2**12
-    except (InputError, KeyError):
-        return 0  # the case is going to fail
+    return member_sizes(job.sources[IMAGE], "imgs")[0] + 2**12 if job.dataset else 0
 
 
 def reallocate_case(job: Job, entry: Entry, *, max_voxels: int) -> Found:

@@ -1,17 +1,21 @@
 """Files that appear whole or not at all (no torch)."""
 
 import os
+import platform
 import re
 import shutil
+import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import InputError
 
-#: How the name of a half-written file begins.
-TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-")
+#: How the name of a half-written file begins: the machine, the process, chance.
+TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-([0-9a-f]+)-[0-9a-f]{8}-")
+ABANDONED_SECONDS = 24 * 3600  # without a change, on a machine that cannot be asked
 
 
 class WriteError(InputError):
@@ -22,15 +26,17 @@ class WriteError(InputError):
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds.
 
-    The temporary name starts with ``.tmp-`` and keeps the suffixes (``.nii.gz``), so that writers
-    that look at the suffix work and globs for finished files do not match it. When the block
-    raises, a full disk included, the temporary file is removed and ``path`` is as it was.
+    The temporary name starts with ``.tmp-``, says whose it is (`is_abandoned`) and keeps the
+    suffixes (``.nii.gz``), so that writers that look at the suffix work and globs for finished
+    files do not match it. When the block raises, a full disk included, the temporary file is
+    removed and ``path`` is as it was.
 
     Raises:
         WriteError: in place of an OS error in the block, which should do nothing but write.
     """
     path = Path(path)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
+    owner = f"{_machine()}-{os.getpid():x}-{uuid.uuid4().hex[:8]}"
+    temporary = path.with_name(f".tmp-{owner}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -40,6 +46,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         if temporary.parent.is_dir():
             temporary.unlink(missing_ok=True)
+
+
+def is_abandoned(temporary: Path) -> bool:
+    """Tell whether the process that was writing a temporary file lives no more."""
+    match = TEMPORARY.match(temporary.name)
+    if match is None:
+        return False
+    machine, process = match[1], int(match[2], 16)
+    if machine != _machine():
+        return time.time() - temporary.stat().st_mtime > ABANDONED_SECONDS
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        return False
+    return False
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
 
 
 def _unwritable(path: Path, error: OSError) -> str:

@@ -152,10 +152,7 @@ def _largest_components(part: np.ndarray, most: int) -> tuple[np.ndarray, list[s
     """Keep the ``most`` largest components (0 = all); of equal ones, those first in C order."""
     if most == 0:
         return part, []
-    # cc3d numbers components by their first voxel if, and only if, the array is in C order.
-    labels, count = cc3d.connected_components(
-        np.ascontiguousarray(part), connectivity=26, return_N=True
-    )
+    labels, count = _numbered_components(part)
     if count <= most:
         return part, []
     sizes = cc3d.statistics(labels, no_slice_conversion=True)["voxel_counts"].astype(np.int64)
@@ -166,6 +163,15 @@ def _largest_components(part: np.ndarray, most: int) -> tuple[np.ndarray, list[s
         kept[z] = chosen[plane]
     total, lost = sizes[1:].sum(), sizes[1:][~chosen[1:]].sum()
     return kept, [f"{count - most:,} of {count:,} components, {lost:,} of {total:,} voxels"]
+
+
+def _numbered_components(part: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number the 26-connected components by their first voxel in C order."""
+    if sum(n > 1 for n in part.shape) < 2:  # cc3d fails on some columns of voxels
+        labels, count = ndimage.label(part, np.ones((3, 3, 3)))
+        return labels.astype(np.uint32), count
+    # cc3d's numbers have this order if, and only if, the array is in C order.
+    return cc3d.connected_components(np.ascontiguousarray(part), connectivity=26, return_N=True)
 
 
 def _tight_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:

@@ -145,6 +145,7 @@ def _dataset(path: Path, dataset: str, entry: object) -> DatasetLabels:
     where = f"{path}, data set {dataset!r}"
     if (
         not dataset
+        or not dataset.isprintable()
         or dataset != Path(dataset).name
         or "\\" in dataset
         or dataset[0] == "."

@@ -22,7 +22,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -99,27 +99,33 @@ class Ledger:
     def read(self, case_id: str) -> Record | None:
         """Return the record of a case; None where there is none, or none that can be read."""
         try:
-            return Record(**json.loads(self.path_of(case_id).read_bytes()))
+            record = Record(**json.loads(self.path_of(case_id).read_bytes()))
         except (OSError, ValueError, TypeError):
             return None
+        tables = (record.sources, record.settings, record.outputs, record.found)
+        inner = record.sources.values() if isinstance(record.sources, dict) else [None]
+        return record if all(isinstance(table, dict) for table in (*tables, *inner)) else None
 
     def is_current(self, job: Job) -> bool:
         """Tell from the records and the files' sizes and times whether a case is done."""
         record = self.read(job.case_id)
         if record is None or not self.matches(record, job) or not self.outputs_there(record):
             return False
+        return self.are_untouched(record, job.sources)
+
+    def are_untouched(self, record: Record, sources: dict[str, Path]) -> bool:
+        """Tell from sizes, times and places whether sources are those that a record was made of."""
         try:
-            began = self.path_of(job.case_id).stat().st_mtime_ns
-            stats = [path.stat() for path in job.sources.values()]
+            began = self.path_of(record.case_id).stat().st_mtime_ns
+            for role, path in sources.items():
+                status, known = path.stat(), record.sources.get(role, {})
+                found = {"bytes": status.st_size, **_identity_of(path, status)}
+                touched_ns = max(status.st_mtime_ns, status.st_ctime_ns)
+                if found != {key: known.get(key) for key in found} or touched_ns >= began:
+                    return False
         except OSError:
             return False
-        known = [record.sources[role] for role in job.sources]
-        paths = list(map(os.path.realpath, job.sources.values()))
-        return (
-            [source["bytes"] for source in known] == [stat.st_size for stat in stats]
-            and [source["real_path"] for source in known] == paths
-            and all(max(stat.st_mtime_ns, stat.st_ctime_ns) < began for stat in stats)
-        )
+        return True
 
     def open(self, job: Job) -> "Entry":
         """Hash the sources of a case that is not current and return its entry."""
@@ -132,47 +138,78 @@ class Ledger:
 
     def write(self, record: Record, began_ns: int) -> None:
         """Write a record whose file time is the time when its sources were read."""
-        content = json.dumps(asdict(record), sort_keys=True, ensure_ascii=False)
+        content = json.dumps(asdict(record))  # in ASCII: a folder's name may not be UTF-8
         with atomic_path(self.path_of(record.case_id)) as temporary:
-            temporary.write_text(content + "\n", "utf-8")
+            temporary.write_text(content + "\n", "ascii")
             os.utime(temporary, ns=(began_ns, began_ns))
 
-    def fail(self, job: Job, message: str, sources: dict[str, dict] | None = None) -> None:
-        """Record that a case failed; outputs of an earlier success stay, and stay known."""
+    def fail(self, job: Job, message: str, entry: "Entry | None" = None) -> None:
+        """Record that a case failed.
+
+        Outputs that an earlier content of its sources gave are removed, so that nothing stands
+        beside them that they don't belong to; of what someone has changed, and of sources that
+        could not even be read, they stay, and stay known.
+        """
         old = self.read(job.case_id)
-        sources = sources or {role: self._place_of(path) for role, path in job.sources.items()}
-        outputs = old.outputs if old else {}
+        outputs = dict(old.outputs) if old else {}
+        if entry is None:
+            sources = {role: self._place_of(path) for role, path in job.sources.items()}
+        else:
+            sources = entry.sources
+            outputs = entry.outputs_after_failure()
         record = Record(job.case_id, job.dataset, FAILED, sources, job.settings, outputs, message)
         self.write(record, 0)
+
+    def orphans(self, known: Iterable[str]) -> list[Record]:
+        """Return the records with outputs of cases that are not ``known`` any more."""
+        gone = set(self._listing()) - set(known)
+        records = filter(None, map(self.read, sorted(gone)))
+        return [record for record in records if record.outputs]
+
+    def forget(self, record: Record) -> list[str]:
+        """Remove a record and its outputs; those changed since stay. Return what was removed."""
+        removed = []
+        for name, state in record.outputs.items():
+            path = self.folder / name
+            if path.is_file() and state in (None, _fingerprint_of(path)):
+                _remove(path)
+                removed.append(name)
+        _remove(self.path_of(record.case_id))
+        return removed
 
     def write_manifest(self, known: Iterable[str]) -> None:
         """Write the table of all records, of other shards too, sorted by case.
 
-        Failures of cases that are not ``known`` any more, and left nothing, are forgotten. Another
-        shard that ends at the same time writes the table too; whoever is last has seen all records,
-        since it is made again if records appeared while it was made.
+        Failures of cases that are not ``known`` any more, and whose files are gone, are forgotten.
+        Another shard that ends at the same time writes the table too; whoever is last has seen all
+        records, since it is made again if records changed while it was made.
         """
-        known = set(known)
-        for case_id in self._listing():
-            record = None if case_id in known else self.read(case_id)
-            if record and record.outcome == FAILED and not record.outputs:
+        for case_id in self._listing().keys() - set(known):
+            record = self.read(case_id)
+            failed = record and record.outcome == FAILED and not record.outputs
+            if failed and not any(map(os.path.lexists, _real_paths(record))):
                 _remove(self.path_of(case_id))
         seen = None
         while seen != (seen := self._listing()):
-            rows = [_row(record) for record in map(self.read, seen) if record]
+            rows = [_row(record) for record in map(self.read, sorted(seen)) if record]
             table = io.StringIO(newline="")
             writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-            content = table.getvalue().encode()
-            if not self.manifest.exists() or self.manifest.read_bytes() != content:
+            content = table.getvalue().encode("utf-8", "backslashreplace")
+            if not self.manifest.is_file() or self.manifest.read_bytes() != content:
                 with atomic_path(self.manifest) as temporary:
                     temporary.write_bytes(content)
 
-    def _listing(self) -> list[str]:
-        """Return the case ids of all records."""
-        names = (path.relative_to(self.records) for path in self.records.rglob("*.json"))
-        return sorted(n.as_posix().removesuffix(".json") for n in names if n.name[0] != ".")
+    def _listing(self) -> dict[str, tuple[int, int]]:
+        """Return the case id of each record, and what tells that it was written anew."""
+        listing = {}
+        for path in self.records.rglob("*.json"):
+            if path.name[0] != ".":
+                status = path.stat()
+                name = path.relative_to(self.records).as_posix()
+                listing[name.removesuffix(".json")] = (status.st_ino, status.st_ctime_ns)
+        return listing
 
     def path_of(self, case_id: str) -> Path:
         """Return where the record of a case is."""
@@ -188,9 +225,13 @@ class Ledger:
         )
 
     def _place_of(self, path: Path) -> dict[str, str]:
-        """Return where a source is: as the manifest says it, and without links and dots."""
+        """Return where a source is: as the manifest says it, and which file of the disk."""
         inside = (path.relative_to(root) for root in self.roots if path.is_relative_to(root))
-        return {"path": next(inside, path).as_posix(), "real_path": os.path.realpath(path)}
+        try:
+            identity = _identity_of(path, path.stat())
+        except OSError:
+            identity = {"real_path": os.path.realpath(path)}
+        return {"path": next(inside, path).as_posix(), **identity}
 
     def outputs_there(self, record: Record) -> bool:
         """Tell whether all outputs of a record are there with the recorded sizes."""
@@ -210,6 +251,7 @@ class Entry:
         self.ledger, self.job, self.sources, self._began = ledger, job, sources, began_ns
         self._old = ledger.read(job.case_id)
         self._claimed: list[str] = []
+        self.removed: list[str] = []  # outputs that the case no longer has
 
     def confirm(self) -> bool:
         """Tell whether the content is as recorded although times or places are not; note that."""
@@ -217,7 +259,7 @@ class Entry:
         same = old is not None and self.ledger.matches(old, self.job)
         if not same or not self.ledger.outputs_there(old):
             return False
-        if any(old.sources[role]["sha256"] != self.sources[role]["sha256"] for role in old.sources):
+        if self._hashes(old.sources) != self._hashes():
             return False
         self.ledger.write(replace(old, sources=self.sources), self._began)
         return True
@@ -229,9 +271,16 @@ class Entry:
             InputError: one of them is there and was not written by this step, or was changed since.
         """
         old = self._old.outputs if self._old else {}
-        self._claimed = [path.relative_to(self.ledger.folder).as_posix() for path in outputs]
-        for name in (*self._claimed, *old):
+        outputs = list(outputs)
+        if len({os.path.realpath(path) for path in outputs}) < len(outputs):
+            raise InputError(
+                f"{outputs[0]}: two outputs of {self.job.case_id} would be one file. Expected a "
+                "folder for each organ: remove the link from one organ's folder to another's."
+            )
+        names = [path.relative_to(self.ledger.folder).as_posix() for path in outputs]
+        for name in (*names, *old):
             self._require_ours(name, old)
+        self._claimed = names  # not before: what is not ours must survive a failure
         self._write(BEGUN, {**old, **dict.fromkeys(self._claimed)}, {})
 
     def drop(self, output: Path) -> None:
@@ -247,9 +296,39 @@ class Entry:
             status = path.stat()
             inode = (status.st_dev, status.st_ino)
             outputs[name] = states[inode] = states.get(inode) or _fingerprint_of(path)
-        for name in (self._old.outputs if self._old else {}).keys() - outputs.keys():
-            _remove(self.ledger.folder / name)
+        for name in sorted((self._old.outputs if self._old else {}).keys() - outputs.keys()):
+            if os.path.lexists(self.ledger.folder / name):
+                _remove(self.ledger.folder / name)
+                self.removed.append(name)
         self._write(DONE, outputs, asdict(found))
+
+    def outputs_after_failure(self) -> dict[str, list | None]:
+        """Return the outputs that are there after the work failed, all with their fingerprints."""
+        old = self._old.outputs if self._old else {}
+        if self._claimed:  # checked to be ours just now
+            ours = {*old, *self._claimed}
+        else:
+            ours = {name for name in old if self._is_ours(name, old)}
+        same_content = self._old is not None and self._hashes(self._old.sources) == self._hashes()
+        stale = set() if same_content else ours
+        for name in sorted(stale):
+            if (self.ledger.folder / name).is_file():
+                _remove(self.ledger.folder / name)
+                self.removed.append(name)
+        there = [n for n in ours - stale if (self.ledger.folder / n).is_file()]
+        known = {name: state for name, state in old.items() if name not in ours}
+        return known | {name: _fingerprint_of(self.ledger.folder / name) for name in sorted(there)}
+
+    def _hashes(self, sources: dict[str, dict] | None = None) -> dict[str, str | None]:
+        sources = self.sources if sources is None else sources
+        return {role: source.get("sha256") for role, source in sources.items()}
+
+    def _is_ours(self, name: str, old: dict[str, list | None]) -> bool:
+        try:
+            self._require_ours(name, old)
+        except InputError:
+            return False
+        return True
 
     def _write(self, outcome: str, outputs: dict[str, list | None], found: dict) -> None:
         job, ledger = self.job, self.ledger
@@ -261,7 +340,7 @@ class Entry:
 
     def _require_ours(self, name: str, old: dict[str, list | None]) -> None:
         path = self.ledger.folder / name
-        if not path.exists():
+        if not os.path.lexists(path):
             return
         if name not in old:
             raise InputError(
@@ -274,6 +353,11 @@ class Entry:
                 f"{path}: was changed after this step wrote it, and its source has changed too. "
                 "Expected one of both: nothing was overwritten; move the file away, then run again."
             )
+
+
+def _identity_of(path: Path, status: os.stat_result) -> dict:
+    """Return which file a path leads to: a folder put in its place holds others."""
+    return {"real_path": os.path.realpath(path), "inode": [status.st_dev, status.st_ino]}
 
 
 def _row(record: Record) -> dict[str, str]:
@@ -290,8 +374,18 @@ def _row(record: Record) -> dict[str, str]:
         "classes": "; ".join(f"{name} {n}" for name, n in found.get("classes", {}).items()),
         "outcome": record.outcome + (f": {record.message}" if record.message else ""),
         "outputs": "; ".join(sorted(record.outputs)),
-        "notes": "; ".join(found.get("notes", ())),
+        "notes": shortened(found.get("notes", ())),
     }
+
+
+def _real_paths(record: Record) -> list[str]:
+    return [source.get("real_path", "") for source in record.sources.values()]
+
+
+def shortened(lines: Sequence[str], most: int = 20) -> str:
+    """Join lines for a message or a cell, the first ``most`` of them."""
+    more = f"; and {len(lines) - most} more" if len(lines) > most else ""
+    return "; ".join(lines[:most]) + more
 
 
 def _remove(path: Path) -> None:

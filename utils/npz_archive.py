@@ -27,8 +27,9 @@ from isal import isal_zlib
 
 from utils.errors import InputError
 from utils.safe_pickle import MAX_BYTES, load_objects
-from utils.safe_read import open_regular, reading
+from utils.safe_read import UNREADABLE, open_regular, reading
 
+MAX_MEMBERS = 64
 MAX_VOXELS = 2**30  # 1,024 x 1,024 x 1,024: more than any case of the challenge has
 COMPRESSED_BLOCK, INFLATED_BLOCK = 2**16, 2**20  # bytes at a time
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: magic, name length, extra length
@@ -128,10 +129,6 @@ class NpzArchive:
             return None
         return Deflated(header, self._checked_chunks(member), member.file_size, member.CRC)
 
-    def compressed_size(self, key: str) -> int:
-        """Return how many bytes a member takes in the archive; 0 where it is not there."""
-        return self._members[key].compress_size if key in self._members else 0
-
     def _list_members(self) -> dict[str, zipfile.ZipInfo]:
         members = {}
         for member in self._archive.infolist():
@@ -143,6 +140,12 @@ class NpzArchive:
                 )
             if key != member.filename:
                 members[key] = member
+        taken = sum(member.compress_size for member in members.values())
+        if len(members) > MAX_MEMBERS or taken > self.path.stat().st_size:
+            raise InputError(
+                f"{self.path}: {len(members)} arrays of {taken:,} bytes together. Expected at most "
+                f"{MAX_MEMBERS}, no larger than the file: it is damaged, or meant to do harm."
+            )
         return members
 
     def _read_header(self, key: str) -> ArrayHeader:
@@ -210,12 +213,27 @@ class NpzArchive:
         """Yield a member's deflated bytes, inflated and checked on the way like `_inflated`."""
         with reading(self.path, "a complete challenge NPZ file"):
             check = _Check(member)
-            inflate = _inflater(member)
+            stream = isal_zlib.decompressobj(-15)
             for chunk in self._compressed(member):
-                for piece in inflate(chunk):
+                for piece in _inflate(stream, chunk):
                     check(piece)
                 yield chunk
             check.finish()
+            if not stream.eof:  # NumPy reads it; a gzip file made of it could not be read
+                raise ValueError(f"{member.filename!r} has no last deflate block")
+
+
+def member_sizes(path: Path, key: str) -> tuple[int, int]:
+    """Return how many bytes a member takes deflated and inflated, from the directory alone.
+
+    0 and 0 where the member or the archive cannot be read.
+    """
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            member = archive.getinfo(f"{key}.npy")
+            return member.compress_size, member.file_size
+    except (InputError, *UNREADABLE):
+        return 0, 0
 
 
 class _Head:

@@ -12,6 +12,7 @@ import numpy as np
 from utils.errors import InputError
 from utils.npz_archive import MAX_VOXELS, NpzArchive
 
+SPACING_MM = (1e-9, 1e9)  # what is not a slip: an atom, a planet
 VOLUME_KEYS = frozenset({"imgs", "gts", "segs", "prev_pred"})
 
 
@@ -83,9 +84,11 @@ def require_real_and_finite(array: np.ndarray, path: Path, what: str) -> None:
 
 def _checked_spacing(spacing: np.ndarray, path: Path) -> np.ndarray:
     good = spacing.shape == (3,) and spacing.dtype.kind in "uif"
-    if not good or not np.isfinite(spacing).all() or (spacing <= 0).any():
+    if not good or not ((spacing >= SPACING_MM[0]) & (spacing <= SPACING_MM[1])).all():
+        found = spacing.tolist() if spacing.size <= 4 else f"of shape {spacing.shape}"
         raise InputError(
-            f"{path}: 'spacing' is {spacing.tolist()}. Expected three positive numbers, the voxel "
-            "size (x, y, z) in mm: write the scanner's values into the file."
+            f"{path}: 'spacing' is {found}. Expected three positive numbers, the voxel "
+            f"size (x, y, z) in mm, from {SPACING_MM[0]:g} to {SPACING_MM[1]:g}: write the "
+            "scanner's values into the file."
         )
     return spacing.astype(np.float64)

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -23,14 +24,15 @@ from zlib import crc32
 
 from tqdm import tqdm
 
-from utils.atomic import TEMPORARY, WriteError, atomic_path
+from utils.atomic import TEMPORARY, WriteError, atomic_path, is_abandoned
 from utils.errors import InputError
 from utils.executor import cpu_count, run_all
-from utils.ledger import Entry, Found, Job, Ledger
+from utils.ledger import Entry, Found, Job, Ledger, shortened
 from utils.npz_archive import MAX_VOXELS
 
 Item = TypeVar("Item")
 
+MAX_DEPTH = 100  # of folders in folders
 MAX_NAME_BYTES = 200  # of a case id: file systems allow 255, and suffixes are added
 
 
@@ -87,6 +89,7 @@ class Outcome:
     kind: str  # "done", "skipped", "failed" or "unwritable"
     message: str = ""
     notes: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
 
 
 @dataclass
@@ -128,11 +131,12 @@ def find_files(folder: Path, suffix: str, expected: str) -> Findings:
 
 
 def plan_job(plan: Callable[..., Job], case_id: str, *args: object) -> Job:
-    """Return ``plan(case_id, *args)``, or a job with the problem that planning found."""
+    """Return ``plan(case_id, files, ...)``, or a job with the problem that planning found."""
     try:
         return plan(case_id, *args)
     except InputError as error:
-        return Job(case_id, "", {}, problem=str(error))
+        files = args[0] if isinstance(args[0], list) else [args[0]]
+        return Job(case_id, "", {"file": files[0]}, problem=str(error))
 
 
 def find_npz(folder: Path) -> Findings:
@@ -152,8 +156,8 @@ def file_of(paths: Sequence[Path], role: Role) -> Path:
     Raises:
         InputError: more than one may be meant.
     """
-    with_suffix = [path for path in paths if path.stem.endswith(role.value)]
-    candidates = with_suffix if len(with_suffix) == 1 else paths
+    others = tuple(other.value for other in Role if other is not role)
+    candidates = [path for path in paths if not path.stem.endswith(others)] or paths
     if len(candidates) > 1:
         listed = "\n  ".join(str(path) for path in candidates)
         raise InputError(
@@ -204,6 +208,11 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="say what would be done and what room it needs"
     )
     group.add_argument(
+        "--prune",
+        action="store_true",
+        help="remove outputs of earlier runs whose case is no longer in the input",
+    )
+    group.add_argument(
         "--max-voxels",
         type=int,
         default=MAX_VOXELS,
@@ -225,7 +234,13 @@ def progress(items: Iterable[Item] | None = None, **options: object) -> "tqdm[It
 
 
 def prepare(
-    step: Step, jobs: Iterable[Job], problems: Sequence[str], args: argparse.Namespace
+    step: Step,
+    jobs: Iterable[Job],
+    problems: Sequence[str],
+    args: argparse.Namespace,
+    *,
+    left: Iterable[str] = (),
+    prune: bool | None = None,
 ) -> Summary:
     """Do what is due of ``jobs``; show progress, list failures as they happen.
 
@@ -234,6 +249,8 @@ def prepare(
         jobs: all cases, of all shards.
         problems: what could not even become a job.
         args: the flags of `add_run_flags`.
+        left: ids of cases that are there and left as they are; counted as skipped.
+        prune: remove outputs of cases that are no longer among the jobs (default: ``--prune``).
 
     Returns:
         The `Summary`. With ``--dry-run`` nothing is written, and it holds the plan.
@@ -251,18 +268,21 @@ def prepare(
     mine = [job for job in jobs if in_shard(job.case_id, args.shard)]
     looking = progress(mine, desc=f"{step.title}: what is due", unit="case", delay=2)
     due = [job for job in looking if not step.ledger.is_current(job)]
-    summary.skipped = len(mine) - len(due)
+    left = list(left)
+    summary.skipped = len(mine) - len(due) + sum(in_shard(case_id, args.shard) for case_id in left)
     need = sum(step.space(job) for job in due)
     if args.dry_run:
         summary.plan = _plan(step, due, summary, need)
         return summary
     _require_space(step.ledger.folder, need, step.title)
     _sweep(step.ledger, {job.case_id.rsplit("/")[-1] for job in due})
+    known = [*(job.case_id for job in jobs), *left]
+    _see_to_orphans(step, known, args, args.prune if prune is None else prune)
     try:
         _run(step, due, summary, args)
     finally:
         if step.ledger.records.is_dir():
-            step.ledger.write_manifest(job.case_id for job in jobs)
+            step.ledger.write_manifest(known)
     summary.failures.sort()
     summary.dropped.sort()
     return summary
@@ -277,11 +297,26 @@ def in_shard(case_id: str, shard: str) -> bool:
     return crc32(case_id.rsplit("/")[-1].encode()) % count == number - 1
 
 
+def _see_to_orphans(step: Step, known: list[str], args: argparse.Namespace, prune: bool) -> None:
+    """Remove, or mention, what earlier runs made of cases that are no longer there."""
+    orphans = step.ledger.orphans(known)
+    orphans = [record for record in orphans if in_shard(record.case_id, args.shard)]
+    if orphans and not prune:
+        _say(
+            f"NOTE {len(orphans)} cases of earlier runs are no longer in the input, "
+            f"{orphans[0].case_id} first; their outputs are kept (--prune removes them)"
+        )
+    for record in orphans if prune else ():
+        removed = step.ledger.forget(record)
+        _say(f"REMOVED {record.case_id}: {shortened(removed)}")
+        _remove_empty_folders(step.ledger.folder, removed)
+
+
 def _run(step: Step, due: list[Job], summary: Summary, args: argparse.Namespace) -> None:
     sizes = {job.case_id: _bytes_of(job) for job in due}
     workers = max(1, min(args.workers, len(due)))
     outcomes = run_all(partial(_do, step), due, workers=workers, scheduler=args.dask_scheduler)
-    total = sum(sizes.values())
+    total, removed = sum(sizes.values()), []
     with progress(total=total, desc=step.title, unit="B", unit_scale=True) as bar:
         for number, outcome in enumerate(outcomes, start=1):
             counts = f"{number}/{len(due)} cases, {len(summary.failures)} failed"
@@ -294,8 +329,22 @@ def _run(step: Step, due: list[Job], summary: Summary, args: argparse.Namespace)
             summary.done += outcome.kind == "done"
             summary.skipped += outcome.kind == "skipped"
             if outcome.notes:
-                summary.dropped.append(f"{outcome.job.case_id}: {'; '.join(outcome.notes)}")
+                summary.dropped.append(f"{outcome.job.case_id}: {shortened(outcome.notes)}")
                 _say(f"DROPPED {summary.dropped[-1]}")
+            if outcome.removed:
+                _say(f"REMOVED {outcome.job.case_id}: {shortened(outcome.removed)}")
+                removed += outcome.removed
+    _remove_empty_folders(step.ledger.folder, removed)
+
+
+def _remove_empty_folders(root: Path, removed: Iterable[str]) -> None:
+    """Remove the folders below ``root`` in which nothing is left of what was in them."""
+    for name in removed:
+        for folder in (root / name).parents:
+            if folder == root or any(folder.iterdir() if folder.is_dir() else ()):
+                break
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _do(step: Step, job: Job) -> Outcome:
@@ -309,7 +358,7 @@ def _do(step: Step, job: Job) -> Outcome:
             return Outcome(job, "skipped")
         found = step.work(job, entry)
         entry.finish(found)
-        return Outcome(job, "done", notes=found.notes)
+        return Outcome(job, "done", notes=found.notes, removed=tuple(entry.removed))
     except WriteError as error:
         return Outcome(job, "unwritable", str(error))
     except (InputError, OSError, MemoryError) as error:
@@ -318,10 +367,12 @@ def _do(step: Step, job: Job) -> Outcome:
         message = f"a defect of this program, please report it:\n{traceback.format_exc()}"
     message = message if job.case_id.rsplit("/")[-1] in message else f"{job.case_id}: {message}"
     try:
-        step.ledger.fail(job, message, entry and entry.sources)
+        step.ledger.fail(job, message, entry)
     except WriteError as error:
         return Outcome(job, "unwritable", str(error))
-    return Outcome(job, "failed", message)
+    except (InputError, OSError) as error:
+        message += f"\n(and no record could be made of it: {error})"
+    return Outcome(job, "failed", message, removed=tuple(entry.removed) if entry else ())
 
 
 def _report_failure(summary: Summary, message: str) -> None:
@@ -378,7 +429,8 @@ def _sweep(ledger: Ledger, case_ids: set[str]) -> None:
     names.add(ledger.manifest.name)
     if ledger.folder.is_dir():
         for path in _walk(ledger.folder, set(), [], hidden=True):
-            if TEMPORARY.match(path.name) and TEMPORARY.sub("", path.name, count=1) in names:
+            is_ours = TEMPORARY.sub("", path.name, count=1) in names
+            if is_ours and is_abandoned(path):
                 path.unlink(missing_ok=True)
 
 
@@ -396,6 +448,9 @@ def _walk(
     folder: Path, visited: set[tuple[int, int]], problems: list[str], *, hidden: bool = False
 ) -> Iterable[Path]:
     """Yield the files in and below ``folder``, sorted; each folder once."""
+    if len(folder.parts) > MAX_DEPTH:
+        problems.append(f"{folder}: lies more than {MAX_DEPTH} folders deep and was left out.")
+        return
     try:
         status = folder.stat()
         if (status.st_dev, status.st_ino) in visited:

@@ -155,6 +155,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> Summary:
     """Write labels and images of all data sets; return how many cases ended how."""
     sources = find_sources(args)
+    _require_outside(args)
     jobs, problems = [], []
     for source in sources:
         problems += dict.fromkeys([*source.labels.problems, *source.images.problems])
@@ -177,6 +178,17 @@ def run(args: argparse.Namespace) -> Summary:
         space=partial(space_of, max_voxels=args.max_voxels),
     )
     return prepare(step, jobs, problems, args)
+
+
+def _require_outside(args: argparse.Namespace) -> None:
+    """Refuse an output folder in an input folder, where it would become input."""
+    out = args.out.resolve()
+    for folder in filter(None, (*(args.nnunet or ()), args.images, args.labels)):
+        if out.is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{args.out}: lies in {folder}, which is read. Expected an output folder of its "
+                "own: choose another with --out."
+            )
 
 
 def find_sources(args: argparse.Namespace) -> list[Source]:
