@@ -42,19 +42,13 @@ from utils.cleaning import (
 )
 from utils.errors import InputError, exit_on_input_error
 from utils.executor import run_all
+from utils.find_files import require_folder
 from utils.label_table import DatasetLabels, LabelTable, LabelTableError, read_label_table
 from utils.labels import as_label, count_values
-from utils.ledger import Entry, Found, Job, Ledger
+from utils.ledger import Entry, Job, Ledger
 from utils.nifti_io import read_nifti, read_nifti_grid, write_nifti
-from utils.preparation import (
-    Step,
-    Summary,
-    add_run_flags,
-    plan_job,
-    prepare,
-    progress,
-    require_folder,
-)
+from utils.preparation import Step, Summary, add_run_flags, plan_job, prepare, progress
+from utils.records import Found
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

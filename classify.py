@@ -25,23 +25,16 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError, exit_on_input_error
+from utils.find_files import Role, file_of, find_npz
 from utils.geometry import affine_from_spacing
 from utils.label_table import LabelTable, read_label_table
 from utils.labels import as_label, count_values
-from utils.ledger import Entry, Found, Job, Ledger
+from utils.ledger import Entry, Job, Ledger
 from utils.nifti_io import write_nifti
 from utils.npz_archive import NpzArchive, member_sizes
 from utils.npz_io import read_npz
-from utils.preparation import (
-    Role,
-    Step,
-    Summary,
-    add_run_flags,
-    file_of,
-    find_npz,
-    plan_job,
-    prepare,
-)
+from utils.preparation import Step, Summary, add_run_flags, plan_job, prepare
+from utils.records import Found
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -21,8 +21,9 @@ from functools import partial
 from pathlib import Path
 
 from utils.errors import InputError, exit_on_input_error
+from utils.find_files import Findings, Role, file_of, find_npz, require_folder
 from utils.geometry import affine_from_spacing
-from utils.ledger import Entry, Found, Job, Ledger
+from utils.ledger import Entry, Job, Ledger
 from utils.nifti_io import (
     Grid,
     read_nifti_grid,
@@ -32,19 +33,8 @@ from utils.nifti_io import (
 )
 from utils.npz_archive import NpzArchive, member_sizes
 from utils.npz_io import read_npz, require_keys, require_volume_shape
-from utils.preparation import (
-    Findings,
-    Role,
-    Step,
-    Summary,
-    add_run_flags,
-    file_of,
-    find_npz,
-    link_or_copy,
-    plan_job,
-    prepare,
-    require_folder,
-)
+from utils.preparation import Step, Summary, add_run_flags, link_or_copy, plan_job, prepare
+from utils.records import Found
 
 IMAGE = ""  # the image's role among the sources of a case; a label's is its organ
 

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from utils.errors import InputError
-from utils.ledger import Found, Job, Ledger
+from utils.ledger import Job, Ledger
+from utils.records import Found
 
 
 @pytest.fixture

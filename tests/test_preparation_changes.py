@@ -116,9 +116,7 @@ def test_cases_that_left_the_input_are_kept_with_a_note_or_pruned(make_case, cap
     (NPZ / "CT_A_1.npz").unlink()
 
     assert classify_all().done == 0
-    assert (
-        "NOTE 1 cases of earlier runs are no longer in the input, CT_A_1" in capsys.readouterr().err
-    )
+    assert "NOTE 1 cases of earlier runs are not in this input, CT_A_1" in capsys.readouterr().err
     assert Path("data/classified/CT_A/CT_A_1.nii.gz").exists()
 
     for step in (classify_all, categorize_all, reallocate_all):

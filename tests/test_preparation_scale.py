@@ -25,7 +25,7 @@ from preparation_helpers import (
 
 import categorize
 from utils.errors import InputError
-from utils.preparation import find_npz
+from utils.find_files import find_npz
 
 pytestmark = pytest.mark.usefixtures("workplace")
 NAMESPACES = ["unshare", "--map-root-user", "--mount"]

@@ -520,3 +520,13 @@ def test_help_is_the_manual_and_failures_give_exit_code_1():
         assert part in manual.stdout
     assert failed.returncode == 1
     assert failed.stderr.startswith("InputError: raw/none/dataset.json: no such file")
+
+
+def test_other_data_sets_are_no_orphans_of_this_run(capsys):
+    prepare("--nnunet", make_dataset(TWO_CHANNELS))
+    other = make_dataset(TWO_CHANNELS, name="Dataset002_Cd")
+    prepare("--nnunet", other, "--prune")
+
+    assert "NOTE" not in capsys.readouterr().err
+    assert len({path.parent.parent.name for path in Path("data").rglob("*.gz")}) == 4
+

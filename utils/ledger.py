@@ -16,13 +16,11 @@ written. So after a kill every file in the tree is known to be ours or not, and 
 ours, or that someone has changed since, is never overwritten or removed.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -30,16 +28,12 @@ from isal import isal_zlib
 
 from utils.atomic import WriteError, atomic_path
 from utils.errors import InputError
+from utils.records import BEGUN, DONE, FAILED, Found, Record, table_of
 from utils.safe_read import open_regular, reading
 
 RECORDS = ".records"
-BEGUN, DONE, FAILED = "begun", "done", "failed"
 CLOCK_MARGIN_NS = 2 * 10**9  # file systems' clocks run coarsely, and servers' a little apart
 BLOCK = 2**20
-COLUMNS = (
-    *("case", "data_set", "source", "bytes", "sha256", "shape_dhw", "spacing_xyz_mm", "classes"),
-    *("outcome", "outputs", "notes"),
-)
 
 
 @dataclass(frozen=True)
@@ -53,30 +47,6 @@ class Job:
     problem: str = ""  # why the case cannot be worked on, where that is known beforehand
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a step found in a case; goes into its record."""
-
-    shape: tuple[int, int, int] | None = None  # (D, H, W)
-    spacing_xyz: tuple[float, float, float] | None = None  # mm
-    classes: dict[str, int] = field(default_factory=dict)  # class -> voxels
-    notes: tuple[str, ...] = ()  # what was dropped, and why
-
-
-@dataclass(frozen=True)
-class Record:
-    """The state of one case after a step."""
-
-    case_id: str
-    dataset: str
-    outcome: str
-    sources: dict[str, dict]  # role -> path below the input folder, real path, bytes, sha256
-    settings: dict
-    outputs: dict[str, list | None]  # path below the output folder -> [bytes, CRC-32]
-    message: str = ""  # why it failed
-    found: dict = field(default_factory=dict)
-
-
 class Ledger:
     """The records of one step in one output folder.
 
@@ -84,10 +54,18 @@ class Ledger:
         folder: the step's output folder.
         step: name of the step.
         roots: folders that the sources' paths are recorded relative to.
+        datasets: the data sets that this run has all cases of; None: all there are.
     """
 
-    def __init__(self, folder: Path, step: str, roots: Iterable[Path]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        step: str,
+        roots: Iterable[Path],
+        datasets: Iterable[str] | None = None,
+    ) -> None:
         self.folder, self.step = Path(folder), step
+        self.datasets = None if datasets is None else set(datasets)
         self.roots = [Path(root) for root in roots]
         self.records = self.folder / RECORDS / step
 
@@ -162,9 +140,8 @@ class Ledger:
 
     def orphans(self, known: Iterable[str]) -> list[Record]:
         """Return the records with outputs of cases that are not ``known`` any more."""
-        gone = set(self._listing()) - set(known)
-        records = filter(None, map(self.read, sorted(gone)))
-        return [record for record in records if record.outputs]
+        records = self._records_but(known)
+        return [record for record in records if record.outputs and self._is_of_run(record)]
 
     def forget(self, record: Record) -> list[str]:
         """Remove a record and its outputs; those changed since stay. Return what was removed."""
@@ -184,22 +161,23 @@ class Ledger:
         Another shard that ends at the same time writes the table too; whoever is last has seen all
         records, since it is made again if records changed while it was made.
         """
-        for case_id in self._listing().keys() - set(known):
-            record = self.read(case_id)
-            failed = record and record.outcome == FAILED and not record.outputs
+        for record in self._records_but(known):
+            failed = record.outcome == FAILED and not record.outputs and self._is_of_run(record)
             if failed and not any(map(os.path.lexists, _real_paths(record))):
-                _remove(self.path_of(case_id))
+                _remove(self.path_of(record.case_id))
         seen = None
         while seen != (seen := self._listing()):
-            rows = [_row(record) for record in map(self.read, sorted(seen)) if record]
-            table = io.StringIO(newline="")
-            writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            content = table.getvalue().encode("utf-8", "backslashreplace")
+            content = table_of(filter(None, map(self.read, sorted(seen))))
             if not self.manifest.is_file() or self.manifest.read_bytes() != content:
                 with atomic_path(self.manifest) as temporary:
                     temporary.write_bytes(content)
+
+    def _records_but(self, known: Iterable[str]) -> list[Record]:
+        gone = self._listing().keys() - set(known)
+        return list(filter(None, map(self.read, sorted(gone))))
+
+    def _is_of_run(self, record: Record) -> bool:
+        return self.datasets is None or record.dataset in self.datasets
 
     def _listing(self) -> dict[str, tuple[int, int]]:
         """Return the case id of each record, and what tells that it was written anew."""
@@ -360,32 +338,8 @@ def _identity_of(path: Path, status: os.stat_result) -> dict:
     return {"real_path": os.path.realpath(path), "inode": [status.st_dev, status.st_ino]}
 
 
-def _row(record: Record) -> dict[str, str]:
-    first = next(iter(record.sources.values()), {})
-    found = {key: value for key, value in record.found.items() if value}
-    return {
-        "case": record.case_id,
-        "data_set": record.dataset,
-        "source": first.get("path", ""),
-        "bytes": first.get("bytes", ""),
-        "sha256": first.get("sha256", ""),
-        "shape_dhw": " ".join(map(str, found.get("shape", ()))),
-        "spacing_xyz_mm": " ".join(f"{s:.6g}" for s in found.get("spacing_xyz", ())),
-        "classes": "; ".join(f"{name} {n}" for name, n in found.get("classes", {}).items()),
-        "outcome": record.outcome + (f": {record.message}" if record.message else ""),
-        "outputs": "; ".join(sorted(record.outputs)),
-        "notes": shortened(found.get("notes", ())),
-    }
-
-
 def _real_paths(record: Record) -> list[str]:
     return [source.get("real_path", "") for source in record.sources.values()]
-
-
-def shortened(lines: Sequence[str], most: int = 20) -> str:
-    """Join lines for a message or a cell, the first ``most`` of them."""
-    more = f"; and {len(lines) - most} more" if len(lines) > most else ""
-    return "; ".join(lines[:most]) + more
 
 
 def _remove(path: Path) -> None:

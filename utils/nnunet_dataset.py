@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 
 from utils.errors import InputError
+from utils.find_files import Findings, find_files
 from utils.label_table import MAX_SLUG_BYTES, organ_slug
 from utils.labels import MAX_LABEL
-from utils.preparation import Findings, find_files
 from utils.safe_read import open_regular, reading
 
 SUFFIXES = (".nii.gz", ".nii")

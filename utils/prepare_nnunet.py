@@ -50,9 +50,10 @@ from utils.cleaning import (
     cleaning_rule,
 )
 from utils.errors import InputError, exit_on_input_error
+from utils.find_files import Findings
 from utils.label_table import organ_slug
 from utils.labels import as_label, count_values
-from utils.ledger import Entry, Found, Job, Ledger
+from utils.ledger import Entry, Job, Ledger
 from utils.nifti_io import (
     Grid,
     Volume,
@@ -72,15 +73,8 @@ from utils.nnunet_dataset import (
     read_description,
     require_folder_name,
 )
-from utils.preparation import (
-    Findings,
-    Step,
-    Summary,
-    add_run_flags,
-    link_or_copy,
-    plan_job,
-    prepare,
-)
+from utils.preparation import Step, Summary, add_run_flags, link_or_copy, plan_job, prepare
+from utils.records import Found
 from utils.resampling import Resampling
 
 LABEL = "label"  # role of a case's label among its sources, see `IMAGE`
@@ -173,7 +167,7 @@ def run(args: argparse.Namespace) -> Summary:
     roots = [folder.parent for folder in args.nnunet or ()] or [args.labels, args.images]
     step = Step(
         title="prepare_nnunet",
-        ledger=Ledger(args.out, "nnunet", roots),
+        ledger=Ledger(args.out, "nnunet", roots, [source.name for source in sources]),
         work=partial(prepare_case, out=args.out, max_voxels=args.max_voxels),
         space=partial(space_of, max_voxels=args.max_voxels),
     )
