@@ -130,6 +130,19 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
         "--num-clicks", type=positive_int, default=11, help="clicks a step (default: 11)"
     )
     clicks.add_argument(
+        "--box-share",
+        type=float,
+        default=0.25,
+        help="how often a sample starts from a box: a click in its middle and a coarse mask; "
+        "0 = never (default: 0.25)",
+    )
+    clicks.add_argument(
+        "--free-turns",
+        type=non_negative_int,
+        default=2,
+        help="turns of a step without a new click, at most a quarter of them (default: 2)",
+    )
+    clicks.add_argument(
         "--stored-clicks",
         type=positive_int,
         default=5,
@@ -221,6 +234,8 @@ def train_and_store(
             loss_size=args.loss_size,
             seed=args.seed,
             decoder_lr_scale=args.decoder_lr_scale,
+            box_share=args.box_share,
+            free_turns=min(args.free_turns, args.num_clicks // 4),
         )
         report = fit(
             task,

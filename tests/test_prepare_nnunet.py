@@ -529,4 +529,3 @@ def test_other_data_sets_are_no_orphans_of_this_run(capsys):
 
     assert "NOTE" not in capsys.readouterr().err
     assert len({path.parent.parent.name for path in Path("data").rglob("*.gz")}) == 4
-

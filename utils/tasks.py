@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from segment_anything import Sam3D
+from utils.box_prompt import Box, box_around, ellipsoid_logits
 from utils.interaction import (
+    NO_CLICK,
     ClickHistory,
     coarsen,
     decode,
@@ -25,8 +27,14 @@ from utils.runtime import CLICKING
 class InteractiveTask(nn.Module):
     """Segment from simulated clicks: encode once, then click into the error and decode, n times.
 
+    In a share of the samples the first prompt is a box: the click in its middle and a coarse mask
+    (utils/box_prompt.py). In some of the n turns, the last among them as in SAM, no click is added:
+    the network then betters its own mask.
+
     Args:
-        num_clicks: clicks a step; the loss is the mean over them.
+        num_clicks: turns a step; the loss is the mean over them.
+        box_share: how often a sample starts from a box.
+        free_turns: turns without a new click; the first turn always has one.
         loss_size: edge of the grid the loss is taken on; the released recipe uses the full input.
         decoder_lr_scale: the decoder's learning rate over the encoder's; a tenth in the paper.
     """
@@ -39,11 +47,14 @@ class InteractiveTask(nn.Module):
         loss_size: int,
         seed: int,
         decoder_lr_scale: float = 0.1,
+        box_share: float = 0.0,
+        free_turns: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
         self.num_clicks, self.loss_size, self.seed = num_clicks, loss_size, seed
         self.decoder_lr_scale = decoder_lr_scale
+        self.box_share, self.free_turns = box_share, free_turns
 
     def parameter_groups(self, lr: float) -> list[dict]:
         """Encoder at the full rate, the rest at ``decoder_lr_scale`` of it."""
@@ -63,9 +74,13 @@ class InteractiveTask(nn.Module):
 
         image_embedding = self.model.image_encoder(image)
         history = ClickHistory(self.model.config.prompt.click_memory)
-        low_res, losses = None, []
-        for _ in range(self.num_clicks):
+        starts, low_res, losses = self._starts(full, rngs), None, []
+        free = self._free_turns(rngs)
+        for turn in range(self.num_clicks):
             coords, labels = simulate_clicks(low_res, coarse, full, rngs)
+            labels[free[:, turn]] = NO_CLICK
+            if turn == 0:
+                low_res = _give_boxes(starts, coords, cells, full.shape[1], image.device)
             history.add(coords.to(image.device), labels.to(image.device))
             logits, _ = decode(self.model, image_embedding, history, low_res)
             losses.append(dice_ce(upsample(logits.float(), self.loss_size), target))
@@ -75,6 +90,40 @@ class InteractiveTask(nn.Module):
             "loss_first_click": losses[0].detach(),
             "loss_last_click": losses[-1].detach(),
         }
+
+    def _starts(self, labels: np.ndarray, rngs: list[np.random.Generator]) -> list[Box | None]:
+        """Draw which samples start from a box, and the boxes."""
+        return [
+            box_around(label, rng) if self.box_share and rng.random() < self.box_share else None
+            for label, rng in zip(labels, rngs, strict=True)
+        ]
+
+    def _free_turns(self, rngs: list[np.random.Generator]) -> Tensor:
+        """Draw for each sample in which turns it gets no click: (B, num_clicks) bool."""
+        free = torch.zeros(len(rngs), self.num_clicks, dtype=torch.bool)
+        count = min(self.free_turns, self.num_clicks - 1)
+        for row, rng in zip(free, rngs, strict=True):
+            if count:
+                row[-1] = True
+                row[1 + rng.choice(self.num_clicks - 2, count - 1, replace=False)] = True
+        return free
+
+
+def _give_boxes(
+    starts: list[Box | None], coords: Tensor, cells: int, size: int, device: torch.device
+) -> Tensor | None:
+    """Put the first click of samples with a box into its middle; return their mask prompts.
+
+    Samples without a box get zeros, as everyone does where none has one (None).
+    """
+    if not any(starts):
+        return None
+    masks = np.zeros((len(starts), 1, cells, cells, cells), np.float32)
+    for mask, box, place in zip(masks, starts, coords, strict=True):
+        if box:
+            mask[0] = ellipsoid_logits(box, size, cells)
+            place[:] = torch.tensor(box.centre)
+    return torch.from_numpy(masks).to(device)
 
 
 class EncoderDistillation(nn.Module):

@@ -1,0 +1,110 @@
+"""What the teacher is shown while it trains: clicks, boxes, turns without a click."""
+
+import numpy as np
+import pytest
+import torch
+from small import ball, small_sam
+
+from utils import tasks
+from utils.box_prompt import box_around, ellipsoid_logits
+from utils.interaction import NO_CLICK
+from utils.tasks import InteractiveTask
+
+
+def batch(count=3):
+    label = torch.from_numpy(ball((32, 32, 32), (14, 15, 17), 6.0))
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.randn(count, 1, 32, 32, 32, generator=generator),
+        "label": label.expand(count, 1, 32, 32, 32),
+        "number": list(range(count)),
+    }
+
+
+def watch(monkeypatch, **options):
+    """Run a step; return what the decoder was given in each turn: coords, labels, mask prompt."""
+    turns = []
+
+    def decode(model, embedding, history, low_res):
+        coords, labels = history.shown()
+        turns.append((coords[:, -1].clone(), labels[:, -1].clone(), low_res))
+        return original(model, embedding, history, low_res)
+
+    original = tasks.decode
+    monkeypatch.setattr(tasks, "decode", decode)
+    task = InteractiveTask(small_sam(), loss_size=16, seed=0, **options)
+    task(batch())
+    return turns
+
+
+def test_without_boxes_a_step_starts_from_a_click_and_an_empty_mask(monkeypatch):
+    turns = watch(monkeypatch, num_clicks=3)
+
+    assert turns[0][2] is None
+    assert turns[0][1].tolist() == [1, 1, 1]
+
+
+def test_every_sample_starts_from_its_box_where_all_do(monkeypatch):
+    coords, labels, masks = watch(monkeypatch, num_clicks=2, box_share=1.0)[0]
+    tight = box_around(batch(1)["label"][0, 0].numpy())
+
+    assert labels.tolist() == [1, 1, 1]
+    assert (coords - torch.tensor(tight.centre)).abs().max() <= 1
+    expected = torch.from_numpy(ellipsoid_logits(tight, 32, 16))
+    for mask in masks[:, 0]:
+        overlap = ((mask > 0) & (expected > 0)).sum() / (expected > 0).sum()
+        assert overlap > 0.95
+
+
+def test_a_share_of_the_samples_starts_from_a_box():
+    task = InteractiveTask(small_sam(), num_clicks=1, loss_size=16, seed=0, box_share=0.25)
+    labels = np.broadcast_to(batch(1)["label"][0].numpy(), (400, 32, 32, 32))
+    starts = task._starts(labels, [np.random.default_rng(n) for n in range(400)])
+
+    assert 0.18 < sum(box is not None for box in starts) / 400 < 0.32
+
+
+@pytest.mark.parametrize(("free_turns", "expected"), [(0, 0), (2, 2), (99, 7)])
+def test_some_turns_are_without_a_click_but_never_the_first(free_turns, expected):
+    task = InteractiveTask(small_sam(), num_clicks=8, loss_size=16, seed=0, free_turns=free_turns)
+    free = task._free_turns([np.random.default_rng(n) for n in range(50)])
+
+    assert free.sum(1).tolist() == [expected] * 50
+    assert not free[:, 0].any()
+    assert free[:, -1].all() == (expected > 0)
+
+
+def test_a_turn_without_a_click_shows_none_and_keeps_the_mask(monkeypatch):
+    turns = watch(monkeypatch, num_clicks=4, free_turns=1)
+
+    assert turns[-1][1].tolist() == [NO_CLICK] * 3
+    assert turns[-1][2].shape == (3, 1, 16, 16, 16)
+
+
+def test_samples_are_prompted_alike_whatever_batch_they_are_in(monkeypatch):
+    task = InteractiveTask(
+        small_sam(), num_clicks=3, loss_size=16, seed=0, box_share=0.5, free_turns=1
+    )
+    whole, parts = batch(4), []
+    for number in range(4):
+        part = {key: value[number : number + 1] for key, value in whole.items()}
+        parts.append(task(part)["loss"].item())
+
+    assert task(whole)["loss"].item() == pytest.approx(np.mean(parts), rel=1e-5)
+
+
+def test_one_batch_can_be_learnt_by_heart():
+    torch.manual_seed(0)
+    model = small_sam()
+    task = InteractiveTask(
+        model, num_clicks=3, loss_size=32, seed=0, decoder_lr_scale=1.0, box_share=0.3
+    )
+    sample = batch(2)
+    optimizer = torch.optim.AdamW(task.parameter_groups(3e-3))
+    for _ in range(120):
+        report = task(sample)
+        optimizer.zero_grad()
+        report["loss"].backward()
+        optimizer.step()
+
+    assert report["loss_last_click"] < 0.15  # Dice loss and cross-entropy together
