@@ -75,7 +75,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--logit-weight",
         type=float,
         default=1.0,
-        help="weight of the masks beside the embedding; 0 = embedding alone (default: 1)",
+        help="weight of the masks against the teacher's beside the embedding (default: 1)",
+    )
+    network.add_argument(
+        "--truth-weight",
+        type=float,
+        default=0.0,
+        help="weight of the masks against the truth; 0 = none (default: 0)",
     )
     add_validation_arguments(parser)
     add_training_arguments(parser, steps=20_000, batch_size=4, lr=5e-4)
@@ -126,7 +132,9 @@ def distil(args: argparse.Namespace, device: torch.device) -> Report:
         return student_payload(student, crop_rule=rule.to_dict(), teacher=store.fingerprint)
 
     report = fit(
-        EncoderDistillation(student, logit_weight=args.logit_weight),
+        EncoderDistillation(
+            student, logit_weight=args.logit_weight, truth_weight=args.truth_weight
+        ),
         TeacherOutputs(store, index),
         index.samples,
         fit_config(args, device),

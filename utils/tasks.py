@@ -6,6 +6,7 @@ student (FastSAM3D, arXiv:2403.09827). One loop, utils/trainer.py, drives both.
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segment_anything import Sam3D
@@ -129,16 +130,21 @@ def _give_boxes(
 class EncoderDistillation(nn.Module):
     """Teach the student's encoder the teacher's stored embedding and what its decoder makes of it.
 
-    The decoder is the teacher's and stays as it is; gradients pass through it to the encoder.
+    The decoder is the teacher's and stays as it is; gradients pass through it to the encoder. Under
+    the teacher's own clicks the student's masks follow the teacher's, and the truth. Losses are
+    relative or means over voxels, so their weights compare; beside them the agreement with the
+    teacher is reported: the cosine of the embeddings and the DSC of the last masks.
 
     Args:
-        logit_weight: share of the second term; 0 trains on embeddings alone, as FastSAM3D does.
+        logit_weight: weight of the masks against the teacher's; 0 and ``truth_weight`` 0 train on
+            embeddings alone, as FastSAM3D does.
+        truth_weight: weight of the masks against the truth.
     """
 
-    def __init__(self, model: Sam3D, *, logit_weight: float) -> None:
+    def __init__(self, model: Sam3D, *, logit_weight: float, truth_weight: float = 0.0) -> None:
         super().__init__()
         self.model = model
-        self.logit_weight = logit_weight
+        self.logit_weight, self.truth_weight = logit_weight, truth_weight
         for part in (model.prompt_encoder, model.mask_decoder):
             part.requires_grad_(False)
 
@@ -148,22 +154,40 @@ class EncoderDistillation(nn.Module):
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         image_embedding = self.model.image_encoder(batch["image"])
-        feature = embedding_loss(image_embedding.float(), batch["image_embedding"].float())
-        report = {"loss": feature, "loss_embedding": feature.detach()}
-        if self.logit_weight:
-            logit = self._logit_loss(batch, image_embedding)
-            report["loss"] = feature + self.logit_weight * logit
-            report["loss_logits"] = logit.detach()
+        teacher_embedding = batch["image_embedding"].float()
+        feature = embedding_loss(image_embedding.float(), teacher_embedding)
+        cosine = F.cosine_similarity(image_embedding.float(), teacher_embedding).mean()
+        report = {
+            "loss": feature,
+            "loss_embedding": feature.detach(),
+            "embedding_cosine": cosine.detach(),
+        }
+        if self.logit_weight or self.truth_weight:
+            logit, truth, agreement = self._mask_losses(batch, image_embedding)
+            report["loss"] = feature + self.logit_weight * logit + self.truth_weight * truth
+            report["loss_logits"], report["loss_truth"] = logit.detach(), truth.detach()
+            report["mask_dsc_to_teacher"] = agreement
         return report
 
-    def _logit_loss(self, batch: dict, image_embedding: Tensor) -> Tensor:
-        """Decode the student's embedding under the teacher's own clicks; compare the masks."""
+    def _mask_losses(self, batch: dict, image_embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode the student's embedding under the teacher's clicks.
+
+        Returns:
+            Dice + CE against the teacher's masks and against the truth, means over the clicks; and
+            the mean DSC of the student's last masks with the teacher's.
+        """
         history = ClickHistory(self.model.config.prompt.click_memory)
         teacher_masks = batch["low_res_masks"].float()  # (B, clicks, s, s, s)
-        low_res, losses = None, []
+        target = shrink(batch["label"], teacher_masks.shape[-1])
+        low_res, to_teacher, to_truth = None, [], []
         for k in range(teacher_masks.shape[1]):
             history.add(batch["click_coords"][:, k], batch["click_labels"][:, k])
             logits, _ = decode(self.model, image_embedding, history, low_res)
             low_res = teacher_masks[:, k : k + 1]
-            losses.append(dice_ce(logits.float(), torch.sigmoid(low_res)))
-        return torch.stack(losses).mean()
+            to_teacher.append(dice_ce(logits.float(), torch.sigmoid(low_res)))
+            to_truth.append(dice_ce(logits.float(), target))
+        ours, theirs = (mask > self.model.mask_threshold for mask in (logits, low_res))
+        voxels = (1, 2, 3, 4)
+        size = ours.sum(voxels) + theirs.sum(voxels)
+        agreement = torch.where(size > 0, 2 * (ours & theirs).sum(voxels) / size, 1.0).mean()
+        return torch.stack(to_teacher).mean(), torch.stack(to_truth).mean(), agreement
