@@ -1,12 +1,14 @@
 """Step 4: distil the teacher's image encoder into the FastSAM3D student.
 
-Reads   --teacher-dir   the teacher and its outputs, stored by preparelabel.py
+Reads   --teacher-dir   the teacher and its outputs, stored by preparelabel.py; with --online
+                        teacher.pt alone: it runs beside the student, on crops augmented anew
         --crops-dir     the crops they were made of
 Writes  --out-dir       last.pt, student.pth (released layout), metrics.jsonl, loss.png, args.json,
                         TensorBoard's events; with --validate-every best.pt, validation.jsonl
 
     python distillation.py
     python distillation.py --network tiny_fastsam3d --steps 800
+    python distillation.py --online --augment basic
     python distillation.py --checkpoint fastsam3d.pth --network fastsam3d   # go on from released
 
 A run that was stopped goes on with --resume. ``student.pth`` holds the encoder as the released
@@ -24,6 +26,7 @@ import torch
 from segment_anything import (
     Sam3D,
     build_sam3D,
+    fingerprint,
     load_checkpoint,
     network_configs,
     sam_model_registry3D,
@@ -31,10 +34,11 @@ from segment_anything import (
 )
 from utils.checkpoint import copy_teacher_blocks, open_network, save_payload
 from utils.crops import read_index
+from utils.data_loader import AUGMENTATIONS, CropDataset
 from utils.distributed import joined
 from utils.errors import InputError, exit_on_input_error
-from utils.runtime import rank, start_run
-from utils.tasks import EncoderDistillation
+from utils.runtime import positive_int, rank, start_run
+from utils.tasks import EncoderDistillation, OnlineDistillation
 from utils.teacher_store import TEACHER, TeacherOutputs, open_store
 from utils.trainer import FitReport, add_training_arguments, fit, fit_config
 from utils.validation_crops import add_validation_arguments, cut_validation_crops, open_validation
@@ -83,6 +87,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=0.0,
         help="weight of the masks against the truth; 0 = none (default: 0)",
     )
+    online = parser.add_argument_group("online")
+    online.add_argument(
+        "--online", action="store_true", help="run the teacher instead of reading its outputs"
+    )
+    online.add_argument(
+        "--num-clicks",
+        type=positive_int,
+        default=5,
+        help="clicks a sample with --online; else as many as are stored (default: 5)",
+    )
+    online.add_argument(
+        "--augment",
+        choices=AUGMENTATIONS,
+        default="basic",
+        help="of the crops with --online, as in preparelabel.py (default: basic)",
+    )
     add_validation_arguments(parser)
     add_training_arguments(parser, steps=20_000, batch_size=4, lr=5e-4)
     return parser.parse_args(argv)
@@ -119,7 +139,6 @@ def run(args: argparse.Namespace) -> Report:
 def distil(args: argparse.Namespace, device: torch.device) -> Report:
     """Distil on one rank of however many there are."""
     index = read_index(args.crops_dir)
-    store = open_store(args.teacher_dir, index)
     teacher, rule = open_network(args.teacher_dir / TEACHER)
     if index.rule != rule:
         raise InputError(
@@ -128,14 +147,22 @@ def distil(args: argparse.Namespace, device: torch.device) -> Report:
         )
     student = build_student(args, teacher)
 
-    def payload() -> dict:
-        return student_payload(student, crop_rule=rule.to_dict(), teacher=store.fingerprint)
+    identity = fingerprint(teacher)
 
+    def payload() -> dict:
+        return student_payload(student, crop_rule=rule.to_dict(), teacher=identity)
+
+    weights = {"logit_weight": args.logit_weight, "truth_weight": args.truth_weight}
+    if args.online:
+        online = {"num_clicks": args.num_clicks, "seed": args.seed}
+        task = OnlineDistillation(student, teacher.to(device), **online, **weights)
+        dataset = CropDataset(index, augment=args.augment, seed=args.seed)
+    else:
+        task = EncoderDistillation(student, **weights)
+        dataset = TeacherOutputs(open_store(args.teacher_dir, index), index)
     report = fit(
-        EncoderDistillation(
-            student, logit_weight=args.logit_weight, truth_weight=args.truth_weight
-        ),
-        TeacherOutputs(store, index),
+        task,
+        dataset,
         index.samples,
         fit_config(args, device),
         args.out_dir,

@@ -26,7 +26,7 @@ import torch
 from segment_anything import Sam3D, checkpoint_payload, load_checkpoint, sam_model_registry3D
 from utils.checkpoint import open_network
 from utils.crops import CropIndex, build_crops, read_index
-from utils.data_loader import CropDataset
+from utils.data_loader import AUGMENTATIONS, CropDataset
 from utils.data_paths import img_datas
 from utils.distributed import joined
 from utils.errors import InputError, exit_on_input_error
@@ -150,7 +150,7 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
     )
     clicks.add_argument(
         "--augment",
-        choices=("none", "basic", "torchio"),
+        choices=AUGMENTATIONS,
         default="basic",
         help="basic: flips, shifts, contrast; torchio: rotation, bias field, gamma and noise "
         "too, which is slow (default: basic)",

@@ -97,10 +97,12 @@ def pipeline(tmp_path_factory):
         teacher = ["--checkpoint", save_teacher(folder / "t.pt"), "--img-datas", *tree]
         small = ["--num-clicks", "2", "--loss-size", "16"]
         student = ["--checkpoint", save_student(folder / "s.pt")]
+        online = ["--online", "--num-clicks", "1", "--out-dir", "online"]
         flags = ["--val-datas", *tree, "--num-clicks", "2", "--pictures", "1"]
         reports = {
             "teacher": run_watched(preparelabel, *teacher, *small, *validate, *TRAINING),
             "student": run_watched(distillation, *student, *validate, *TRAINING),
+            "online": run_watched(distillation, *online, *student, *validate, *TRAINING),
             "validation": run_watched(validation, *flags),
             "validation_student": run_watched(validation_student, *flags),
         }
@@ -139,8 +141,10 @@ def test_training_is_validated_and_the_best_network_is_the_one_that_is_used(pipe
 
 def test_every_flag_is_read_by_something(pipeline):
     _, reports = pipeline
-    # Where a checkpoint is given, nothing is started from the teacher's blocks.
-    expected = {"teacher": set(), "student": {"init_from_teacher"}}
+    # Where a checkpoint is given, nothing is started from the teacher's blocks; stored outputs say
+    # their clicks, and are of crops as they are.
+    expected = {"teacher": set(), "student": {"init_from_teacher", "num_clicks", "augment"}}
+    expected["online"] = {"init_from_teacher"}
     assert reports["unread"] == expected | {"validation": set(), "validation_student": set()}
 
 

@@ -8,7 +8,9 @@ from small import ball, small_sam
 from utils import tasks
 from utils.box_prompt import box_around, ellipsoid_logits
 from utils.interaction import NO_CLICK, ClickHistory, decode
-from utils.tasks import EncoderDistillation, InteractiveTask
+from utils.runtime import CLICKING
+from utils.tasks import EncoderDistillation, InteractiveTask, OnlineDistillation
+from utils.teacher_outputs import teacher_outputs
 
 
 def batch(count=3):
@@ -160,3 +162,26 @@ def test_weights_of_zero_leave_the_embedding_alone():
 
     assert report["loss"] == report["loss_embedding"]
     assert "loss_logits" not in report
+
+
+def test_online_distillation_is_what_stored_outputs_of_the_same_crop_give():
+    teacher, student = small_sam(), small_sam(1)
+    sample = batch(2)
+    rngs = [np.random.default_rng([0, n, CLICKING]) for n in sample["number"]]
+    stored = sample | teacher_outputs(teacher, sample["image"], sample["label"], 3, rngs)
+    weights = {"logit_weight": 1.0, "truth_weight": 0.5}
+    online = OnlineDistillation(student, teacher, num_clicks=3, seed=0, **weights)
+
+    expected = EncoderDistillation(student, **weights)(stored)
+    for key, value in online(sample).items():
+        torch.testing.assert_close(value, expected[key])
+
+
+def test_teacher_of_an_online_distillation_neither_learns_nor_is_saved():
+    teacher = small_sam()
+    task = OnlineDistillation(small_sam(1), teacher, num_clicks=2, seed=0, logit_weight=1.0)
+    task(batch(2))["loss"].backward()
+
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not any("teacher" in name for name in task.state_dict())
+    assert len(list(task.parameters())) == len(list(teacher.parameters()))

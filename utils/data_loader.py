@@ -14,6 +14,8 @@ from utils.crops import CropIndex, read_crop
 from utils.errors import InputError
 from utils.runtime import AUGMENTING, SAMPLING
 
+AUGMENTATIONS = ("none", "basic", "torchio")
+
 
 @dataclass(frozen=True)
 class Draw:

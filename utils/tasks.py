@@ -23,6 +23,7 @@ from utils.interaction import (
 )
 from utils.losses import dice_ce, embedding_loss
 from utils.runtime import CLICKING
+from utils.teacher_outputs import teacher_outputs
 
 
 class InteractiveTask(nn.Module):
@@ -191,3 +192,36 @@ class EncoderDistillation(nn.Module):
         size = ours.sum(voxels) + theirs.sum(voxels)
         agreement = torch.where(size > 0, 2 * (ours & theirs).sum(voxels) / size, 1.0).mean()
         return torch.stack(to_teacher).mean(), torch.stack(to_truth).mean(), agreement
+
+
+class OnlineDistillation(EncoderDistillation):
+    """Distillation without stored outputs: the teacher runs beside the student, on the same crops.
+
+    So the crops may be augmented anew each time. The teacher learns nothing and is no part of what
+    is saved.
+
+    Args:
+        teacher: on the device of the batches.
+        num_clicks: clicks a sample, into the teacher's own errors.
+    """
+
+    def __init__(
+        self,
+        model: Sam3D,
+        teacher: Sam3D,
+        *,
+        num_clicks: int,
+        seed: int,
+        logit_weight: float,
+        truth_weight: float = 0.0,
+    ) -> None:
+        super().__init__(model, logit_weight=logit_weight, truth_weight=truth_weight)
+        self._teacher = (teacher.eval().requires_grad_(False),)  # a tuple: no module of this one
+        self.num_clicks, self.seed = num_clicks, seed
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        rngs = [np.random.default_rng([self.seed, n, CLICKING]) for n in batch["number"]]
+        image, label = batch["image"], batch["label"]
+        return super().forward(
+            batch | teacher_outputs(self._teacher[0], image, label, self.num_clicks, rngs)
+        )

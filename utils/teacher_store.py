@@ -23,8 +23,8 @@ from utils.data_loader import CropDataset, collate
 from utils.distributed import wait_for_all
 from utils.errors import InputError
 from utils.geometry import CropRule
-from utils.interaction import ClickHistory, coarsen, decode, low_res_size, simulate_clicks
 from utils.runtime import CLICKING, autocast, rank, world_size
+from utils.teacher_outputs import teacher_outputs
 
 MANIFEST = "manifest.json"
 TEACHER = "teacher.pt"
@@ -69,8 +69,12 @@ def store_outputs(
             continue
         batch = collate([dataset[number]])
         rng = np.random.default_rng([seed, number, CLICKING])
+        image, label = batch["image"].to(device), batch["label"]
         with autocast(device, precision):
-            arrays = _outputs(teacher, batch, num_clicks, rng, device)
+            outputs = teacher_outputs(teacher, image, label, num_clicks, [rng])
+        arrays = {key: value[0].cpu().numpy() for key, value in outputs.items()}
+        for key in ("image_embedding", "low_res_masks"):
+            arrays[key] = arrays[key].astype(np.float16)
         arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
@@ -95,33 +99,6 @@ def _describe(
     }
     with atomic_path(out_dir / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1))
-
-
-def _outputs(
-    teacher: Sam3D, batch: dict, num_clicks: int, rng: np.random.Generator, device: torch.device
-) -> dict[str, np.ndarray]:
-    """Encode one crop and click ``num_clicks`` times; return what is stored of it."""
-    label = batch["label"]
-    coarse, full = coarsen(label, low_res_size(teacher)), label[:, 0].numpy()
-    embedding = teacher.image_encoder(batch["image"].to(device))
-    history = ClickHistory(teacher.config.prompt.click_memory)
-    low_res, masks, ious, coords, labels = None, [], [], [], []
-    for _ in range(num_clicks):
-        point, point_label = simulate_clicks(low_res, coarse, full, [rng])
-        history.add(point.to(device), point_label.to(device))
-        logits, iou = decode(teacher, embedding, history, low_res)
-        low_res = logits.float()
-        masks.append(low_res[0, 0].cpu().numpy())
-        ious.append(float(iou[0, 0]))
-        coords.append(point[0].numpy())
-        labels.append(int(point_label[0]))
-    return {
-        "image_embedding": embedding[0].float().cpu().numpy().astype(np.float16),
-        "low_res_masks": np.stack(masks).astype(np.float16),
-        "predicted_iou": np.array(ious, np.float32),
-        "click_coords": np.stack(coords),
-        "click_labels": np.array(labels),
-    }
 
 
 def open_store(folder: Path, index: CropIndex) -> TeacherStore:
