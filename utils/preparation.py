@@ -1,4 +1,4 @@
-"""What the data scripts share: finding cases, and one loop over them (no torch).
+"""What the data scripts share: one loop over the cases (no torch).
 
 A step is a list of jobs (one a case), a function that works on one, and an output folder with a
 ledger. The loop leaves out what is current, checks the disk space, works on the rest, goes on after
