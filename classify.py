@@ -32,7 +32,7 @@ from utils.labels import as_label, count_values
 from utils.ledger import Entry, Job, Ledger
 from utils.nifti_io import write_nifti
 from utils.npz_archive import NpzArchive, member_sizes
-from utils.npz_io import read_npz
+from utils.npz_io import checked_arrays, read_npz
 from utils.preparation import Step, Summary, add_run_flags, plan_job, prepare
 from utils.records import Found
 
@@ -100,9 +100,8 @@ def classify_case(
     path = job.sources["label"]
     arrays = read_npz(path, ("gts",), optional=("spacing",), max_voxels=max_voxels)
     label = as_label(arrays.pop("gts"), path)
-    spacing_xyz = _spacing_of_case(
-        path, label.shape, arrays.get("spacing"), job.sources.get("image", path)
-    )
+    with NpzArchive(job.sources.get("image", path), max_voxels) as image:
+        spacing_xyz = _spacing_of_case(path, label.shape, arrays.get("spacing"), image)
     output = out / job.dataset / f"{job.case_id}.nii.gz"
     entry.claim([output])
     write_nifti(output, label, affine_from_spacing(spacing_xyz))
@@ -110,24 +109,23 @@ def classify_case(
 
 
 def _spacing_of_case(
-    path: Path, shape: tuple[int, ...], spacing_xyz: np.ndarray | None, image: Path
+    path: Path, shape: tuple[int, ...], spacing_xyz: np.ndarray | None, image: NpzArchive
 ) -> np.ndarray:
     """Return the label file's own spacing, or else the image file's; both must be of one shape."""
-    with NpzArchive(image) as npz:
-        header = npz.headers.get("imgs")
+    header = image.headers.get("imgs")
     if header and header.shape != shape:
         raise InputError(
             f"label and image have different shapes.\n"
             f"  label  {path}  (D, H, W) {shape}\n"
-            f"  image  {image}  (D, H, W) {header.shape}\n"
+            f"  image  {image.path}  (D, H, W) {header.shape}\n"
             "Expected one grid: check that both files are of this case, and export them again."
         )
-    if spacing_xyz is None and image == path:
+    if spacing_xyz is None and image.path == path:
         raise InputError(
             f"{path}: lacks 'spacing', and no other file of the case is there. Expected it "
             "here or in the image's file: give the folder of the images, --images."
         )
-    return read_npz(image, ("spacing",))["spacing"] if spacing_xyz is None else spacing_xyz
+    return checked_arrays(image, ("spacing",))["spacing"] if spacing_xyz is None else spacing_xyz
 
 
 def _name_values(label: np.ndarray, table: LabelTable, job: Job) -> dict[str, int]:

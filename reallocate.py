@@ -32,8 +32,8 @@ from utils.nifti_io import (
     write_nifti,
 )
 from utils.npz_archive import NpzArchive, member_sizes
-from utils.npz_io import read_npz, require_keys, require_volume_shape
-from utils.preparation import Step, Summary, add_run_flags, link_or_copy, plan_job, prepare
+from utils.npz_io import checked_arrays, require_keys, require_volume_shape
+from utils.preparation import Step, Summary, add_run_flags, link_to_first, plan_job, prepare
 from utils.records import Found
 
 IMAGE = ""  # the image's role among the sources of a case; a label's is its organ
@@ -145,11 +145,11 @@ def space_of(job: Job) -> int:
 def reallocate_case(job: Job, entry: Entry, *, max_voxels: int) -> Found:
     """Write the image of one case beside its first label, and link it beside the others."""
     source, *labels = job.sources.values()
-    spacing_xyz = read_npz(source, ("spacing",))["spacing"]
-    affine = affine_from_spacing(spacing_xyz)
     outputs = images_beside(labels)
     with NpzArchive(source, max_voxels) as npz:
         require_keys(npz, ("imgs", "spacing"))
+        spacing_xyz = checked_arrays(npz, ("spacing",))["spacing"]
+        affine = affine_from_spacing(spacing_xyz)
         shape = npz.headers["imgs"].shape
         require_volume_shape(shape, source, "imgs")
         for label in labels:
@@ -158,10 +158,8 @@ def reallocate_case(job: Job, entry: Entry, *, max_voxels: int) -> Found:
         if deflated := npz.deflated("imgs"):
             write_deflated_nifti(outputs[0], deflated, affine)
         else:
-            array = read_npz(source, ("imgs",), max_voxels=max_voxels)["imgs"]
-            write_nifti(outputs[0], array, affine)
-    for output in outputs[1:]:
-        link_or_copy(outputs[0], output)
+            write_nifti(outputs[0], checked_arrays(npz, ("imgs",))["imgs"], affine)
+    link_to_first(outputs)
     return Found(shape, tuple(map(float, spacing_xyz)))
 
 

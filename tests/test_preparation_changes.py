@@ -25,6 +25,8 @@ import categorize
 from utils.atomic import TEMPORARY, atomic_path
 from utils.errors import InputError
 from utils.nifti_io import read_nifti
+from utils.npz_archive import NpzArchive
+from utils.npz_io import read_npz
 
 pytestmark = pytest.mark.usefixtures("workplace")
 NPZ = Path("data/npz")
@@ -331,3 +333,13 @@ def test_tree_in_its_own_input_is_refused():
     with pytest.raises(InputError, match="lies in ct, which is read"):
         prepare_nnunet.run(prepare_nnunet.parse_args([*flags, "--out", "ct/tree"]))
     assert state_of("ct").keys() == {"ct/a.nii.gz"}
+
+
+def test_limit_that_was_raised_holds_for_every_reading(make_case, monkeypatch):
+    make_case(NPZ, "CT_A_1")
+    monkeypatch.setattr(NpzArchive.__init__, "__defaults__", (8,))
+    monkeypatch.setattr(read_npz, "__kwdefaults__", {"optional": (), "max_voxels": 8})
+
+    assert str(classify_all("--max-voxels", "1000")) == DONE_1
+    assert str(categorize_all()) == DONE_1
+    assert str(reallocate_all("--max-voxels", "1000")) == DONE_1

@@ -228,7 +228,8 @@ def _check_label(
 def _digest(array: np.ndarray, affine: np.ndarray) -> bytes:
     voxel = np.linalg.norm(affine[:3, :3], axis=0).min()
     affine = np.round(affine / voxel, 3) + 0.0  # at the scale of a voxel; without negative zeros
-    digest = blake2b(f"{array.dtype} {array.shape} {affine.tolist()}".encode(), digest_size=16)
+    grid = f"{array.dtype} {array.shape} {voxel:.4g} {affine.tolist()}"
+    digest = blake2b(grid.encode(), digest_size=16)
     digest.update(np.ascontiguousarray(array))
     return digest.digest()
 

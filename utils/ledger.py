@@ -3,7 +3,8 @@
 Each case has a record, a small JSON file in ``<output folder>/.records/<step>/``: its sources with
 size and SHA-256, the settings, what was found (shape, spacing, classes), the outputs with size and
 CRC-32, and what became of it. All of that follows from inputs, their places and settings alone, so
-that an interrupted run that is started again, or several shards, leave the same records as one run.
+that an interrupted run that is started again, or several shards, leave the same records as one run
+(but for the inodes of sources that an earlier step wrote).
 ``manifest_<step>.csv`` is the table of all records.
 
 A case is *current*, and skipped, if its record has the same sources and settings, its outputs are

@@ -36,8 +36,16 @@ def read_npz(
         finite; ``spacing`` is three positive float64, (x, y, z) in mm.
     """
     with NpzArchive(path, max_voxels) as npz:
-        require_keys(npz, keys)
-        arrays = {key: npz.array(key) for key in (*keys, *optional) if key in npz.headers}
+        return checked_arrays(npz, keys, optional=optional)
+
+
+def checked_arrays(
+    npz: NpzArchive, keys: Sequence[str], *, optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Read the named arrays of an open challenge file; see `read_npz`."""
+    path = npz.path
+    require_keys(npz, keys)
+    arrays = {key: npz.array(key) for key in (*keys, *optional) if key in npz.headers}
     for key in VOLUME_KEYS & arrays.keys():
         require_volume_shape(arrays[key].shape, path, key)
         require_real_and_finite(arrays[key], path, repr(key))

@@ -101,6 +101,12 @@ def link_or_copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
+def link_to_first(outputs: Sequence[Path]) -> None:
+    """Make all ``outputs`` the file that the first of them is."""
+    for output in outputs[1:]:
+        link_or_copy(outputs[0], output)
+
+
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how, not what: they do not change the outputs."""
     group = parser.add_argument_group("how to run")

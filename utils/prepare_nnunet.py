@@ -73,7 +73,7 @@ from utils.nnunet_dataset import (
     read_description,
     require_folder_name,
 )
-from utils.preparation import Step, Summary, add_run_flags, link_or_copy, plan_job, prepare
+from utils.preparation import Step, Summary, add_run_flags, link_to_first, plan_job, prepare
 from utils.records import Found
 from utils.resampling import Resampling
 
@@ -367,8 +367,7 @@ def target_of(
 def _write_once(places: list[Path], array: np.ndarray, affine: np.ndarray) -> None:
     """Write the first of ``places``, and link it to the others."""
     write_nifti(places[0], array, affine)
-    for place in places[1:]:
-        link_or_copy(places[0], place)
+    link_to_first(places)
 
 
 def _require_known(job: Job, recipe: Recipe, counts: dict[int, int]) -> None:
