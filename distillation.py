@@ -41,7 +41,11 @@ from utils.runtime import positive_int, rank, start_run
 from utils.tasks import EncoderDistillation, OnlineDistillation
 from utils.teacher_store import TEACHER, TeacherOutputs, open_store
 from utils.trainer import FitReport, add_training_arguments, fit, fit_config
-from utils.validation_crops import add_validation_arguments, cut_validation_crops, open_validation
+from utils.validation_crops import (
+    add_crop_validation_arguments,
+    cut_validation_crops,
+    open_validation,
+)
 
 STUDENT = "student.pth"
 
@@ -103,7 +107,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="basic",
         help="of the crops with --online, as in preparelabel.py (default: basic)",
     )
-    add_validation_arguments(parser)
+    add_crop_validation_arguments(parser)
     add_training_arguments(parser, steps=20_000, batch_size=4, lr=5e-4)
     return parser.parse_args(argv)
 

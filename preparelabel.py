@@ -43,7 +43,11 @@ from utils.runtime import (
 from utils.tasks import InteractiveTask
 from utils.teacher_store import TeacherStore, store_outputs
 from utils.trainer import FitReport, add_training_arguments, fit, fit_config
-from utils.validation_crops import add_validation_arguments, cut_validation_crops, open_validation
+from utils.validation_crops import (
+    add_crop_validation_arguments,
+    cut_validation_crops,
+    open_validation,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +67,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_files(parser)
     _add_network(parser)
     _add_clicks(parser)
-    add_validation_arguments(parser)
+    add_crop_validation_arguments(parser)
     add_training_arguments(parser, steps=20_000, batch_size=4, lr=8e-4)
     return parser.parse_args(argv)
 

@@ -277,8 +277,9 @@ def test_target_of_one_organ_under_two_names_is_one_duplicate(dataset, case_id):
         ("liver/CT_B", 30, 10, AFFINE),
         ("liver/CT_B", 6, 31, AFFINE),
         ("liver/CT_B", 6, 10, np.eye(4)),
+        ("liver/CT_B", 6, 10, 2 * AFFINE),
     ],
-    ids=["organ", "label", "image", "grid"],
+    ids=["organ", "label", "image", "grid", "voxel size"],
 )
 def test_target_that_differs_in_one_thing_is_no_duplicate(folder, case_id, label, scan, affine):
     add_pair(folder, case_id, voxels(label), voxels(scan, high=99), affine)

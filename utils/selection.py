@@ -1,13 +1,12 @@
 """Which checkpoint of a training is the best, by validation, and when to stop."""
 
-import json
 import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.atomic import atomic_path
 from utils.checkpoint import save_payload
+from utils.json_lines import append_row, resume_rows
 from utils.runtime import rank
 
 logger = logging.getLogger(__name__)
@@ -25,22 +24,21 @@ class Selection:
     def __init__(self, out_dir: Path, start: int, patience: int) -> None:
         self.path, self._log = out_dir / "best.pt", out_dir / "validation.jsonl"
         self._patience = patience
-        rows = read_rows(self._log) if start else []
-        self._rows = [row for row in rows if row["step"] <= start]
-        if rank() == 0 and self._log.exists():
-            with atomic_path(self._log) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+        self._rows = resume_rows(self._log, start)
 
     def add(self, step: int, scores: dict[str, float], payload: Callable[[], dict]) -> None:
         """Note a validation; save the network if there was no better one."""
         best = max((row["score"] for row in self._rows), default=-math.inf)
         self._rows.append({"step": step} | scores)
         logger.info("validation %s", {key: round(value, 4) for key, value in scores.items()})
-        if rank() == 0:
-            if scores["score"] > best:
-                save_payload(self.path, payload())
-            with open(self._log, "a") as file:
-                file.write(json.dumps(self._rows[-1]) + "\n")
+        if rank() == 0 and scores["score"] > best:
+            save_payload(self.path, payload())
+        append_row(self._log, self._rows[-1])
+
+    @property
+    def best(self) -> Path | None:
+        """The best network, where there was a validation."""
+        return self.path if self._rows else None
 
     @property
     def has_stalled(self) -> bool:
@@ -48,14 +46,3 @@ class Selection:
         scores = [row["score"] for row in self._rows]
         recent, earlier = scores[-self._patience :], scores[: -self._patience]
         return bool(self._patience and earlier and max(recent) <= max(earlier))
-
-
-def read_rows(path: Path) -> list[dict]:
-    """Read a file of JSON lines; a last line that a kill or a full disk cut short is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows

@@ -7,7 +7,6 @@ ranks of batch b take the steps of one rank of batch n * b. Rank 0 writes.
 """
 
 import argparse
-import json
 import logging
 import math
 import time
@@ -22,11 +21,11 @@ from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from utils.atomic import atomic_path
 from utils.checkpoint import load_training_state, save_checkpoint
 from utils.data_loader import BalancedBatches, make_loader
 from utils.distributed import mean_over_ranks, shared, wait_for_all
 from utils.errors import InputError
+from utils.json_lines import append_row, resume_rows
 from utils.pictures import draw_training_curve
 from utils.runtime import (
     add_run_arguments,
@@ -37,7 +36,7 @@ from utils.runtime import (
     rank,
     world_size,
 )
-from utils.selection import Selection, read_rows
+from utils.selection import Selection
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +221,7 @@ def fit(
     wait_for_all()
     minutes = (time.monotonic() - began) / 60
     logger.info("%d steps in %.1f min -> %s", done - start, minutes, last)
-    best = selection.path if selection.path.exists() and validate else None
+    best = selection.best if validate else None
     return FitReport(last, done, recorder.first_loss, recorder.recent_loss, minutes, best)
 
 
@@ -318,12 +317,7 @@ class _Recorder:
 
     def __init__(self, path: Path, start: int, device: torch.device) -> None:
         self.path, self._device = path, device
-        rows = read_rows(path) if start else []
-        kept = [row for row in rows if row["step"] <= start]
-        if rank() == 0:
-            with atomic_path(path) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._losses = [row["loss"] for row in kept]
+        self._losses = [row["loss"] for row in resume_rows(path, start)]
         self._pending: list[dict[str, float]] = []
         self._board = SummaryWriter(path.parent, purge_step=start + 1) if rank() == 0 else None
 
@@ -342,9 +336,8 @@ class _Recorder:
         self._pending = []
         row = {"step": step} | mean_over_ranks(means, self._device) | more
         self._losses.append(row["loss"])
+        append_row(self.path, row)
         if self._board:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(row) + "\n")
             for key, value in row.items():
                 self._board.add_scalar(key, value, step)
         return row

@@ -88,7 +88,7 @@ class CropValidation:
         return curve
 
 
-def add_validation_arguments(parser: argparse.ArgumentParser) -> None:
+def add_crop_validation_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags behind `open_validation`; ``--validate-every`` is the trainer's."""
     group = parser.add_argument_group("validation, where --validate-every is given")
     group.add_argument(
