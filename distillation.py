@@ -16,6 +16,7 @@ fastsam3d.pth does, and the teacher's prompt encoder and decoder beside it, so t
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,19 +34,27 @@ from segment_anything import (
     student_payload,
 )
 from utils.checkpoint import copy_teacher_blocks, open_network, save_payload
-from utils.crops import read_index
-from utils.data_loader import AUGMENTATIONS, CropDataset
+from utils.crop_cache import read_index
+from utils.data_loader import CropDataset, add_crop_arguments
 from utils.distributed import joined
+from utils.distillation_tasks import (
+    DistillationPlan,
+    EncoderDistillation,
+    OnlineDistillation,
+    matching_layers,
+    require_stored_layers,
+)
 from utils.errors import InputError, exit_on_input_error
 from utils.runtime import positive_int, rank, start_run
-from utils.tasks import EncoderDistillation, OnlineDistillation
-from utils.teacher_store import TEACHER, TeacherOutputs, open_store
+from utils.teacher_store import TEACHER, TeacherOutputs, open_store, require_teacher
 from utils.trainer import FitReport, add_training_arguments, fit, fit_config
 from utils.validation_crops import (
     add_crop_validation_arguments,
-    cut_validation_crops,
+    lay_down_validation,
     open_validation,
 )
+
+logger = logging.getLogger(__name__)
 
 STUDENT = "student.pth"
 
@@ -66,7 +75,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     files.add_argument("--teacher-dir", type=Path, default=Path("work_dir/teacher_outputs"))
     files.add_argument("--out-dir", type=Path, default=Path("work_dir/student"))
 
-    network = parser.add_argument_group("network and loss")
+    network = parser.add_argument_group("network")
     network.add_argument(
         "--network",
         choices=sorted(sam_model_registry3D),
@@ -79,18 +88,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=True,
         help="start from the teacher's stem, neck and evenly spaced blocks (default: on)",
     )
-    network.add_argument(
-        "--logit-weight",
-        type=float,
-        default=1.0,
-        help="weight of the masks against the teacher's beside the embedding (default: 1)",
-    )
-    network.add_argument(
-        "--truth-weight",
-        type=float,
-        default=0.0,
-        help="weight of the masks against the truth; 0 = none (default: 0)",
-    )
+    _add_stages(parser)
     online = parser.add_argument_group("online")
     online.add_argument(
         "--online", action="store_true", help="run the teacher instead of reading its outputs"
@@ -101,15 +99,79 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=5,
         help="clicks a sample with --online; else as many as are stored (default: 5)",
     )
-    online.add_argument(
-        "--augment",
-        choices=AUGMENTATIONS,
-        default="basic",
-        help="of the crops with --online, as in preparelabel.py (default: basic)",
-    )
+    add_crop_arguments(online)
     add_crop_validation_arguments(parser)
-    add_training_arguments(parser, steps=20_000, batch_size=4, lr=5e-4)
+    add_training_arguments(parser, steps=20_000, batch_size=4, lr=5e-4, lr_schedule="cosine")
     return parser.parse_args(argv)
+
+
+def _add_stages(parser: argparse.ArgumentParser) -> None:
+    stages = parser.add_argument_group(
+        "stages, in this order: layers, embedding, masks (what the others leave), decoder"
+    )
+    stages.add_argument(
+        "--layer-share",
+        type=float,
+        help="share of the steps that go layer by layer; 0 = none (default: 0.2 with --online or "
+        "where preparelabel.py has stored the layers, else 0)",
+    )
+    stages.add_argument(
+        "--embedding-share",
+        type=float,
+        default=0.2,
+        help="share of the steps on the embedding alone; 0 = none (default: 0.2)",
+    )
+    stages.add_argument(
+        "--tune-decoder",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the steps, at the end, that train the decoder too (default: 0)",
+    )
+    stages.add_argument(
+        "--logit-weight",
+        type=float,
+        default=1.0,
+        help="of the masks against the teacher's, beside the embedding; 0 = none (default: 1)",
+    )
+    stages.add_argument(
+        "--truth-weight",
+        type=float,
+        default=1.0,
+        help="of the masks against the truth; 0 = none (default: 1)",
+    )
+
+
+def make_plan(
+    args: argparse.Namespace, student: Sam3D, teacher: Sam3D, stored: Sequence[int] | None
+) -> DistillationPlan:
+    """Return the stages that the flags ask for.
+
+    Args:
+        stored: the layers in the store, None with --online.
+    """
+    layers = matching_layers(student.config, teacher.config)
+    share = args.layer_share
+    if share is None:
+        share = 0.2 if layers and (stored is None or set(layers) <= set(stored)) else 0.0
+        if not share:
+            logger.info("no hidden states to follow: the stages layer by layer are left out")
+    elif share and not layers:
+        raise InputError(
+            f"--layer-share {share}: the student's tokens have another width than the teacher's; "
+            "expected the same, or --layer-share 0."
+        )
+    if share and stored is not None:
+        require_stored_layers(stored, layers, args.teacher_dir)
+    return DistillationPlan(
+        steps=args.steps,
+        layers=layers,
+        layer_share=share,
+        embedding_share=args.embedding_share,
+        tune_share=args.tune_decoder,
+        logit_weight=args.logit_weight,
+        truth_weight=args.truth_weight,
+    )
 
 
 def build_student(args: argparse.Namespace, teacher: Sam3D) -> Sam3D:
@@ -135,7 +197,7 @@ def build_student(args: argparse.Namespace, teacher: Sam3D) -> Sam3D:
 def run(args: argparse.Namespace) -> Report:
     """Distil as ``args`` say; return what was learned and where it was saved."""
     start_run(args, args.out_dir)
-    cut_validation_crops(args, read_index(args.crops_dir).rule)
+    lay_down_validation(args)
     with joined(args.device) as device:
         return distil(args, device)
 
@@ -144,11 +206,6 @@ def distil(args: argparse.Namespace, device: torch.device) -> Report:
     """Distil on one rank of however many there are."""
     index = read_index(args.crops_dir)
     teacher, rule = open_network(args.teacher_dir / TEACHER)
-    if index.rule != rule:
-        raise InputError(
-            f"{args.crops_dir}: the crops were cut by {index.rule}, the teacher was trained on "
-            f"{rule}.\nRun preparelabel.py again on these crops, or name the right --crops-dir."
-        )
     student = build_student(args, teacher)
 
     identity = fingerprint(teacher)
@@ -156,14 +213,18 @@ def distil(args: argparse.Namespace, device: torch.device) -> Report:
     def payload() -> dict:
         return student_payload(student, crop_rule=rule.to_dict(), teacher=identity)
 
-    weights = {"logit_weight": args.logit_weight, "truth_weight": args.truth_weight}
     if args.online:
+        plan = make_plan(args, student, teacher, None)
         online = {"num_clicks": args.num_clicks, "seed": args.seed}
-        task = OnlineDistillation(student, teacher.to(device), **online, **weights)
-        dataset = CropDataset(index, augment=args.augment, seed=args.seed)
+        task = OnlineDistillation(student, plan, teacher.to(device), **online)
+        dataset = CropDataset(
+            index, rule, augment=args.augment, zoom_share=args.zoom_share, seed=args.seed
+        )
     else:
-        task = EncoderDistillation(student, **weights)
-        dataset = TeacherOutputs(open_store(args.teacher_dir, index), index)
+        store = open_store(args.teacher_dir, index, rule)
+        require_teacher(store, teacher)
+        task = EncoderDistillation(student, make_plan(args, student, teacher, store.layers))
+        dataset = TeacherOutputs(store, index, rule)
     report = fit(
         task,
         dataset,
@@ -173,7 +234,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> Report:
         device=device,
         payload=payload,
         resume=args.resume,
-        validate=open_validation(args, index, device),
+        validate=open_validation(args, index, rule, device),
     )
     if report.best:
         load_checkpoint(student, report.best)

@@ -1,10 +1,10 @@
 """Step 3: train the SAM-Med3D teacher and store its outputs ("logits") for distillation.
 
-Reads   prepared <organ>/<data set> folders (utils/data_paths.py: img_datas), cut once to crops
-Writes  --crops-dir     the network's inputs, with index.json; reused as long as the sources stay
+Reads   prepared <organ>/<data set> folders (utils/data_paths.py: img_datas)
+Writes  --crops-dir     the volumes as crops are cut from them; reused as long as the sources stay
         --out-dir       last.pt, metrics.jsonl, loss.png, args.json, run.log, TensorBoard's events;
                         with --validate-every best.pt (the one that is stored), validation.jsonl
-        --teacher-dir   one file a sample: embedding, clicks, masks; manifest.json
+        --teacher-dir   teacher.pt, and its outputs as safetensors with index.jsonl
 
     python preparelabel.py --checkpoint sam_med3d_turbo.pth --network vit_b_ori   # fine-tune
     python preparelabel.py                                                        # from scratch
@@ -16,6 +16,7 @@ A run that was stopped goes on with --resume.
 """
 
 import argparse
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +24,18 @@ from typing import NamedTuple
 
 import torch
 
-from segment_anything import Sam3D, checkpoint_payload, load_checkpoint, sam_model_registry3D
+from segment_anything import (
+    ConfigError,
+    Sam3D,
+    SamConfig,
+    build_sam3D,
+    checkpoint_payload,
+    load_checkpoint,
+    network_configs,
+)
 from utils.checkpoint import open_network
-from utils.crops import CropIndex, build_crops, read_index
-from utils.data_loader import AUGMENTATIONS, CropDataset
+from utils.crop_cache import CropIndex, build_cache, read_index
+from utils.data_loader import CropDataset, add_crop_arguments
 from utils.data_paths import img_datas
 from utils.distributed import joined
 from utils.errors import InputError, exit_on_input_error
@@ -41,11 +50,11 @@ from utils.runtime import (
     start_run,
 )
 from utils.tasks import InteractiveTask
-from utils.teacher_store import TeacherStore, store_outputs
+from utils.teacher_store import TeacherStore, add_store_arguments, store_config, store_outputs
 from utils.trainer import FitReport, add_training_arguments, fit, fit_config
 from utils.validation_crops import (
     add_crop_validation_arguments,
-    cut_validation_crops,
+    lay_down_validation,
     open_validation,
 )
 
@@ -53,10 +62,10 @@ logger = logging.getLogger(__name__)
 
 
 class Report(NamedTuple):
-    """``fit`` is None where --steps 0 asked for outputs only."""
+    """``fit`` is None where --steps 0 asked for outputs only, ``store`` with --no-store."""
 
     fit: FitReport | None
-    store: TeacherStore
+    store: TeacherStore | None
     failures: list[str]
 
 
@@ -67,8 +76,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_files(parser)
     _add_network(parser)
     _add_clicks(parser)
+    add_store_arguments(parser)
     add_crop_validation_arguments(parser)
-    add_training_arguments(parser, steps=20_000, batch_size=4, lr=8e-4)
+    add_training_arguments(parser, steps=20_000, batch_size=4, lr=8e-4, lr_schedule="steps")
     return parser.parse_args(argv)
 
 
@@ -85,23 +95,32 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--from-crops",
         action="store_true",
-        help="use the crops in --crops-dir as they are; no NIfTI file is read",
+        help="use --crops-dir as it is; no NIfTI file is read",
     )
     files.add_argument("--out-dir", type=Path, default=Path("work_dir/teacher"))
     files.add_argument("--teacher-dir", type=Path, default=Path("work_dir/teacher_outputs"))
+    files.add_argument("--no-store", action="store_true", help="train only")
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
     network = parser.add_argument_group("network and crops")
     network.add_argument(
         "--network",
-        choices=sorted(sam_model_registry3D),
+        choices=sorted(network_configs),
         help="default: vit_b_ori; with --checkpoint, what that file says it holds",
     )
     network.add_argument(
         "--checkpoint",
         type=Path,
         help="start from these weights, our own or sam_med3d_turbo.pth with --network vit_b_ori",
+    )
+    network.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="PART.FIELD=VALUE",
+        help="fields of a network trained from scratch, as encoder.relative_terms=textbook or "
+        "prompt.dense_pe_axes=0,1,2 (segment_anything/config.py)",
     )
     network.add_argument(
         "--spacing-mm",
@@ -146,19 +165,7 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
         default=2,
         help="turns of a step without a new click, at most a quarter of them (default: 2)",
     )
-    clicks.add_argument(
-        "--stored-clicks",
-        type=positive_int,
-        default=5,
-        help="clicks stored for each sample (default: 5)",
-    )
-    clicks.add_argument(
-        "--augment",
-        choices=AUGMENTATIONS,
-        default="basic",
-        help="basic: flips, shifts, contrast; torchio: rotation, bias field, gamma and noise "
-        "too, which is slow (default: basic)",
-    )
+    add_crop_arguments(clicks)
     clicks.add_argument(
         "--loss-size",
         type=positive_int,
@@ -173,12 +180,48 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def changed(config: SamConfig, fields: Sequence[str]) -> SamConfig:
+    """Return ``config`` with ``PART.FIELD=VALUE`` set.
+
+    Raises:
+        InputError: there is no such field, or the network cannot be built so.
+    """
+    values = config.to_dict()
+    for text in fields:
+        name, _, value = text.partition("=")
+        part, _, name = name.partition(".")
+        if name not in values.get(part, ()):
+            raise InputError(
+                f"--set {text}: found no such field; expected PART.FIELD=VALUE with one of "
+                f"{', '.join(f'{p}.{f}' for p in values for f in values[p] if p != 'network')}."
+            )
+        values[part][name] = _parsed(value)
+    try:
+        return SamConfig.from_dict(values)
+    except ConfigError as error:
+        raise InputError(f"--set {' '.join(fields)}: cannot be built: {error}.") from error
+
+
+def _parsed(text: str) -> object:
+    """Read a number, a list with commas, or a word."""
+    try:
+        return json.loads(f"[{text}]" if "," in text else text)
+    except ValueError:
+        return text
+
+
 def build_teacher(args: argparse.Namespace) -> tuple[Sam3D, CropRule]:
     """Return the network to train and the crops it sees; flags override the checkpoint's rule."""
     if args.checkpoint:
+        if args.set:
+            raise InputError(
+                f"--set {args.set[0]}: the weights of {args.checkpoint} belong to its own fields; "
+                "expected --set only where a network starts from scratch."
+            )
         teacher, rule = open_network(args.checkpoint, args.network)
     else:
-        teacher, rule = sam_model_registry3D[args.network or "vit_b_ori"](), CropRule()
+        config = changed(network_configs[args.network or "vit_b_ori"], args.set)
+        teacher, rule = build_sam3D(config), CropRule()
     rule = CropRule(
         size=teacher.config.encoder.img_size,
         spacing_mm=rule.spacing_mm if args.spacing_mm is None else args.spacing_mm,
@@ -189,35 +232,29 @@ def build_teacher(args: argparse.Namespace) -> tuple[Sam3D, CropRule]:
     return teacher, rule
 
 
-def open_crops(args: argparse.Namespace, rule: CropRule) -> CropIndex:
-    """Cut the crops that are not there yet, or take them as they are."""
-    if not args.from_crops:
-        index = build_crops(
-            args.img_datas,
-            args.crops_dir,
-            rule,
-            instances=InstanceRule(args.max_instances, args.min_instance_voxels),
-            workers=max(1, args.workers),
-        )
-        for failure in index.failures:
-            logger.warning("left out: %s", failure)
-        return index
-    index = read_index(args.crops_dir)
-    if index.rule != rule:
-        raise InputError(
-            f"{args.crops_dir}: the crops were cut by {index.rule}, the network expects {rule}.\n"
-            "Leave out --from-crops to cut them anew, or give --spacing-mm and --fit-spacing."
-        )
+def open_crops(args: argparse.Namespace) -> CropIndex:
+    """Lay down the volumes that are not there yet, or take what is there."""
+    if args.from_crops:
+        return read_index(args.crops_dir)
+    index = build_cache(
+        args.img_datas,
+        args.crops_dir,
+        instances=InstanceRule(args.max_instances, args.min_instance_voxels),
+        workers=max(1, args.workers),
+    )
+    for failure in index.failures:
+        logger.warning("left out: %s", failure)
     return index
 
 
 def run(args: argparse.Namespace) -> Report:
     """Train as ``args`` say, then store what the trained teacher makes of every crop."""
     start_run(args, args.out_dir)
-    make_folder(args.teacher_dir)  # found out now, not after the training
+    if not args.no_store:
+        make_folder(args.teacher_dir)  # found out now, not after the training
     teacher, rule = build_teacher(args)
-    index = open_crops(args, rule) if rank() == 0 else None  # the others wait
-    cut_validation_crops(args, rule)
+    index = open_crops(args) if rank() == 0 else None  # the others wait
+    lay_down_validation(args)
     with joined(args.device) as device:
         return train_and_store(args, teacher, rule, index or read_index(args.crops_dir), device)
 
@@ -243,26 +280,31 @@ def train_and_store(
         )
         report = fit(
             task,
-            CropDataset(index, augment=args.augment, seed=args.seed),
+            CropDataset(
+                index, rule, augment=args.augment, zoom_share=args.zoom_share, seed=args.seed
+            ),
             index.samples,
             fit_config(args, device),
             args.out_dir,
             device=device,
             payload=lambda: checkpoint_payload(teacher, crop_rule=rule.to_dict()),
             resume=args.resume,
-            validate=open_validation(args, index, device),
+            validate=open_validation(args, index, rule, device),
         )
         if report.best:
             load_checkpoint(teacher, report.best)
+    if args.no_store:
+        return Report(report, None, index.failures)
     store = store_outputs(
         teacher,
         index,
         args.teacher_dir,
         rule=rule,
-        num_clicks=args.stored_clicks,
-        seed=args.seed,
+        config=store_config(args),
         device=device,
         precision=pick_precision(args.precision, device),
+        batch_size=args.batch_size,
+        workers=args.workers,
     )
     return Report(report, store, index.failures)
 
@@ -277,10 +319,11 @@ def main() -> int:
             f"loss {report.fit.first_loss:.3f} -> {report.fit.last_loss:.3f} "
             f"in {report.fit.minutes:.1f} min -> {report.fit.path}"
         )
-    print(
-        f"outputs of {len(report.store.samples)} samples -> {report.store.folder} "
-        f"(teacher {report.store.fingerprint}); {len(report.failures)} failed"
-    )
+    if report.store:
+        print(
+            f"outputs of {len(report.store.samples)} samples -> {report.store.folder} "
+            f"(teacher {report.store.fingerprint}); {len(report.failures)} failed"
+        )
     return 1 if report.failures else 0
 
 

@@ -62,7 +62,9 @@ TINY = SamConfig(
         global_attn_indexes=(),
         attention_free_blocks=(0, 1),
         stem="conv",
+        out_chans=192,
         neck_kernel=1,
+        detail_chans=16,
     ),
     prompt=PromptConfig(dense_pe_axes=(0, 1, 2), click_stamp_sigma=1.0, click_memory="all"),
     decoder=DecoderConfig(mlp_dim=512),
@@ -89,10 +91,12 @@ def build_sam3D(config: SamConfig) -> Sam3D:
             embed_dim=width,
             img_size=encoder.img_size,
             grid_size=encoder.grid_size,
+            detail_chans=encoder.detail_chans,
         ),
         mask_decoder=MaskDecoder3D(
             TwoWayTransformer3D(decoder.depth, width, decoder.num_heads, decoder.mlp_dim),
             dim=width,
+            detail_chans=encoder.detail_chans,
         ),
     )
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+CELLS_PER_TOKEN = 4  # low-resolution mask cells along an axis of a token
+
 
 class ConfigError(ValueError):
     """A network configuration that cannot be built."""
@@ -32,6 +34,8 @@ class EncoderConfig:
     mlp_residual: Literal["input", "normalised"] = "input"  # where the MLP's residual starts
     stem: Literal["patch", "conv"] = "patch"
     neck_kernel: int = 3
+    relative_terms: Literal["released", "textbook"] = "released"  # see attention3D.py
+    detail_chans: int = 0  # of the low-resolution grid, carried to the mask decoder; 0 = none
 
     def __post_init__(self) -> None:
         _require(self.img_size % self.patch_size == 0, "img_size is no multiple of patch_size")
@@ -44,6 +48,10 @@ class EncoderConfig:
             set(self.attention_free_blocks) <= set(blocks), "attention_free_blocks beyond depth"
         )
         _require(self.neck_kernel % 2 == 1, "neck_kernel is even")
+        terms, windows = self.relative_terms, self.window_size > self.grid_size
+        _require(terms in ("released", "textbook"), "relative_terms: released, textbook")
+        _require(terms == "released" or not windows, "textbook terms are not built for windows")
+        _require(self.detail_chans == 0 or self.stem == "conv", "detail needs the conv stem")
         _require(
             self.window_size == 0 or self.window_size >= self.grid_size,
             "window_size is smaller than the token grid; windows that split it are not built",
@@ -53,6 +61,11 @@ class EncoderConfig:
     def grid_size(self) -> int:
         """Tokens along each axis."""
         return self.img_size // self.patch_size
+
+    @property
+    def embedding_chans(self) -> int:
+        """Channels of the image embedding: the neck's, and the detail folded into tokens."""
+        return self.out_chans + self.detail_chans * CELLS_PER_TOKEN**3
 
 
 @dataclass(frozen=True, kw_only=True)

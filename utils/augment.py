@@ -1,4 +1,4 @@
-"""How training crops are varied: what is cheap always, what torchio adds on request.
+"""How training crops are varied: where they lie, what is cheap always, what torchio adds.
 
 Every change follows from the generator alone, so a resumed run sees the crops it would have seen.
 """
@@ -6,28 +6,41 @@ Every change follows from the generator alone, so a resumed run sees the crops i
 import numpy as np
 import torch
 
+from utils.geometry import CropGrid, CropRule
 
-def move(
-    image: np.ndarray, label: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Flip and shift one crop (S, S, S) by up to an eighth of its edge.
+#: A zoomed crop shows its target this large: the longest side as a share of the crop's edge.
+FILL = (0.25, 0.9)
 
-    A shift that would lose target voxels is left out.
+
+def place(row: dict, rule: CropRule, rng: np.random.Generator, zoom_share: float) -> CropGrid:
+    """Place a crop at random about a target, as a crop placed from prompts may lie.
+
+    In ``zoom_share`` of the crops the spacing makes the target fill a quarter to nine tenths of the
+    crop, evenly on a log scale, though never finer than a quarter of the image's finest voxel; in
+    the others it is ``rule``'s. Then the crop is shifted evenly, by up to a quarter of its edge, as
+    far as the target stays inside; of a target larger than the crop, another part comes into view.
+    Last, it is read backwards along each axis half of the time.
+
+    Args:
+        row: of a `CropIndex`.
     """
-    for axis in range(3):
-        if rng.random() < 0.5:
-            image, label = np.flip(image, axis), np.flip(label, axis)
-    shift = rng.integers(-label.shape[0] // 8, label.shape[0] // 8 + 1, size=3)
-    moved = _shifted(label, shift, False)
-    if np.count_nonzero(moved) == np.count_nonzero(label):
-        # What comes in is what most of the border shows, not an extreme.
-        image, label = _shifted(image, shift, np.median(image[0])), moved
-    return image, label
+    shape, voxel_mm = tuple(row["shape"]), np.array(row["voxel_mm"])
+    start, stop = np.array(row["start"]), np.array(row["stop"])
+    extent_mm = (stop - start) * voxel_mm
+    spacing_mm = rule.spacing_for(shape, tuple(voxel_mm))
+    if rng.random() < zoom_share:
+        fill = np.exp(rng.uniform(*np.log(FILL)))
+        spacing_mm = max(extent_mm.max() / (fill * rule.size), voxel_mm.min() / 4)
+    edge_mm = spacing_mm * rule.size
+    reach_mm = np.minimum(np.abs(edge_mm - extent_mm) / 2, edge_mm / 4)
+    centre = (start + stop - 1) / 2 + rng.uniform(-1, 1, 3) * reach_mm / voxel_mm
+    grid = CropGrid.in_frame(tuple(centre), shape, tuple(voxel_mm), spacing_mm, rule.size)
+    return grid.flipped([axis for axis in range(3) if rng.random() < 0.5])
 
 
 def contrast(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Scale and offset a normalised image."""
-    return image * rng.uniform(0.8, 1.25) + rng.uniform(-0.2, 0.2)
+    """Scale and offset a normalised image, in place."""
+    return image.mul_(rng.uniform(0.8, 1.25)).add_(rng.uniform(-0.2, 0.2))
 
 
 def distort(
@@ -58,14 +71,3 @@ def distort(
     if not turned.any():
         return image, label
     return varied["image"].data, turned
-
-
-def _shifted(array: np.ndarray, shift: np.ndarray, fill: float) -> np.ndarray:
-    """Move the content by whole voxels; what comes in from outside is ``fill``."""
-    out = np.full_like(array, fill)
-    into = tuple(slice(max(s, 0), n + min(s, 0)) for s, n in zip(shift, array.shape, strict=True))
-    source = tuple(
-        slice(max(-s, 0), n + min(-s, 0)) for s, n in zip(shift, array.shape, strict=True)
-    )
-    out[into] = array[source]
-    return out

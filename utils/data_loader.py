@@ -1,20 +1,40 @@
 """Crops -> batches: one dict type, deterministic order, the sample's id always with it."""
 
+import argparse
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils.augment import contrast, distort, move
-from utils.crops import CropIndex, read_crop
+from utils.augment import contrast, distort, place
+from utils.crop_cache import CropIndex, read_target
 from utils.errors import InputError
+from utils.geometry import CropRule
 from utils.runtime import AUGMENTING, SAMPLING
 
 AUGMENTATIONS = ("none", "basic", "torchio")
+
+
+def add_crop_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add the flags of an augmented `CropDataset`."""
+    group.add_argument(
+        "--augment",
+        choices=AUGMENTATIONS,
+        default="basic",
+        help="of crops: basic: place, zoom, flips, contrast; torchio: rotation, bias field, gamma "
+        "and noise too, which is slow (default: basic)",
+    )
+    group.add_argument(
+        "--zoom-share",
+        type=float,
+        default=0.5,
+        help="how often a crop's spacing suits its target, which then fills a quarter to nine "
+        "tenths of it; 0 = never (default: 0.5)",
+    )
 
 
 @dataclass(frozen=True)
@@ -77,45 +97,52 @@ class BalancedBatches:
 class CropDataset(Dataset):
     """Crops as dicts: ``image`` (1, S, S, S) float, ``label`` (1, S, S, S) bool, ``id``.
 
-    ``number`` is the `Draw`'s, which seeds whatever is random about the sample.
+    ``number`` is the `Draw`'s, which seeds whatever is random about the sample; ``crop`` says what
+    was cut where.
 
     Args:
-        augment: ``none`` gives each crop as it is, by number or `Draw`; ``basic`` flips, shifts
-            and changes contrast as the `Draw` decides; ``torchio`` also rotates and distorts.
+        rule: the cube that the network sees.
+        augment: ``none`` gives each target centred, by number or `Draw`; ``basic`` places, zooms
+            and flips the crop and changes contrast, as the `Draw` decides; ``torchio`` also rotates
+            and distorts.
+        zoom_share: how often an augmented crop has a spacing that suits its target's size.
     """
 
-    def __init__(self, index: CropIndex, *, augment: str = "none", seed: int = 0) -> None:
-        self.index, self.augment, self.seed = index, augment, seed
+    def __init__(
+        self,
+        index: CropIndex,
+        rule: CropRule,
+        *,
+        augment: str = "none",
+        zoom_share: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        self.index, self.rule = index, rule
+        self.augment, self.zoom_share, self.seed = augment, zoom_share, seed
 
     def __len__(self) -> int:
         return len(self.index.samples)
 
     def __getitem__(self, draw: Draw | int) -> dict:
         draw = draw if isinstance(draw, Draw) else Draw(draw, draw)
-        sample = self.index.samples[draw.index]
-        path = self.index.folder / sample["file"]
-        image, label, meta = read_crop(path)
-        found = (meta["sample_id"], meta["rule"])
-        if found != (sample["sample_id"], self.index.rule.to_dict()):
-            raise InputError(
-                f"{path}: found sample, rule {found}, expected {sample['sample_id']}, "
-                f"{self.index.rule.to_dict()}.\nAnother run has cut these crops anew: run "
-                "preparelabel.py again, or give each run a --crops-dir of its own."
-            )
+        target = read_target(self.index.folder, self.index.samples[draw.index])
         rng = None
-        if self.augment != "none":
+        if self.augment == "none":
+            crop = target.cut_centred(self.rule)
+        else:
             rng = np.random.default_rng([self.seed, draw.number, AUGMENTING])
-            image, label = move(image, label, rng)
-        image = torch.from_numpy(np.ascontiguousarray(image))[None].float()
-        label = torch.from_numpy(np.ascontiguousarray(label))[None]
+            crop = target.cut(place(target.row, self.rule, rng, self.zoom_share))
+            if not crop.label.any():  # a ring, and the cube in its middle
+                crop = target.cut_centred(self.rule)
+        image, label = (torch.from_numpy(part)[None] for part in (crop.image, crop.label))
         if self.augment == "torchio":
             image, label = distort(image, label, rng)
         return {
             "image": contrast(image, rng) if rng else image,
             "label": label,
-            "id": sample["sample_id"],
+            "id": target.row["sample_id"],
             "number": draw.number,
-            "meta": meta,
+            "crop": target.identity | {"grid": asdict(crop.grid)},
         }
 
 
@@ -146,7 +173,7 @@ class _Guarded(Dataset):
             return {"error": str(error)}
 
 
-def make_loader(dataset: Dataset, batches: BalancedBatches, workers: int) -> DataLoader:
+def make_loader(dataset: Dataset, batches: Iterable[list[Draw]], workers: int) -> DataLoader:
     """Return the loader of a training run; an unreadable sample comes as ``{"error": message}``."""
     return DataLoader(
         _Guarded(dataset),

@@ -12,7 +12,9 @@ Conventions used in the whole repository:
   to the network is in this frame too. `CropGrid` is the only way in and out of it.
 """
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import permutations
 
 import numpy as np
@@ -75,11 +77,11 @@ class CropRule:
         """Return the fields, as checkpoints and indices store them."""
         return asdict(self)
 
-    def spacing_for(self, volume_shape: tuple[int, ...], affine: np.ndarray) -> float:
-        """Return the crop's spacing in mm for a (D, H, W) volume."""
+    def spacing_for(self, volume_shape: tuple[int, ...], voxel_mm: Triple) -> float:
+        """Return the crop's spacing in mm for a volume of this shape and voxel size."""
         if not self.fit:
             return self.spacing_mm
-        extent_mm = max(n * s for n, s in zip(volume_shape, spacing_zyx(affine), strict=True))
+        extent_mm = max(n * s for n, s in zip(volume_shape, voxel_mm, strict=True))
         return min(self.spacing_mm, extent_mm / self.size)
 
 
@@ -107,27 +109,65 @@ class CropGrid:
     ) -> "CropGrid":
         """Place the cube of ``rule`` so that its middle is at array coordinate ``centre_zyx``."""
         axes, signs = canonical_axes(affine)
-        spacing_mm = rule.spacing_for(volume_shape, affine)
         voxel_mm = spacing_zyx(affine)
+        spacing_mm = rule.spacing_for(volume_shape, voxel_mm)
         steps = tuple(
             sign * spacing_mm / voxel_mm[axis] for axis, sign in zip(axes, signs, strict=True)
         )
-        middle = (rule.size - 1) / 2
+        return cls._about(centre_zyx, volume_shape, axes, steps, rule.size)
+
+    @classmethod
+    def in_frame(
+        cls,
+        centre: Triple,
+        volume_shape: tuple[int, int, int],
+        voxel_mm: Triple,
+        spacing_mm: float,
+        size: int,
+    ) -> "CropGrid":
+        """Place a cube about ``centre`` on a volume that is in the network's frame already."""
+        steps = tuple(float(spacing_mm / mm) for mm in voxel_mm)
+        return cls._about(centre, volume_shape, (0, 1, 2), steps, size)
+
+    @classmethod
+    def _about(cls, centre, volume_shape, axes, steps, size) -> "CropGrid":
+        middle = (size - 1) / 2
         origin = tuple(
-            centre_zyx[axis] - step * middle for axis, step in zip(axes, steps, strict=True)
+            float(centre[axis] - step * middle) for axis, step in zip(axes, steps, strict=True)
         )
-        return cls(tuple(volume_shape), axes, steps, origin, rule.size)
+        return cls(tuple(volume_shape), axes, steps, origin, size)
+
+    def on_part(self, start: tuple[int, ...], shape: tuple[int, ...]) -> "CropGrid":
+        """Return the same cube as seen from a part of the volume: its first voxel and shape."""
+        origin = tuple(o - start[axis] for o, axis in zip(self.origin, self.axes, strict=True))
+        return replace(self, volume_shape=tuple(shape), origin=origin)
+
+    def flipped(self, axes: Sequence[int]) -> "CropGrid":
+        """Return the same cube, read backwards along these network axes."""
+        origin, steps = list(self.origin), list(self.steps)
+        for n in axes:
+            origin[n] += steps[n] * (self.size - 1)
+            steps[n] = -steps[n]
+        return replace(self, origin=tuple(origin), steps=tuple(steps))
 
     def crop(self, volume: np.ndarray) -> np.ndarray:
-        """Resample ``volume`` (D, H, W) linearly to (size, size, size) float32; padding is 0."""
+        """Resample ``volume`` (D, H, W) linearly to (size, size, size) float32; padding is 0.
+
+        Only what the cube needs is read, which counts where the volume is memory-mapped.
+        """
         if volume.shape != self.volume_shape:
             raise GeometryError(
                 f"the crop was placed on a volume of shape {self.volume_shape}, got {volume.shape}"
             )
-        out = np.transpose(volume, self.axes).astype(np.float32)
+        out, weights = np.transpose(volume, self.axes), []
         for n in range(3):
             positions = self.origin[n] + self.steps[n] * np.arange(self.size)
-            out = _along(out, n, _linear_weights(positions, out.shape[n]))
+            needed, matrix = _needed(_linear_weights(positions, out.shape[n]))
+            out = out[(slice(None),) * n + (needed,)]
+            weights.append(matrix)
+        out = out.astype(np.float32)
+        for n, matrix in enumerate(weights):
+            out = _along(out, n, matrix)
         return out
 
     def paste(self, values: np.ndarray, outside: float) -> np.ndarray:
@@ -147,18 +187,32 @@ class CropGrid:
         for n in range(3):
             voxels = np.arange(self.volume_shape[self.axes[n]])
             positions = (voxels - self.origin[n]) / self.steps[n]
-            covered = np.flatnonzero((positions >= -0.5) & (positions <= self.size - 0.5))
+            covered = self._covered_range(n)
             cells = (positions[covered] + 0.5) / cell - 0.5
             out = _along(out, n, _linear_weights(cells, values.shape[0]))
-            inside.append(slice(covered[0], covered[-1] + 1) if len(covered) else slice(0, 0))
+            inside.append(covered)
         shape = tuple(self.volume_shape[axis] for axis in self.axes)
         whole = np.full(shape, outside, dtype=np.float32)
         whole[tuple(inside)] = out
         return np.ascontiguousarray(np.transpose(whole, np.argsort(self.axes)))
 
+    def covered_box(self) -> tuple[slice, slice, slice]:
+        """Return the box of the volume's voxels that lie in the cube, in array order."""
+        ranges = [self._covered_range(n) for n in range(3)]
+        return tuple(ranges[n] for n in np.argsort(self.axes))
+
     def covered(self) -> np.ndarray:
         """Return which voxels of the volume lie in the cube: (D, H, W) bool."""
-        return self.paste(np.ones((1, 1, 1), np.float32), outside=0) > 0
+        inside = np.zeros(self.volume_shape, bool)
+        inside[self.covered_box()] = True
+        return inside
+
+    def _covered_range(self, n: int) -> slice:
+        """Return the voxels in the cube along network axis ``n``."""
+        voxels = np.arange(self.volume_shape[self.axes[n]])
+        positions = (voxels - self.origin[n]) / self.steps[n]
+        covered = np.flatnonzero((positions >= -0.5) & (positions <= self.size - 0.5))
+        return slice(int(covered[0]), int(covered[-1]) + 1) if len(covered) else slice(0, 0)
 
     def to_crop(self, point_zyx: Triple) -> Triple:
         """Map an array coordinate of the volume to crop voxels in the network's axis order."""
@@ -203,6 +257,21 @@ def _linear_weights(positions: np.ndarray, length: int) -> np.ndarray:
     return weights
 
 
+def _needed(weights: np.ndarray) -> tuple[slice | np.ndarray, np.ndarray]:
+    """Return which voxels of an axis have a weight, and the weights of those alone."""
+    used = np.flatnonzero(weights.any(axis=0))
+    if len(used) == 0:
+        return slice(0, 0), weights[:, :0]
+    whole = slice(used[0], used[-1] + 1)
+    # A view costs nothing; leaving out the voxels between the used ones pays when they are many.
+    needed = whole if whole.stop - whole.start <= 2 * len(used) else used
+    return needed, weights[:, needed]
+
+
 def _along(array: np.ndarray, axis: int, weights: np.ndarray) -> np.ndarray:
     """Multiply ``weights`` (new, old) into ``axis`` of ``array``."""
-    return np.moveaxis(np.tensordot(weights, array, axes=(1, axis)), 0, axis)
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+    if not after:
+        return array @ weights.T
+    rows = array.reshape(*before, array.shape[axis], math.prod(after))
+    return (weights @ rows).reshape(*before, len(weights), *after)

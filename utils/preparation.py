@@ -24,6 +24,7 @@ from zlib import crc32
 from tqdm import tqdm
 
 from utils.atomic import TEMPORARY, WriteError, atomic_path, is_abandoned
+from utils.disk_space import free_space, readable, require_space
 from utils.errors import InputError
 from utils.executor import cpu_count, run_all
 from utils.find_files import walk
@@ -196,7 +197,8 @@ def prepare(
     if args.dry_run:
         summary.plan = _plan(step, due, summary, need)
         return summary
-    _require_space(step.ledger.folder, need, step.title)
+    advice = "free space, choose another output folder, or do a part at a time with --shard"
+    require_space(step.ledger.folder, need, step.title, advice)
     _sweep(step.ledger, {job.case_id.rsplit("/")[-1] for job in due})
     known = [*(job.case_id for job in jobs), *left]
     _see_to_orphans(step, known, args, args.prune if prune is None else prune)
@@ -317,32 +319,15 @@ def _plan(step: Step, due: list[Job], summary: Summary, need: int) -> str:
     counts = Counter(job.dataset for job in due if not job.problem)
     width = max(map(len, counts), default=0)
     lines = [f"{dataset:{width}}  {count:6} cases" for dataset, count in sorted(counts.items())]
-    free, place = _free_space(step.ledger.folder)
+    free, place = free_space(step.ledger.folder)
     lines.append(
         f"{step.title} would do {len(due) - len(blocked)} cases, skip {summary.skipped}, "
         f"and fail at {len(summary.failures)}"
     )
-    lines.append(f"needs about {_gb(need)}, {_gb(free)} are free in {place}; nothing was written")
+    lines.append(
+        f"needs about {readable(need)}, {readable(free)} are free in {place}; nothing was written"
+    )
     return "\n".join(lines)
-
-
-def _require_space(folder: Path, need: int, title: str) -> None:
-    free, place = _free_space(folder)
-    if need > free:
-        raise InputError(
-            f"{folder}: {title} needs about {_gb(need)}, and {_gb(free)} are free in {place}. "
-            "Expected enough room before the first case is begun: free space, choose another "
-            "output folder, or do a part at a time with --shard."
-        )
-
-
-def _free_space(folder: Path) -> tuple[int, Path]:
-    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
-    return shutil.disk_usage(place).free, place
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"
 
 
 def _sweep(ledger: Ledger, case_ids: set[str]) -> None:

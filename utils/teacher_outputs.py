@@ -17,21 +17,31 @@ def teacher_outputs(
     label: Tensor,
     num_clicks: int,
     rngs: Sequence[np.random.Generator],
+    *,
+    layers: Sequence[int] = (),
 ) -> dict[str, Tensor]:
     """Encode once, click ``num_clicks`` times into the teacher's own errors.
+
+    Without clicks, only what the encoder returns.
 
     Args:
         image: (B, 1, S, S, S) on the teacher's device.
         label: (B, 1, S, S, S) bool.
         rngs: a generator for each sample.
+        layers: blocks whose output is wanted, counted from 1.
 
     Returns:
         ``image_embedding`` (B, C, g, g, g), ``low_res_masks`` (B, clicks, s, s, s) logits,
         ``predicted_iou`` (B, clicks), ``click_coords`` (B, clicks, 3) in crop voxels and
-        ``click_labels`` (B, clicks); all on the image's device.
+        ``click_labels`` (B, clicks), and for each of ``layers`` ``hidden_<n>`` (B, g, g, g, C);
+        all on the image's device.
     """
+    embedding, hidden = teacher.image_encoder.forward_features(image)
+    encoded = {"image_embedding": embedding.float()}
+    encoded |= {hidden_name(n): hidden[n].float() for n in layers}
+    if num_clicks == 0:
+        return encoded
     coarse, full = coarsen(label, low_res_size(teacher)), label[:, 0].cpu().numpy()
-    embedding = teacher.image_encoder(image)
     history = ClickHistory(teacher.config.prompt.click_memory)
     low_res, masks, ious, coords, labels = None, [], [], [], []
     for _ in range(num_clicks):
@@ -44,10 +54,14 @@ def teacher_outputs(
         ious.append(iou[:, 0].float())
         coords.append(points)
         labels.append(point_labels)
-    return {
-        "image_embedding": embedding.float(),
+    return encoded | {
         "low_res_masks": torch.stack(masks, 1),
         "predicted_iou": torch.stack(ious, 1),
         "click_coords": torch.stack(coords, 1),
         "click_labels": torch.stack(labels, 1),
     }
+
+
+def hidden_name(layer: int) -> str:
+    """Name the hidden states after a block, counted from 1."""
+    return f"hidden_{layer}"

@@ -13,7 +13,7 @@ import torch
 
 from segment_anything import Sam3D
 from utils.click_method import challenge_click
-from utils.crops import CropIndex, build_crops, read_index
+from utils.crop_cache import CropIndex, build_cache, read_index
 from utils.data_loader import CropDataset
 from utils.data_paths import val_datas
 from utils.distributed import mean_over_ranks
@@ -41,6 +41,7 @@ class CropValidation:
         self,
         index: CropIndex,
         train: CropIndex,
+        rule: CropRule,
         *,
         most: int,
         device: torch.device,
@@ -50,7 +51,7 @@ class CropValidation:
         count = len(index.samples)
         chosen = np.linspace(0, count - 1, min(most or count, count)).round().astype(int)
         self.numbers = sorted(set(chosen.tolist()))
-        self.dataset = CropDataset(index)
+        self.dataset = CropDataset(index, rule)
         self.device, self.precision = device, precision
 
     def __call__(self, model: Sam3D) -> dict[str, float]:
@@ -107,21 +108,23 @@ def add_crop_validation_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def cut_validation_crops(args: argparse.Namespace, rule: CropRule) -> None:
-    """Cut the crops that validation needs, before the ranks join."""
+def lay_down_validation(args: argparse.Namespace) -> None:
+    """Lay down the volumes that validation needs, before the ranks join."""
     if args.validate_every and rank() == 0:
-        build_crops(args.val_datas, _folder(args), rule, workers=max(1, args.workers))
+        build_cache(args.val_datas, _folder(args), workers=max(1, args.workers))
 
 
 def open_validation(
-    args: argparse.Namespace, train: CropIndex, device: torch.device
+    args: argparse.Namespace, train: CropIndex, rule: CropRule, device: torch.device
 ) -> CropValidation | None:
     """Return the validation that the flags ask for, on crops cut before."""
     if not args.validate_every:
         return None
     precision = pick_precision(args.precision, device)
     index = read_index(_folder(args))
-    return CropValidation(index, train, most=args.val_crops, device=device, precision=precision)
+    return CropValidation(
+        index, train, rule, most=args.val_crops, device=device, precision=precision
+    )
 
 
 def _folder(args: argparse.Namespace) -> Path:

@@ -14,6 +14,11 @@ A slip in the original's broadcasting made every term index the *last* key axis,
 third read the query vector at another position of the query's own row. SAM-Med3D and FastSAM3D were
 trained with it, so it is part of what their weights mean. Do not repair it here.
 
+Networks trained from scratch may have the textbook form instead (``textbook``), where every term
+indexes its own key axis and reads the query itself:
+
+    scale q.k  +  q(d,h,w).R_d[d, x]  +  q(d,h,w).R_h[h, y]  +  q(d,h,w).R_w[w, j]
+
 **Padding.** Window blocks pad the grid with zeros from g to S tokens along each axis, and nothing
 masks the padded tokens. They all have the qkv bias as their q, k and v, so their logits differ only
 in the relative terms, and those separate: the whole padding is *one virtual key*, with the bias as
@@ -57,7 +62,15 @@ class RelativeLogits(NamedTuple):
 class Attention3D(nn.Module):
     """Multi-head self-attention over a whole cubic token grid."""
 
-    def __init__(self, dim: int, *, num_heads: int, grid_size: int, window_size: int = 0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        grid_size: int,
+        window_size: int = 0,
+        textbook: bool = False,
+    ) -> None:
         """Build it.
 
         Args:
@@ -65,9 +78,11 @@ class Attention3D(nn.Module):
             num_heads: Heads; ``dim`` is a multiple.
             grid_size: Tokens along each axis (g).
             window_size: The cube the grid counts as padded to (S >= g); 0 = no padding.
+            textbook: The textbook's relative terms instead of the released ones; without padding.
         """
         super().__init__()
         self.num_heads = num_heads
+        self.textbook = textbook
         self.grid_size = grid_size
         self.table_size = window_size or grid_size
         head_dim = dim // num_heads
@@ -81,7 +96,10 @@ class Attention3D(nn.Module):
         position = torch.arange(self.table_size)
         offsets = position[:, None] - position[None, :] + self.table_size - 1
         self.register_buffer("offsets", offsets, persistent=False)
-        columns = key_columns(grid_size, padded=self.padded)
+        if textbook:
+            columns = textbook_key_columns(grid_size)
+        else:
+            columns = key_columns(grid_size, padded=self.padded)
         self.register_buffer("columns", columns, persistent=False)
 
     @property
@@ -101,7 +119,7 @@ class Attention3D(nn.Module):
         batch, heads, grid = x.shape[0], self.num_heads, self.grid_size
         qkv = self.qkv(x).reshape(batch, grid**3, 3, heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, n, N, c)
-        relative = self._relative_logits(query)
+        relative = self._textbook_logits(query) if self.textbook else self._relative_logits(query)
         if self.padded:
             _, key_bias, value_bias = self._bias_of_heads(batch).to(key.dtype)
             key = torch.cat([key, key_bias], dim=2)
@@ -136,6 +154,25 @@ class Attention3D(nn.Module):
                 b_pad = b_pad + math.log(self.table_size - grid)
                 padding = _padding_logit(a, b, c, b_pad, torch.logsumexp(c_pad, dim=1))
             return RelativeLogits(a[..., :grid], b[..., :grid], c[..., :grid], padding)
+
+    def _textbook_logits(self, query: Tensor) -> Tensor:
+        """Compute the textbook's terms of unscaled queries (B, n, N, c), never below float32.
+
+        Returns:
+            (B, n, N, 3 g): what each query adds for every x, every y and every j of a key.
+        """
+        grid = self.grid_size
+        with torch.autocast(query.device.type, enabled=False):
+            dtype = torch.promote_types(query.dtype, torch.float32)
+            query = query.to(dtype).unflatten(2, (grid, grid, grid))
+            tables = [
+                t.to(dtype)[self.offsets] for t in (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
+            ]
+            terms = [
+                torch.einsum(f"bndhwc,{axis}kc->bndhwk", query, table)
+                for axis, table in zip("dhw", tables, strict=True)
+            ]
+            return torch.cat(terms, dim=-1).flatten(2, 4)
 
 
 def _padding_logit(a: Tensor, b: Tensor, c: Tensor, b_pad: Tensor, c_pad: Tensor) -> Tensor:
@@ -173,8 +210,18 @@ def key_columns(grid: int, *, padded: bool) -> Tensor:
     return columns.float()
 
 
+def textbook_key_columns(grid: int) -> Tensor:
+    """Return the columns that pick each key's textbook terms: (N, 3 g), ones at x, y and j."""
+    places = torch.meshgrid(*[torch.arange(grid)] * 3, indexing="ij")
+    return torch.cat([F.one_hot(axis.flatten(), grid) for axis in places], dim=1).float()
+
+
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, relative: RelativeLogits, columns: Tensor
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    relative: RelativeLogits | Tensor,
+    columns: Tensor,
 ) -> Tensor:
     """Return softmax(query key^T + relative) value: the one place that chooses a backend.
 
@@ -185,11 +232,14 @@ def attend(
         query: (B, n, N, c), scaled.
         key: (B, n, N or N + 1, c); the last may be the virtual padding key.
         value: As ``key``.
-        relative: The relative logits of the same queries.
-        columns: `key_columns` of the same keys.
+        relative: The relative logits of the same queries, released or textbook.
+        columns: `key_columns` or `textbook_key_columns` of the same keys.
     """
     if not query.is_cuda:
-        bias = dense_bias(relative).to(query.dtype)
+        if isinstance(relative, Tensor):
+            bias = (relative @ columns.to(relative.dtype).T).to(query.dtype)
+        else:
+            bias = dense_bias(relative).to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
     width = value.shape[-1]
     query, key = extend(query, key, relative, columns)
@@ -212,21 +262,26 @@ def dense_bias(relative: RelativeLogits) -> Tensor:
 
 
 def extend(
-    query: Tensor, key: Tensor, relative: RelativeLogits, columns: Tensor
+    query: Tensor, key: Tensor, relative: RelativeLogits | Tensor, columns: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Widen query and key so that their dot product includes the relative logits.
 
-    The width, c + 2 g^2 (+ 1), is filled up with zeros to a multiple of 8, as kernels need.
+    The width, c + 2 g^2 (+ 1) or c + 3 g, is filled up with zeros to a multiple of 8, as kernels
+    need.
     """
-    a, b, c, padding = relative
-    grid = a.shape[-1]
-    for_xj = (a[..., None, :] + b[..., None, :, :]).flatten(-2)  # (B, n, d, h, w, x j)
-    for_yj = c[..., None, :, :].expand(-1, -1, -1, -1, grid, -1, -1).flatten(-2)
-    parts = [for_xj.flatten(2, 4), for_yj.flatten(2, 4)]
-    if padding is not None:
-        parts.append(padding.flatten(2)[..., None])
+    parts = [relative] if isinstance(relative, Tensor) else _factors(relative)
     query = torch.cat([query, *(part.to(query.dtype) for part in parts)], dim=-1)
     columns = columns.to(key.dtype).expand(*key.shape[:2], -1, -1)
     key = torch.cat([key, columns], dim=-1)
     missing = -query.shape[-1] % 8
     return F.pad(query, (0, missing)), F.pad(key, (0, missing))
+
+
+def _factors(relative: RelativeLogits) -> list[Tensor]:
+    """Return what each query adds for every (x, j), every (y, j), and the virtual key."""
+    a, b, c, padding = relative
+    grid = a.shape[-1]
+    for_xj = (a[..., None, :] + b[..., None, :, :]).flatten(-2)  # (B, n, d, h, w, x j)
+    for_yj = c[..., None, :, :].expand(-1, -1, -1, -1, grid, -1, -1).flatten(-2)
+    parts = [for_xj.flatten(2, 4), for_yj.flatten(2, 4)]
+    return parts if padding is None else [*parts, padding.flatten(2)[..., None]]

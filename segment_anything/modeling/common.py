@@ -9,6 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segment_anything.config import CELLS_PER_TOKEN
+
+
+def fold_cells(cells: Tensor) -> Tensor:
+    """Move the low-resolution cells of a token into its channels.
+
+    (B, c, 4g, 4g, 4g) to (B, 64 c, g, g, g).
+    """
+    batch, chans, size, _, _ = cells.shape
+    n = CELLS_PER_TOKEN
+    split = cells.view(batch, chans, *[size // n, n] * 3).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return split.reshape(batch, chans * n**3, *[size // n] * 3)
+
+
+def unfold_cells(tokens: Tensor) -> Tensor:
+    """Undo `fold_cells`: (B, 64 c, g, g, g) to (B, c, 4g, 4g, 4g)."""
+    batch, chans, grid, _, _ = tokens.shape
+    n = CELLS_PER_TOKEN
+    split = tokens.view(batch, chans // n**3, n, n, n, *[grid] * 3).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return split.reshape(batch, chans // n**3, *[grid * n] * 3)
+
 
 class LayerNorm3d(nn.Module):
     """LayerNorm over the channels of (B, C, D, H, W), eps 1e-6, computed in float32 or more.

@@ -12,14 +12,36 @@ from torch import Tensor, nn
 
 from segment_anything.config import EncoderConfig
 from segment_anything.modeling.attention3D import Attention3D
-from segment_anything.modeling.common import ChannelNorm3d, LayerNorm3d, MLPBlock
+from segment_anything.modeling.common import ChannelNorm3d, LayerNorm3d, MLPBlock, fold_cells
+
+STEM_CHANS = 32
 
 
 class EncoderOutput(NamedTuple):
     """What `ImageEncoderViT3D.forward_features` returns."""
 
-    image_embedding: Tensor  # (B, out_chans, g, g, g)
+    image_embedding: Tensor | None  # (B, embedding_chans, g, g, g)
     hidden_states: list[Tensor]  # (B, g, g, g, C): the embedded patches, then after every block
+
+
+class Detail3D(nn.Module):
+    """What a token cannot hold: features of its low-resolution cells, folded into channels.
+
+    A token stands for 64 cells of the mask, and a decoder that sees tokens alone learns where
+    edges are only from much data. SAM 2 hands such features on too (arXiv:2408.00714).
+    """
+
+    def __init__(self, chans: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            *(nn.Conv3d(STEM_CHANS, STEM_CHANS, kernel_size=3, padding=1),),
+            *(ChannelNorm3d(STEM_CHANS), nn.GELU()),
+            *(nn.Conv3d(STEM_CHANS, chans, kernel_size=3, padding=1), ChannelNorm3d(chans)),
+        )
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """Turn the stem's (B, 32, 4g, 4g, 4g) into (B, 64 chans, g, g, g)."""
+        return fold_cells(self.proj(cells))
 
 
 class PatchEmbed3D(nn.Module):
@@ -43,17 +65,26 @@ class ConvStem3D(nn.Module):
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
+        chans = STEM_CHANS
         layers = [
-            *(nn.Conv3d(1, 32, kernel_size=4, stride=4), ChannelNorm3d(32), nn.GELU()),
-            *(nn.Conv3d(32, 32, kernel_size=3, padding=1), ChannelNorm3d(32), nn.GELU()),
-            *(nn.Conv3d(32, 96, kernel_size=2, stride=2), ChannelNorm3d(96), nn.GELU()),
+            *(nn.Conv3d(1, chans, kernel_size=4, stride=4), ChannelNorm3d(chans), nn.GELU()),
+            *(nn.Conv3d(chans, chans, kernel_size=3, padding=1), ChannelNorm3d(chans), nn.GELU()),
+            *(nn.Conv3d(chans, 96, kernel_size=2, stride=2), ChannelNorm3d(96), nn.GELU()),
             nn.Conv3d(96, embed_dim, kernel_size=2, stride=2),
         ]
         self.proj = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed (B, 1, D, H, W) to (B, D/16, H/16, W/16, C)."""
-        return self.proj(x).movedim(1, -1)
+        return self.from_cells(self.cells(x))
+
+    def cells(self, x: Tensor) -> Tensor:
+        """Return the features of the low-resolution grid, (B, 32, D/4, H/4, W/4)."""
+        return self.proj[:6](x)
+
+    def from_cells(self, cells: Tensor) -> Tensor:
+        """Embed what `cells` returned."""
+        return self.proj[6:](cells).movedim(1, -1)
 
 
 class Block3D(nn.Module):
@@ -100,26 +131,40 @@ class ImageEncoderViT3D(nn.Module):
             nn.Conv3d(chans, chans, kernel_size=kernel, padding=kernel // 2, bias=False),
             LayerNorm3d(chans),
         )
+        self.detail = Detail3D(config.detail_chans) if config.detail_chans else None
         self._initialise()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode (B, 1, D, H, W) to the image embedding (B, out_chans, g, g, g)."""
+        """Encode (B, 1, D, H, W) to the image embedding (B, embedding_chans, g, g, g)."""
         return self.forward_features(x).image_embedding
 
-    def forward_features(self, x: Tensor) -> EncoderOutput:
-        """Encode (B, 1, D, H, W), and keep what every block returned."""
+    def forward_features(self, x: Tensor, depth: int | None = None) -> EncoderOutput:
+        """Encode (B, 1, D, H, W), and keep what every block returned.
+
+        With ``depth``, stop after so many blocks, without an image embedding.
+        """
         if x.dim() != 5 or x.shape[1:] != (1, *[self.img_size] * 3):
             size = self.img_size
             raise ValueError(
                 f"image encoder: got a volume of shape {tuple(x.shape)}, expected "
                 f"(B, 1, {size}, {size}, {size}): crop or pad it first"
             )
-        x = self.patch_embed(x) + self.pos_embed
+        if self.detail is not None:
+            cells = self.patch_embed.cells(x)
+            x = self.patch_embed.from_cells(cells)
+        else:
+            x = self.patch_embed(x)
+        x = x + self.pos_embed
         hidden_states = [x]
-        for block in self.blocks:
+        for block in self.blocks[:depth]:
             x = block(x)
             hidden_states.append(x)
-        return EncoderOutput(self.neck(x.movedim(-1, 1)), hidden_states)
+        if depth is not None:
+            return EncoderOutput(None, hidden_states)
+        embedding = self.neck(x.movedim(-1, 1))
+        if self.detail is not None:
+            embedding = torch.cat([embedding, self.detail(cells).to(embedding.dtype)], dim=1)
+        return EncoderOutput(embedding, hidden_states)
 
     def _initialise(self) -> None:
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -137,6 +182,7 @@ def _block(config: EncoderConfig, index: int) -> Block3D:
             num_heads=config.num_heads,
             grid_size=config.grid_size,
             window_size=0 if index in config.global_attn_indexes else config.window_size,
+            textbook=config.relative_terms == "textbook",
         )
     return Block3D(
         config.embed_dim,

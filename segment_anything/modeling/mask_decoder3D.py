@@ -7,15 +7,27 @@ image; their dot product is the mask.
 import torch
 from torch import Tensor, nn
 
-from segment_anything.modeling.common import MLP, LayerNorm3d
+from segment_anything.modeling.common import MLP, ChannelNorm3d, LayerNorm3d, unfold_cells
 
 
 class MaskDecoder3D(nn.Module):
-    """One mask for unambiguous prompts, or three alternatives, and a predicted IoU for each."""
+    """One mask for unambiguous prompts, or three alternatives, and a predicted IoU for each.
 
-    def __init__(self, transformer: nn.Module, *, dim: int, num_multimask_outputs: int = 3) -> None:
+    With ``detail_chans``, embeddings carry features of the low-resolution cells beyond their first
+    ``dim`` channels; they pass the transformer by and join the upscaled image.
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        *,
+        dim: int,
+        num_multimask_outputs: int = 3,
+        detail_chans: int = 0,
+    ) -> None:
         super().__init__()
         self.transformer = transformer
+        self.dim = dim
         self.num_mask_tokens = num_multimask_outputs + 1
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(self.num_mask_tokens, dim)
@@ -24,6 +36,14 @@ class MaskDecoder3D(nn.Module):
             nn.GELU(),
             *(nn.ConvTranspose3d(dim // 4, dim // 8, kernel_size=2, stride=2), nn.GELU()),
         )
+        if detail_chans:
+            self.detail = nn.Sequential(
+                *(ChannelNorm3d(detail_chans), nn.GELU()),
+                nn.Conv3d(detail_chans, detail_chans, kernel_size=3, padding=1),
+                *(nn.GELU(), nn.Conv3d(detail_chans, dim // 8, kernel_size=1)),
+            )
+        else:
+            self.detail = None
         self.output_hypernetworks_mlps = nn.ModuleList(
             MLP(dim, dim, dim // 8, 3) for _ in range(self.num_mask_tokens)
         )
@@ -58,13 +78,17 @@ class MaskDecoder3D(nn.Module):
 
         # 2. Tokens and image attend to each other
         src = image_embeddings + dense_prompt_embeddings
+        src, cells = src[:, : self.dim], src[:, self.dim :]
         hs, keys = self.transformer(src, image_pe, tokens)
         iou_token_out = hs[:, 0]
         mask_tokens_out = hs[:, 1 : 1 + self.num_mask_tokens]
 
         # 3. Upscale the image by four
         src = keys.transpose(1, 2).unflatten(2, src.shape[2:])
-        upscaled = self.output_upscaling(src)
+        upscaled = self.output_upscaling[:-1](src)
+        if self.detail is not None:
+            upscaled = upscaled + self.detail(unfold_cells(cells))
+        upscaled = self.output_upscaling[-1](upscaled)
 
         # 4. Masks: each wanted token against every voxel
         hyper_in = torch.stack(

@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segment_anything.config import PromptConfig
-from segment_anything.modeling.common import LayerNorm3d
-
-LOW_RES_PER_TOKEN = 4  # low-resolution cells along an axis of a token
+from segment_anything.config import CELLS_PER_TOKEN, PromptConfig
+from segment_anything.modeling.common import LayerNorm3d, fold_cells
 
 
 class PositionEmbeddingRandom3D(nn.Module):
@@ -51,14 +49,20 @@ class PromptEncoder3D(nn.Module):
     """Clicks and a mask prompt to what the mask decoder reads."""
 
     def __init__(
-        self, config: PromptConfig, *, embed_dim: int, img_size: int, grid_size: int
+        self,
+        config: PromptConfig,
+        *,
+        embed_dim: int,
+        img_size: int,
+        grid_size: int,
+        detail_chans: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
         self.embed_dim = embed_dim
         self.img_size = img_size
         self.grid_size = grid_size
-        self.low_res_size = grid_size * LOW_RES_PER_TOKEN
+        self.low_res_size = grid_size * CELLS_PER_TOKEN
         self.pe_layer = PositionEmbeddingRandom3D(embed_dim // 3)
         # Background, foreground. The released weights know no box corners.
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(2))
@@ -69,6 +73,7 @@ class PromptEncoder3D(nn.Module):
             nn.Conv3d(16, embed_dim, kernel_size=1),
         )
         self.no_mask_embed = nn.Embedding(1, embed_dim)
+        self.mask_detail = nn.Conv3d(1, detail_chans, 3, padding=1) if detail_chans else None
         self._dense_pe: tuple[Tensor, int, Tensor] | None = None  # matrix, its version, encoding
 
     def get_dense_pe(self) -> Tensor:
@@ -102,7 +107,7 @@ class PromptEncoder3D(nn.Module):
 
         Returns:
             Sparse embeddings (B, N + 1, C), (B, 0, C) without points, and dense embeddings
-            (B, C, g, g, g).
+            (B, C, g, g, g), or as many channels as the image embedding where that holds detail.
         """
         if boxes is not None:
             raise ValueError(
@@ -110,16 +115,25 @@ class PromptEncoder3D(nn.Module):
                 "box corners; give a click at the box's centre and the box as a coarse mask"
             )
         batch = self._batch_size(points, masks)
-        weight = self.no_mask_embed.weight
-        sparse = weight.new_zeros(batch, 0, self.embed_dim)
+        sparse = self.no_mask_embed.weight.new_zeros(batch, 0, self.embed_dim)
         if points is not None:
             sparse = self._embed_points(*points)
             if self.config.click_stamp_sigma > 0:
                 masks = self._stamp_clicks(masks, *points)
+        return sparse, self._embed_mask(masks, batch)
+
+    def _embed_mask(self, masks: Tensor | None, batch: int) -> Tensor:
+        """Embed a mask prompt, or that there is none; the cells' own features folded behind."""
         if masks is not None:
-            return sparse, self.mask_downscaling(masks)
-        dense = weight.view(1, -1, 1, 1, 1).expand(batch, -1, *[self.grid_size] * 3)
-        return sparse, dense
+            dense = self.mask_downscaling(masks)
+        else:
+            weight = self.no_mask_embed.weight
+            dense = weight.view(1, -1, 1, 1, 1).expand(batch, -1, *[self.grid_size] * 3)
+        if self.mask_detail is None:
+            return dense
+        if masks is None:
+            masks = dense.new_zeros(batch, 1, *[self.low_res_size] * 3)
+        return torch.cat([dense, fold_cells(self.mask_detail(masks)).to(dense.dtype)], dim=1)
 
     def _batch_size(self, points: tuple[Tensor, Tensor] | None, masks: Tensor | None) -> int:
         if points is None:

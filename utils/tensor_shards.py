@@ -1,0 +1,155 @@
+"""Tensors of many samples on disk: safetensors files of some size, and an index beside them.
+
+    shard-<rank>-<chance>.safetensors   tensors named "<sample id>/<name>"
+    index.jsonl                         a line that says what all samples have in common, and one a
+                                        sample: its shard, a checksum, and what else it was given
+    rows-<rank>.jsonl                   lines of a run that is not finished
+
+A shard appears whole, then its samples' lines: a run that is killed loses the samples of the shard
+in its hands. One sample is read without the others of its shard (memory-mapped), and checked.
+"""
+
+import json
+import uuid
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from utils.atomic import atomic_path
+from utils.errors import InputError
+from utils.json_lines import read_rows
+
+INDEX = "index.jsonl"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Finished samples: what they have in common, and a row for each sample id."""
+
+    folder: Path
+    common: dict
+    rows: dict[str, dict]
+
+    def read(self, sample_id: str) -> dict[str, Tensor]:
+        """Return the tensors of one sample.
+
+        Raises:
+            InputError: its shard is missing or damaged, or holds something else.
+        """
+        row = self.rows[sample_id]
+        path = self.folder / row["shard"]
+        try:
+            shard = _opened(path, path.stat().st_mtime_ns)
+            tensors = {key: shard.get_tensor(f"{sample_id}/{key}") for key in row["tensors"]}
+        except (OSError, SafetensorError) as error:
+            raise _damaged(path, sample_id, str(error)) from error
+        found = checksum(tensors)
+        if found != row["checksum"]:
+            raise _damaged(path, sample_id, f"checksum {found}, expected {row['checksum']}")
+        return tensors
+
+
+class ShardWriter:
+    """Writes the samples of one rank.
+
+    Args:
+        folder: of the shards.
+        rank: whose they are.
+        shard_bytes: a shard is closed when it holds as much.
+    """
+
+    def __init__(self, folder: Path, rank: int, shard_bytes: int) -> None:
+        self._folder, self._rank, self._shard_bytes = folder, rank, shard_bytes
+        self._tensors: dict[str, Tensor] = {}
+        self._rows: list[dict] = []
+
+    def add(self, sample_id: str, tensors: dict[str, Tensor], row: dict) -> None:
+        """Take over the tensors of a sample, on the CPU, and what its row shall say."""
+        self._tensors |= {f"{sample_id}/{key}": t.contiguous() for key, t in tensors.items()}
+        origin = {"sample_id": sample_id, "tensors": sorted(tensors)}
+        self._rows.append(origin | {"checksum": checksum(tensors)} | row)
+        if sum(t.nbytes for t in self._tensors.values()) >= self._shard_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added since the last time."""
+        if not self._rows:
+            return
+        # By chance, so that no line of an earlier index can mean it.
+        path = self._folder / f"shard-{self._rank}-{uuid.uuid4().hex[:12]}.safetensors"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(save(self._tensors))
+        with open(self._folder / f"rows-{self._rank}.jsonl", "a") as file:
+            for row in self._rows:
+                file.write(json.dumps(row | {"shard": path.name}) + "\n")
+        self._tensors, self._rows = {}, []
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """Return the CRC-32 of the tensors' bytes, in the order of their names."""
+    crc = 0
+    for _, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
+
+
+def open_shards(folder: Path) -> Shards:
+    """Open what was finished by `finish`.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = folder / INDEX
+    if not path.exists():
+        raise InputError(
+            f"{path}: not found, expected the index of stored outputs.\n"
+            "Run preparelabel.py to its end first."
+        )
+    head, *rows = read_rows(path) or [{}]
+    if "common" not in head or len(rows) != head["samples"]:
+        raise InputError(
+            f"{path}: found {len(rows)} samples of {head.get('samples', 'an unknown number')}; "
+            "expected a whole index.\nDelete it and run preparelabel.py again."
+        )
+    return Shards(folder, head["common"], {row["sample_id"]: row for row in rows})
+
+
+def written_rows(folder: Path, wanted: Callable[[dict], bool]) -> dict[str, dict]:
+    """Return the rows, finished or not, that are ``wanted`` and whose shard is there."""
+    rows = {}
+    for path in (folder / INDEX, *sorted(folder.glob("rows-*.jsonl"))):
+        for row in read_rows(path):
+            if "shard" in row and wanted(row) and (folder / row["shard"]).exists():
+                rows[row["sample_id"]] = row
+    return rows
+
+
+def finish(folder: Path, common: dict, rows: Iterable[dict]) -> None:
+    """Make an index of ``rows``, and remove shards that none of them needs."""
+    rows = list(rows)
+    lines = [{"common": common, "samples": len(rows)}, *rows]
+    with atomic_path(folder / INDEX) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    needed = {row["shard"] for row in rows}
+    unneeded = [p for p in folder.glob("shard-*.safetensors") if p.name not in needed]
+    for path in (*unneeded, *folder.glob("rows-*.jsonl")):
+        path.unlink()
+
+
+@lru_cache(maxsize=256)
+def _opened(path: Path, _changed: int) -> safe_open:
+    return safe_open(path, framework="pt")
+
+
+def _damaged(path: Path, sample_id: str, found: str) -> InputError:
+    return InputError(
+        f"{path}: the outputs of {sample_id} are not readable ({found}), expected what was stored."
+        "\nDelete the file and run preparelabel.py again: its samples will be made anew."
+    )
