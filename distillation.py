@@ -36,7 +36,6 @@ from segment_anything import (
 from utils.checkpoint import copy_teacher_blocks, open_network, save_payload
 from utils.crop_cache import read_index
 from utils.data_loader import CropDataset, add_crop_arguments
-from utils.distributed import joined
 from utils.distillation_tasks import (
     DistillationPlan,
     EncoderDistillation,
@@ -44,6 +43,7 @@ from utils.distillation_tasks import (
     matching_layers,
     require_stored_layers,
 )
+from utils.distributed import joined
 from utils.errors import InputError, exit_on_input_error
 from utils.runtime import positive_int, rank, start_run
 from utils.teacher_store import TEACHER, TeacherOutputs, open_store, require_teacher

@@ -17,13 +17,13 @@ from small import RULE, small_sam
 from test_trainer import CONFIG
 
 from segment_anything import checkpoint_payload
-from utils.crops import read_index
+from utils.crop_cache import read_index
 from utils.data_loader import CropDataset
 from utils.distributed import joined
 from utils.errors import InputError, exit_on_input_error
 from utils.runtime import rank
 from utils.tasks import InteractiveTask
-from utils.teacher_store import store_outputs
+from utils.teacher_store import StoreConfig, store_outputs
 from utils.trainer import fit
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     with joined("cpu") as device:
         fit(
             task,
-            CropDataset(index, augment="basic"),
+            CropDataset(index, RULE, augment="basic"),
             index.samples,
             config,
             args.out,
@@ -72,8 +72,7 @@ def main() -> None:
             index,
             args.out / "stored",
             rule=RULE,
-            num_clicks=2,
-            seed=0,
+            config=StoreConfig(num_clicks=2, layers=(1,), precision="float16", seed=0),
             device=device,
             precision=torch.float32,
         )

@@ -117,6 +117,17 @@ def test_hidden_states_are_the_stem_and_every_block():
     assert torch.equal(encoder(x), embedding)
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_encoder_stopped_early_returns_the_first_hidden_states_alone(depth):
+    encoder = _small().image_encoder
+    x = torch.randn(1, 1, 64, 64, 64)
+    whole = encoder.forward_features(x).hidden_states
+    embedding, hidden = encoder.forward_features(x, depth=depth)
+    assert embedding is None
+    assert len(hidden) == depth + 1
+    assert all(torch.equal(h, w) for h, w in zip(hidden, whole, strict=False))
+
+
 def test_loss_reaches_every_parameter_of_tiny():
     """Clicks always stamp a mask in ``tiny``, so two prompts in turn reach all of it."""
     model = _small()

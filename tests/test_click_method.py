@@ -1,5 +1,6 @@
 """Clicks: the challenge's own, a plain reading of its rule, and cases worked by hand."""
 
+import math
 from pathlib import Path
 
 import cc3d
@@ -7,7 +8,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from utils.click_method import _squared_distances, challenge_click, training_click
+from utils.click_method import (
+    Click,
+    _squared_distances,
+    challenge_click,
+    mended_share,
+    training_click,
+)
 from utils.errors import InputError
 
 PARITY = np.load(Path(__file__).parent / "data" / "metrics_seed0.npz")
@@ -160,3 +167,57 @@ def test_click_holds_plain_numbers():
 def test_masks_of_other_shapes_are_refused(shapes):
     with pytest.raises(InputError, match="expected two masks"):
         challenge_click(*(np.zeros(shape, dtype=bool) for shape in shapes))
+
+
+def two_missed_parts() -> np.ndarray:
+    """Return a truth of two bars, of eight voxels from (1, 2, 1) and of six from (4, 5, 3)."""
+    gt = np.zeros((6, 7, 12), dtype=bool)
+    gt[1, 2, 1:9] = gt[4, 5, 3:9] = True
+    return gt
+
+
+def test_half_of_the_clicked_part_filled_is_half_mended():
+    gt = two_missed_parts()
+    after = np.zeros_like(gt)
+    after[1, 2, 5:9] = True
+    after[3, 3, 3] = True  # a new error, beside the clicked one
+    assert mended_share(np.zeros_like(gt), after, gt, Click((1, 2, 3), True)) == 0.5
+
+
+def test_errors_elsewhere_do_not_count():
+    gt = two_missed_parts()
+    before, after = np.zeros_like(gt), np.zeros_like(gt)
+    after[4, 5, 3:9] = True
+    assert mended_share(before, after, gt, Click((1, 2, 3), True)) == 0.0
+    assert mended_share(before, after, gt, Click((4, 5, 8), True)) == 1.0
+
+
+def test_what_was_right_before_the_click_does_not_count():
+    gt = two_missed_parts()
+    before, after = np.zeros_like(gt), np.zeros_like(gt)
+    before[1, 2, 1:5] = True
+    after[1, 2, 4:6] = True  # fills one of four missed voxels, and loses three that were there
+    assert mended_share(before, after, gt, Click((1, 2, 7), True)) == 0.25
+
+
+def test_parts_that_touch_at_a_corner_are_mended_as_one():
+    gt = np.zeros((6, 7, 8), dtype=bool)
+    gt[1, 1, 1] = gt[2, 2, 2] = gt[2, 2, 3] = gt[3, 3, 4] = True
+    after = gt.copy()
+    after[1, 1, 1] = False
+    assert mended_share(np.zeros_like(gt), after, gt, Click((1, 1, 1), True)) == 0.75
+
+
+def test_oversegmented_part_removed_is_wholly_mended():
+    gt = two_missed_parts()
+    before = gt.copy()
+    before[1:4, 4:6, 9:12] = True
+    assert mended_share(before, gt, gt, Click((2, 4, 10), False)) == 1.0
+    assert mended_share(before, before, gt, Click((2, 4, 10), False)) == 0.0
+
+
+def test_click_beside_any_error_mends_no_number():
+    gt = two_missed_parts()
+    beside = Click((0, 0, 0), False)
+    assert math.isnan(mended_share(np.zeros_like(gt), gt, gt, beside))
+    assert math.isnan(mended_share(gt, gt, gt, beside))

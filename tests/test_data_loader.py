@@ -2,11 +2,8 @@ import numpy as np
 import pytest
 from small import RULE, write_prepared
 
-from utils.augment import move
-from utils.crops import build_crops
+from utils.crop_cache import build_cache
 from utils.data_loader import BalancedBatches, CropDataset, Draw, make_loader
-from utils.errors import InputError
-from utils.geometry import CropRule
 from utils.runtime import CLICKING
 
 
@@ -16,7 +13,7 @@ def _rows(**sizes):
 
 @pytest.fixture
 def index(tmp_path):
-    return build_crops([write_prepared(tmp_path / "tree")], tmp_path / "crops", RULE, workers=1)
+    return build_cache([write_prepared(tmp_path / "tree")], tmp_path / "crops", workers=1)
 
 
 def test_a_large_group_is_drawn_by_the_root_of_its_size():
@@ -34,31 +31,15 @@ def test_batches_restarted_at_a_step_are_those_of_the_whole_run():
 
 
 def test_augmentation_depends_on_the_draw_alone(index):
-    dataset = CropDataset(index, augment="basic", seed=3)
+    dataset = CropDataset(index, RULE, augment="basic", seed=3)
     first, again, other = dataset[Draw(1, 8)], dataset[Draw(1, 8)], dataset[Draw(1, 9)]
     assert (first["image"] == again["image"]).all()
     assert (first["image"] != other["image"]).any()
 
 
-def test_a_move_takes_image_and_label_together():
-    rng = np.random.default_rng(0)
-    label = np.zeros((16, 16, 16), bool)
-    label[6:9, 7:11, 8:10] = True
-    for _ in range(20):
-        image, moved = move(np.where(label, 9.0, 0.0).astype(np.float16), label, rng)
-        assert moved.sum() == label.sum()
-        np.testing.assert_array_equal(image > image.min(), moved)
-
-
-def test_no_target_voxel_is_shifted_out():
-    label = np.ones((16, 16, 16), bool)
-    _, moved = move(np.zeros(label.shape, np.float16), label, np.random.default_rng(0))
-    assert moved.all()
-
-
 def test_a_loader_gives_batches_with_ids(index):
     loader = make_loader(
-        CropDataset(index, augment="basic"), BalancedBatches(index.samples, 2, 3, 0), 0
+        CropDataset(index, RULE, augment="basic"), BalancedBatches(index.samples, 2, 3, 0), 0
     )
     batches = list(loader)
     assert len(batches) == 3
@@ -67,7 +48,7 @@ def test_a_loader_gives_batches_with_ids(index):
 
 
 def test_torchio_turns_image_and_label_alike(index):
-    plain, turned = (CropDataset(index, augment=a, seed=1) for a in ("basic", "torchio"))
+    plain, turned = (CropDataset(index, RULE, augment=a, seed=1) for a in ("basic", "torchio"))
     changed = 0
     for number in range(6):
         item = turned[Draw(0, number)]
@@ -78,15 +59,9 @@ def test_torchio_turns_image_and_label_alike(index):
     assert (turned[Draw(0, 3)]["image"] == turned[Draw(0, 3)]["image"]).all()
 
 
-def test_crops_that_another_run_has_cut_anew_are_refused(index, tmp_path):
-    build_crops([tmp_path / "tree/liver/CT_A"], tmp_path / "crops", CropRule(32, 0.5), workers=1)
-    with pytest.raises(InputError, match=r"(?s)spacing_mm': 0\.5.*spacing_mm': 1\.0"):
-        CropDataset(index)[0]
-
-
 def test_an_unreadable_sample_comes_as_a_message_from_a_worker(index):
     (index.folder / index.samples[0]["file"]).write_bytes(b"")
-    loader = make_loader(CropDataset(index), BalancedBatches(index.samples[:1], 1, 1, 0), 1)
+    loader = make_loader(CropDataset(index, RULE), BalancedBatches(index.samples[:1], 1, 1, 0), 1)
     assert "CT_A_0.npz: not readable" in next(iter(loader))["error"]
 
 

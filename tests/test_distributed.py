@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import RULE, write_prepared
+from safetensors import safe_open
+from small import write_prepared
 
-from utils.crops import build_crops
+from utils.crop_cache import build_cache
+from utils.tensor_shards import open_shards
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
 
@@ -20,7 +22,7 @@ WORKER = Path(__file__).parent / "distributed_worker.py"
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    build_crops([write_prepared(folder / "tree", cases=5)], folder / "crops", RULE, workers=1)
+    build_cache([write_prepared(folder / "tree", cases=5)], folder / "crops", workers=1)
     return folder / "crops"
 
 
@@ -52,7 +54,7 @@ def test_two_ranks_take_the_steps_of_one_with_the_whole_batch(crops, alone, tmp_
     assert result.returncode == 0, result.stderr
     first, second = (torch.load(out / "weights.pt") for out in (alone, tmp_path / "run"))
     for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=5e-5)  # of steps of 1e-3
     losses = [[row["loss"] for row in rows_of(out)] for out in (alone, tmp_path / "run")]
     np.testing.assert_allclose(*losses, rtol=1e-4)
     assert len(losses[0]) == 6
@@ -61,11 +63,14 @@ def test_two_ranks_take_the_steps_of_one_with_the_whole_batch(crops, alone, tmp_
 def test_every_sample_is_stored_once_over_the_ranks(crops, alone, tmp_path):
     on_two_ranks(crops, tmp_path / "run")
 
-    stored = [sorted((out / "stored").rglob("*.npz")) for out in (alone, tmp_path / "run")]
-    names = [[path.name for path in paths] for paths in stored]
-    assert names[0] == names[1]
-    assert len(names[0]) == 5
-    assert len(json.loads((tmp_path / "run/stored/manifest.json").read_text())["samples"]) == 5
+    one, two = (open_shards(out / "stored") for out in (alone, tmp_path / "run"))
+    assert list(one.rows) == list(two.rows)
+    held = []
+    for path in (tmp_path / "run/stored").glob("*.safetensors"):
+        with safe_open(path, framework="pt") as shard:
+            held += [key for key in shard.keys() if key.endswith("/click_labels")]  # noqa: SIM118
+    assert sorted(held) == sorted(f"{sample_id}/click_labels" for sample_id in one.rows)
+    assert len({row["shard"] for row in two.rows.values()}) == 2
 
 
 def test_a_rank_that_fails_ends_the_run_with_its_reason(crops, tmp_path):

@@ -22,6 +22,7 @@ import validation_student
 from segment_anything import checkpoint_payload
 from utils.errors import InputError
 from utils.geometry import GeometryError
+from utils.tensor_shards import open_shards
 
 SPACING_XYZ = (1.2, 1.1, 1.0)
 TRAINING = ["--steps", "3", "--batch-size", "2", "--workers", "0"]
@@ -143,7 +144,8 @@ def test_every_flag_is_read_by_something(pipeline):
     _, reports = pipeline
     # Where a checkpoint is given, nothing is started from the teacher's blocks; stored outputs say
     # their clicks, and are of crops as they are.
-    expected = {"teacher": set(), "student": {"init_from_teacher", "num_clicks", "augment"}}
+    of_online = {"num_clicks", "augment", "zoom_share"}
+    expected = {"teacher": set(), "student": {"init_from_teacher"} | of_online}
     expected["online"] = {"init_from_teacher"}
     assert reports["unread"] == expected | {"validation": set(), "validation_student": set()}
 
@@ -158,7 +160,7 @@ def test_a_finished_training_resumes_to_its_outputs(pipeline, tmp_path):
     )  # fmt: skip
     assert report.fit.steps == 3
     assert report.store.fingerprint == reports["teacher"].store.fingerprint
-    assert len(list(tmp_path.rglob("*.npz"))) == 6
+    assert len(open_shards(tmp_path).rows) == 6
 
 
 def test_a_network_that_is_there_is_not_trained_over(pipeline):
@@ -244,13 +246,33 @@ def test_steps_zero_stores_the_outputs_of_a_checkpoint_as_it_is(pipeline):
     assert len(report.store.samples) == 6
 
 
-def test_crops_of_another_rule_are_refused(pipeline):
+def test_one_cache_of_volumes_serves_crops_of_every_spacing(pipeline):
     folder, _ = pipeline
-    with pytest.raises(InputError, match=r"(?s)spacing_mm=1\.0.*spacing_mm=0\.5"):
-        prepare_labels(
-            "--checkpoint", str(folder / "t.pt"), "--from-crops", "--spacing-mm", "0.5",
-            "--crops-dir", str(folder / "work_dir/crops"), "--out-dir", str(folder / "no"),
-        )  # fmt: skip
+    report = prepare_labels(
+        "--checkpoint", str(folder / "t.pt"), "--from-crops", "--spacing-mm", "0.5", "--no-store",
+        "--crops-dir", str(folder / "work_dir/crops"), "--out-dir", str(folder / "finer"),
+    )  # fmt: skip
+    assert report.fit.steps == 3
+    assert report.store is None
+    rule = torch.load(folder / "finer/last.pt", weights_only=True)["crop_rule"]
+    assert rule["spacing_mm"] == 0.5
+
+
+def test_layer_by_layer_needs_layers_and_says_so(pipeline, tmp_path):
+    folder, _ = pipeline
+    crops = ["--crops-dir", str(folder / "work_dir/crops")]
+    teacher = ["--checkpoint", str(folder / "t.pt"), "--steps", "0", "--from-crops", *crops]
+    store = ["--teacher-dir", str(tmp_path / "outputs")]
+    flags = ["--checkpoint", str(folder / "s.pt"), *crops, *store, *TRAINING]
+    flags += ["--layer-share", "0.7", "--out-dir"]
+    prepare_labels(*teacher, *store)
+    with pytest.raises(InputError, match=r"(?s)blocks \[\], expected \[1, 2\].*--store-layers 1 2"):
+        distillation.run(distillation.parse_args([*flags, str(tmp_path / "no")]))
+    prepare_labels(*teacher, *store, "--store-layers", "1", "2")
+    distillation.run(distillation.parse_args([*flags, str(tmp_path / "student")]))
+    lines = (tmp_path / "student/metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert ["loss_newest_layer" in row for row in rows] == [True, True, False]
 
 
 def test_an_unreadable_case_is_listed_and_the_others_are_scored(tmp_path, run_script):

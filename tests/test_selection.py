@@ -7,7 +7,7 @@ import torch
 from small import RULE, small_sam, write_prepared
 
 from segment_anything import checkpoint_payload, load_checkpoint
-from utils.crops import build_crops
+from utils.crop_cache import build_cache
 from utils.errors import InputError
 from utils.selection import Selection
 from utils.validation_crops import CropValidation
@@ -15,12 +15,12 @@ from utils.validation_crops import CropValidation
 
 def crops_of(folder, dataset="CT_A", cases=3):
     tree = write_prepared(folder / "tree", cases=cases, dataset=dataset)
-    return build_crops([tree], folder / f"crops_{dataset}", RULE, workers=1)
+    return build_cache([tree], folder / f"crops_{dataset}", workers=1)
 
 
 def validation(index, train, most=0):
     return CropValidation(
-        index, train, most=most, device=torch.device("cpu"), precision=torch.float32
+        index, train, RULE, most=most, device=torch.device("cpu"), precision=torch.float32
     )
 
 

@@ -7,9 +7,9 @@ from small import ball, small_sam
 
 from utils import tasks
 from utils.box_prompt import box_around, ellipsoid_logits
-from utils.interaction import NO_CLICK, ClickHistory, decode
-from utils.runtime import CLICKING
-from utils.tasks import EncoderDistillation, InteractiveTask, OnlineDistillation
+from utils.interaction import NO_CLICK, upsample
+from utils.metrics import dsc
+from utils.tasks import InteractiveTask
 from utils.teacher_outputs import teacher_outputs
 
 
@@ -109,79 +109,8 @@ def test_one_batch_can_be_learnt_by_heart():
         report["loss"].backward()
         optimizer.step()
 
-    assert report["loss_last_click"] < 0.15  # Dice loss and cross-entropy together
-
-
-def teacher_batch(teacher, clicks=2):
-    """A batch with what the teacher makes of it."""
-    sample = batch(2)
-    with torch.no_grad():
-        embedding = teacher.image_encoder(sample["image"])
-        history, masks, low_res = ClickHistory("all"), [], None
-        coords = torch.full((2, clicks, 3), 16.0)
-        labels = torch.ones(2, clicks, dtype=torch.long)
-        for k in range(clicks):
-            history.add(coords[:, k], labels[:, k])
-            low_res, _ = decode(teacher, embedding, history, low_res)
-            masks.append(low_res)
-    outputs = {"image_embedding": embedding, "low_res_masks": torch.cat(masks, 1)}
-    return sample | outputs | {"click_coords": coords, "click_labels": labels}
-
-
-def test_student_that_is_the_teacher_agrees_with_it_in_full():
-    teacher = small_sam()
-    report = EncoderDistillation(teacher, logit_weight=1.0, truth_weight=0.5)(
-        teacher_batch(teacher)
-    )
-
-    assert report["loss_embedding"] < 1e-10
-    assert report["embedding_cosine"] == pytest.approx(1, abs=1e-5)
-    assert report["mask_dsc_to_teacher"] == pytest.approx(1)
-    expected = report["loss_logits"] + 0.5 * report["loss_truth"]
-    assert report["loss"].item() == pytest.approx(expected.item(), abs=1e-6)
-
-
-def test_distillation_changes_the_encoder_and_leaves_the_decoder_as_it_was():
-    student, sample = small_sam(1), teacher_batch(small_sam())
-    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    task = EncoderDistillation(student, logit_weight=1.0, truth_weight=1.0)
-    optimizer = torch.optim.SGD(task.parameter_groups(0.1))
-    task(sample)["loss"].backward()
-    optimizer.step()
-
-    changed = {
-        n for n, tensor in student.state_dict().items() if not torch.equal(tensor, before[n])
-    }
-    assert changed
-    assert all(name.startswith("image_encoder.") for name in changed)
-
-
-def test_weights_of_zero_leave_the_embedding_alone():
-    student, sample = small_sam(1), teacher_batch(small_sam())
-    report = EncoderDistillation(student, logit_weight=0)(sample)
-
-    assert report["loss"] == report["loss_embedding"]
-    assert "loss_logits" not in report
-
-
-def test_online_distillation_is_what_stored_outputs_of_the_same_crop_give():
-    teacher, student = small_sam(), small_sam(1)
-    sample = batch(2)
-    rngs = [np.random.default_rng([0, n, CLICKING]) for n in sample["number"]]
-    stored = sample | teacher_outputs(teacher, sample["image"], sample["label"], 3, rngs)
-    weights = {"logit_weight": 1.0, "truth_weight": 0.5}
-    online = OnlineDistillation(student, teacher, num_clicks=3, seed=0, **weights)
-
-    expected = EncoderDistillation(student, **weights)(stored)
-    for key, value in online(sample).items():
-        torch.testing.assert_close(value, expected[key])
-
-
-def test_teacher_of_an_online_distillation_neither_learns_nor_is_saved():
-    teacher = small_sam()
-    task = OnlineDistillation(small_sam(1), teacher, num_clicks=2, seed=0, logit_weight=1.0)
-    task(batch(2))["loss"].backward()
-
-    assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert not any("teacher" in name for name in task.state_dict())
-    assert len(list(task.parameters())) == len(list(teacher.parameters()))
+    rngs = [np.random.default_rng(n) for n in range(2)]
+    outputs = teacher_outputs(model, sample["image"], sample["label"], 3, rngs)
+    masks = upsample(outputs["low_res_masks"][:, -1:], 32)[:, 0] > model.mask_threshold
+    for mask, label in zip(masks, sample["label"], strict=True):
+        assert dsc(label[0].numpy(), mask.numpy()) > 0.95

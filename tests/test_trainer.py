@@ -7,21 +7,22 @@ from small import RULE, small_sam, write_prepared
 from torch import nn
 
 from segment_anything import checkpoint_payload
-from utils.crops import build_crops
+from utils.crop_cache import build_cache
 from utils.data_loader import CropDataset
-from utils.tasks import InteractiveTask
+from utils.tasks import InteractiveTask, Task
 from utils.trainer import DivergedError, FitConfig, fit, lr_factor
 
 CONFIG = FitConfig(
-    steps=6, batch_size=2, accumulation=1, lr=1e-3, weight_decay=0.1, warmup=0.2, clip=1.0,
-    validate_every=0, patience=0, save_minutes=60, workers=0, seed=0, precision=torch.float32,
+    steps=6, batch_size=2, accumulation=1, lr=1e-3, weight_decay=0.1, lr_schedule="cosine",
+    warmup=0.2, clip=1.0, validate_every=0, patience=0, save_minutes=60, workers=0, seed=0,
+    precision=torch.float32,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trainer")
-    return build_crops([write_prepared(folder / "tree")], folder / "crops", RULE, workers=1)
+    return build_cache([write_prepared(folder / "tree")], folder / "crops", workers=1)
 
 
 def train(index, out_dir, *, resume=False, stop_after=None, **changes):
@@ -33,19 +34,21 @@ def train(index, out_dir, *, resume=False, stop_after=None, **changes):
     out_dir.mkdir(exist_ok=True)
     config = dataclasses.replace(CONFIG, **changes)
     report = fit(
-        task, CropDataset(index, augment="basic"), index.samples, config, out_dir,
+        task, CropDataset(index, RULE, augment="basic"), index.samples, config, out_dir,
         device=torch.device("cpu"), payload=lambda: checkpoint_payload(model), resume=resume,
     )  # fmt: skip
     return model, report
 
 
-class Interrupted(nn.Module):
+class Interrupted(Task):
     """A task that is killed in the middle of a step."""
 
     def __init__(self, task, steps):
         super().__init__()
         self.task, self.model, self.steps = task, task.model, steps
-        self.parameter_groups = task.parameter_groups
+
+    def parameter_groups(self, lr):
+        return self.task.parameter_groups(lr)
 
     def forward(self, batch):
         if self.steps == 0:
@@ -59,11 +62,16 @@ def weights(model):
 
 
 def test_the_rate_warms_up_and_falls_to_zero():
-    factors = [lr_factor(step, 100, 0.1) for step in range(101)]
+    factors = [lr_factor(step, 100, 0.1, "cosine") for step in range(101)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == 1.0
     assert factors[100] == pytest.approx(0, abs=1e-12)
     assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_the_rate_falls_in_the_steps_of_the_paper():
+    factors = [lr_factor(step, 200, 0.0, "steps") for step in range(200)]
+    assert factors == [1.0] * 120 + [0.1] * 60 + [0.01] * 20
 
 
 def test_training_lowers_the_loss_and_writes_each_step_down(index, tmp_path):
@@ -87,7 +95,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(index, tmp_
 def test_two_half_batches_accumulate_to_one_whole(index, tmp_path):
     torch.manual_seed(0)
 
-    class Mean(nn.Module):
+    class Mean(Task):
         """A loss that is a mean over samples, without clicks, so that halves can be added."""
 
         def __init__(self):
@@ -132,7 +140,7 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(index, tmp_path):
     task = Broken(small_sam(), num_clicks=1, loss_size=16, seed=0)
     with pytest.raises(DivergedError, match=r"nan at step 0, samples \['liver/CT_A/CT_A_"):
         fit(
-            task, CropDataset(index, augment="basic"), index.samples, CONFIG, tmp_path,
+            task, CropDataset(index, RULE, augment="basic"), index.samples, CONFIG, tmp_path,
             device=torch.device("cpu"), payload=dict, resume=False,
         )  # fmt: skip
     assert not (tmp_path / "last.pt").exists()

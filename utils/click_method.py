@@ -6,6 +6,7 @@ masks agree. Distances are in voxels, not mm, as in the challenge's evaluator. N
 random state is neither read nor changed.
 """
 
+import math
 from typing import NamedTuple
 
 import cc3d
@@ -55,6 +56,23 @@ def training_click(
     if len(places) == 0:
         return None
     return _click(np.unravel_index(rng.choice(places), error.shape), gt_mask)
+
+
+def mended_share(before: np.ndarray, after: np.ndarray, gt_mask: np.ndarray, click: Click) -> float:
+    """Return how much of the clicked error a click has mended, from 0 to 1.
+
+    The clicked error is the component, joined over faces, edges and corners, in which the click
+    lies; after a click inside a missed part, this is the share of it that got filled. NaN for a
+    click beside any error.
+    """
+    error, gt_mask = _error(before, gt_mask)
+    if not error[click.zyx]:
+        return math.nan
+    (outer,) = ndimage.find_objects(error.view(np.uint8))
+    labels = cc3d.connected_components(np.ascontiguousarray(error[outer]), connectivity=26)
+    place = tuple(c - side.start for c, side in zip(click.zyx, outer, strict=True))
+    clicked = labels == labels[place]
+    return float((after[outer] == gt_mask[outer])[clicked].mean())
 
 
 def _error(pred_mask: np.ndarray, gt_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import torch
 from segment_anything import Sam3D
 from utils.baselines import ball_dsc_curve
 from utils.cases import Case, read_case, targets_of
-from utils.click_method import challenge_click
+from utils.click_method import challenge_click, mended_share
 from utils.crops import Crop, cut
 from utils.geometry import CropRule
 from utils.interaction import ClickHistory, decode, upsample
@@ -40,6 +40,7 @@ class TargetResult:
     dsc: list[float] = field(default_factory=list)
     nsd: list[float] = field(default_factory=list)
     clicks: list[tuple[tuple[int, int, int], bool]] = field(default_factory=list)
+    mended: list[float] = field(default_factory=list)  # by each click, of the error it lies in
     encoder_ms: float = 0.0
     decoder_ms: list[float] = field(default_factory=list)
     ball_dsc: np.ndarray = field(default_factory=lambda: np.zeros(len(BALL_RADII_MM)))
@@ -111,8 +112,11 @@ class Evaluator:
         crop = cut(image.array, target, image.affine, self.rule, case.is_ct)
         result = TargetResult(name, case.organ, case.dataset, crop.coverage)
         mask = np.zeros_like(target)
-        for mask, click in self._interact(crop, target, result):
-            result.clicks += [click] if click else []
+        for after, click in self._interact(crop, target, result):
+            if click:
+                result.clicks.append(click)
+                result.mended.append(mended_share(mask, after, target, click))
+            mask = after
             result.dsc.append(dsc(target, mask))
             result.nsd.append(nsd(target, mask, image.spacing_zyx))
         first_click, _ = result.clicks[0]

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -52,6 +53,8 @@ class Summary:
     nsd_auc: float
     ball_radius_mm: float
     ball_dsc: float
+    mended_foreground: float | None
+    mended_background: float | None
     encoder_ms: float
     decoder_ms: float
     encoder_parameters: int
@@ -169,6 +172,8 @@ def _summarise(
         nsd_auc=float(np.mean([t.nsd_auc for t in targets])),
         ball_radius_mm=float(radius),
         ball_dsc=float(ball),
+        mended_foreground=mended_by_later_clicks(targets, foreground=True),
+        mended_background=mended_by_later_clicks(targets, foreground=False),
         encoder_ms=float(np.median([t.encoder_ms for t in targets])),
         decoder_ms=float(np.median([ms for t in targets for ms in t.decoder_ms])),
         encoder_parameters=sum(p.numel() for p in model.image_encoder.parameters()),
@@ -180,6 +185,17 @@ def _summarise(
         failures=failures,
         out_dir=str(out_dir),
     )
+
+
+def mended_by_later_clicks(targets: Sequence[TargetResult], *, foreground: bool) -> float | None:
+    """Return how much of the error it lies in a click after the first mends, on average."""
+    shares = [
+        share
+        for target in targets
+        for (_, is_foreground), share in list(zip(target.clicks, target.mended, strict=True))[1:]
+        if is_foreground == foreground and not math.isnan(share)
+    ]
+    return float(np.mean(shares)) if shares else None
 
 
 def _write_results(targets: Sequence[TargetResult], summary: Summary, out_dir: Path) -> None:
@@ -195,6 +211,7 @@ def _write_results(targets: Sequence[TargetResult], summary: Summary, out_dir: P
             "NSD_AUC": t.nsd_auc,
             **{f"DSC_{k + 1}": t.dsc[k] for k in clicks},
             **{f"NSD_{k + 1}": t.nsd[k] for k in clicks},
+            **{f"mended_{k + 1}": t.mended[k] if k < len(t.mended) else math.nan for k in clicks},
             "encoder_ms": t.encoder_ms,
             "decoder_ms": float(np.mean(t.decoder_ms)),
             "clicks_zyx": " ".join(
@@ -264,6 +281,10 @@ def summary_table(summary: Summary) -> str:
     return "\n".join(lines)
 
 
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
 def print_summary(summary: Summary) -> int:
     """Print the tables and where the rest lies; return the script's exit code."""
     print(summary_table(summary))
@@ -272,6 +293,8 @@ def print_summary(summary: Summary) -> int:
     print(
         f"\n{summary.targets} targets   DSC over clicks {curve} (AUC {summary.dsc_auc:.3f})   "
         f"NSD {nsd_curve} (AUC {summary.nsd_auc:.3f})\n"
+        f"a click after the first mends {_percent(summary.mended_foreground)} of the missed part "
+        f"it lies in, {_percent(summary.mended_background)} of a part too much\n"
         f"ball of the best radius, {summary.ball_radius_mm:.0f} mm, at the first click: "
         f"DSC {summary.ball_dsc:.3f}\n"
         f"encoder {summary.encoder_ms:.1f} ms, decoder {summary.decoder_ms:.1f} ms a click "
