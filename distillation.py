@@ -206,6 +206,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> Report:
     """Distil on one rank of however many there are."""
     index = read_index(args.crops_dir)
     teacher, rule = open_network(args.teacher_dir / TEACHER)
+    index, validation = open_validation(args, index, rule, device)
     student = build_student(args, teacher)
 
     identity = fingerprint(teacher)
@@ -234,7 +235,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> Report:
         device=device,
         payload=payload,
         resume=args.resume,
-        validate=open_validation(args, index, rule, device),
+        validate=validation,
     )
     if report.best:
         load_checkpoint(student, report.best)

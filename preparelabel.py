@@ -267,6 +267,7 @@ def train_and_store(
     device: torch.device,
 ) -> Report:
     """Train on the crops, then store; on every rank."""
+    index, validation = open_validation(args, index, rule, device)
     report = None
     if args.steps:
         task = InteractiveTask(
@@ -289,7 +290,7 @@ def train_and_store(
             device=device,
             payload=lambda: checkpoint_payload(teacher, crop_rule=rule.to_dict()),
             resume=args.resume,
-            validate=open_validation(args, index, rule, device),
+            validate=validation,
         )
         if report.best:
             load_checkpoint(teacher, report.best)

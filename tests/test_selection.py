@@ -1,16 +1,17 @@
 """Validation during training: what is scored, which checkpoint is kept, when a run stops."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from small import RULE, small_sam, write_prepared
 
 from segment_anything import checkpoint_payload, load_checkpoint
-from utils.crop_cache import build_cache
+from utils.crop_cache import CropIndex, build_cache
 from utils.errors import InputError
 from utils.selection import Selection
-from utils.validation_crops import CropValidation
+from utils.validation_crops import CropValidation, split_by_patient
 
 
 def crops_of(folder, dataset="CT_A", cases=3):
@@ -100,3 +101,29 @@ def test_a_resumed_run_forgets_validations_after_its_checkpoint(tmp_path):
 
     assert torch.load(tmp_path / "best.pt") == {"again": True}
     assert len((tmp_path / "validation.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_patient_is_held_out_with_all_organs_and_modalities():
+    def row(organ, dataset, patient):
+        return {
+            "organ": organ,
+            "dataset": dataset,
+            "case": f"{organ}/{dataset}/{dataset}_{patient}",
+        }
+
+    groups = [("liver", "CT_A"), ("spleen", "CT_A"), ("liver", "MR_A")]
+    rows = [row(*group, f"p{n}") for group in groups for n in range(200)]
+    kept, held_out = split_by_patient(CropIndex(Path(), rows, []), 0.2)
+
+    patients = [{s["case"].rsplit("_", 1)[-1] for s in part.samples} for part in (kept, held_out)]
+    assert not patients[0] & patients[1]
+    assert len(held_out.samples) == 3 * len(patients[1])
+    assert 0.14 < len(patients[1]) / 200 < 0.26
+    fewer = split_by_patient(CropIndex(Path(), rows[:100], []), 0.2)[1]
+    assert all(sample in held_out.samples for sample in fewer.samples)
+
+
+def test_a_split_with_nobody_on_one_side_is_refused():
+    rows = [{"dataset": "CT_A", "case": "liver/CT_A/CT_A_1"}]
+    with pytest.raises(InputError, match=r"--val-share 0\.5: \d targets to train on"):
+        split_by_patient(CropIndex(Path(), rows, []), 0.5)

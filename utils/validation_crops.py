@@ -5,7 +5,9 @@ lie in a cache, the challenge's clicks, DSC on the crop's own grid. Ranks share 
 """
 
 import argparse
+import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +103,13 @@ def add_crop_validation_arguments(parser: argparse.ArgumentParser) -> None:
         help="prepared <organ>/<data set> folders of other patients (utils/data_paths.py)",
     )
     group.add_argument(
+        "--val-share",
+        type=float,
+        default=0.0,
+        help="instead of --val-datas, hold out this share of the patients of --img-datas "
+        "(default: 0)",
+    )
+    group.add_argument(
         "--val-crops",
         type=non_negative_int,
         default=64,
@@ -110,21 +119,49 @@ def add_crop_validation_arguments(parser: argparse.ArgumentParser) -> None:
 
 def lay_down_validation(args: argparse.Namespace) -> None:
     """Lay down the volumes that validation needs, before the ranks join."""
-    if args.validate_every and rank() == 0:
+    if args.validate_every and not args.val_share and rank() == 0:
         build_cache(args.val_datas, _folder(args), workers=max(1, args.workers))
 
 
 def open_validation(
-    args: argparse.Namespace, train: CropIndex, rule: CropRule, device: torch.device
-) -> CropValidation | None:
-    """Return the validation that the flags ask for, on crops cut before."""
+    args: argparse.Namespace, index: CropIndex, rule: CropRule, device: torch.device
+) -> tuple[CropIndex, CropValidation | None]:
+    """Return what is left to train on, and the validation that the flags ask for."""
     if not args.validate_every:
-        return None
+        return index, None
+    if args.val_share:
+        index, held_out = split_by_patient(index, args.val_share)
+    else:
+        held_out = read_index(_folder(args))
     precision = pick_precision(args.precision, device)
-    index = read_index(_folder(args))
-    return CropValidation(
-        index, train, rule, most=args.val_crops, device=device, precision=precision
+    validation = CropValidation(
+        held_out, index, rule, most=args.val_crops, device=device, precision=precision
     )
+    return index, validation
+
+
+def split_by_patient(index: CropIndex, share: float) -> tuple[CropIndex, CropIndex]:
+    """Hold out about ``share`` of the patients; return the others' and their targets.
+
+    A patient is a case's name without the data set's, so that all organs and modalities of one
+    stay together. The name alone decides, so that every run and rank splits alike.
+
+    Raises:
+        InputError: one of the two is empty.
+    """
+
+    def is_held_out(sample: dict) -> bool:
+        patient = sample["case"].rsplit("/", 1)[-1].removeprefix(sample["dataset"])
+        return zlib.crc32(patient.encode()) < share * 2**32
+
+    kept = [s for s in index.samples if not is_held_out(s)]
+    held_out = [s for s in index.samples if is_held_out(s)]
+    if not kept or not held_out:
+        raise InputError(
+            f"--val-share {share}: {len(kept)} targets to train on and {len(held_out)} to validate "
+            "on; expected some of both. Give another share, or --val-datas."
+        )
+    return replace(index, samples=kept), replace(index, samples=held_out)
 
 
 def _folder(args: argparse.Namespace) -> Path:
