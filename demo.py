@@ -117,18 +117,8 @@ def run(args: argparse.Namespace) -> tuple[Path, dict[str, dict], list[str]]:
     pipeline.step(
         "3 train the teacher, store its outputs",
         *["preparelabel.py", "--network", "tiny", "--fit-spacing", "--img-datas", *train],
-        *[
-            "--num-clicks",
-            3,
-            "--lr-schedule",
-            "cosine",
-            "--loss-size",
-            32,
-            "--decoder-lr-scale",
-            1,
-            "--stored-clicks",
-            3,
-        ],
+        *["--num-clicks", 3, "--loss-size", 32, "--decoder-lr-scale", 1, "--stored-clicks", 3],
+        *["--lr-schedule", "cosine", "--store-layers", 2, 4, 6],
         *["--steps", args.steps, "--out-dir", out / "teacher", *shared],
     )
     pipeline.step(
