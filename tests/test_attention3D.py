@@ -150,8 +150,8 @@ def test_each_textbook_term_indexes_its_own_key_axis():
 
 
 def test_textbook_logits_inside_the_dot_product_attend_as_the_dense_bias():
-    attn, _ = _attention(**GLOBAL, textbook=True)
-    query, key, value = torch.randn(3, 2, 2, 64, 12, dtype=torch.float64)
+    attn, _ = _attention(grid_size=3, textbook=True)
+    query, key, value = torch.randn(3, 2, 2, 27, 12, dtype=torch.float64)
     relative = attn._textbook_logits(query)
 
     wide_query, wide_key = extend(query, key, relative, attn.columns)

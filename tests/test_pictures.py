@@ -16,6 +16,7 @@ from utils.pictures import (
     draw_click_curve,
     draw_overlay,
     draw_training_curve,
+    draw_validation_curve,
 )
 
 
@@ -110,3 +111,15 @@ def test_training_curve_refuses_what_holds_no_loss(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(InputError, match=r"metrics\.jsonl"):
         draw_training_curve(tmp_path / "loss.png", tmp_path / "metrics.jsonl")
+
+
+def test_validation_curve_shows_a_curve_for_each_number_of_clicks(tmp_path):
+    rows = [
+        {"step": 100, "dsc_1": 0.4, "dsc_3": 0.5, "dsc_5": 0.55, "score": 0.48},
+        {"step": 200, "dsc_1": 0.45, "dsc_3": 0.6, "dsc_5": 0.7, "score": 0.58},
+    ]
+    draw_validation_curve(tmp_path / "two.png", rows)
+    draw_validation_curve(tmp_path / "one.png", [{**row, "dsc_5": row["dsc_3"]} for row in rows])
+    first, second = (matplotlib.image.imread(tmp_path / name) for name in ("two.png", "one.png"))
+    assert first.shape == second.shape
+    assert (first != second).any()

@@ -192,6 +192,32 @@ def draw_training_curve(path: Path, metrics_jsonl_path: Path) -> None:
     _save(figure, path)
 
 
+def draw_validation_curve(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Draw DSC on held-out crops over the steps of a training, one curve a number of clicks.
+
+    Args:
+        path: picture to write.
+        rows: of ``validation.jsonl``: ``step``, and ``dsc_<n>`` after n clicks.
+    """
+    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    steps = [row["step"] for row in rows]
+    names = [key for key in rows[0] if key.startswith("dsc_")]
+    for name, colour in zip(names, cycle(SERIES_COLOURS), strict=False):
+        scores = [row[name] for row in rows]
+        clicks = name.removeprefix("dsc_")
+        label = f"{clicks} click{'s' if clicks != '1' else ''}: {scores[-1]:.3f}"
+        axes.plot(steps, scores, "o-", color=colour, lw=2, ms=4, label=label)
+    best = max(rows, key=lambda row: row["score"])["step"]
+    axes.axvline(best, color=GREY, lw=1.2, ls=(0, (4, 3)), label=f"best: step {best}")
+    axes.set_xlabel("optimizer step", color=INK)
+    axes.set_ylabel("DSC on held-out crops", color=INK)
+    axes.set_ylim(0, 1)
+    _tidy(axes)
+    figure.legend(loc="outside upper left", ncols=4, **_LEGEND)
+    _save(figure, path)
+
+
 def _centre(mask: np.ndarray) -> np.ndarray:
     """Return the median voxel of ``mask`` along each axis; the volume's middle if it is empty."""
     if not mask.any():

@@ -24,25 +24,25 @@ class Selection:
     def __init__(self, out_dir: Path, start: int, patience: int) -> None:
         self.path, self._log = out_dir / "best.pt", out_dir / "validation.jsonl"
         self._patience = patience
-        self._rows = resume_rows(self._log, start)
+        self.rows = resume_rows(self._log, start)
 
     def add(self, step: int, scores: dict[str, float], payload: Callable[[], dict]) -> None:
         """Note a validation; save the network if there was no better one."""
-        best = max((row["score"] for row in self._rows), default=-math.inf)
-        self._rows.append({"step": step} | scores)
+        best = max((row["score"] for row in self.rows), default=-math.inf)
+        self.rows.append({"step": step} | scores)
         logger.info("validation %s", {key: round(value, 4) for key, value in scores.items()})
         if rank() == 0 and scores["score"] > best:
             save_payload(self.path, payload())
-        append_row(self._log, self._rows[-1])
+        append_row(self._log, self.rows[-1])
 
     @property
     def best(self) -> Path | None:
         """The best network, where there was a validation."""
-        return self.path if self._rows else None
+        return self.path if self.rows else None
 
     @property
     def has_stalled(self) -> bool:
         """Whether the last ``patience`` validations were no better than one before them."""
-        scores = [row["score"] for row in self._rows]
+        scores = [row["score"] for row in self.rows]
         recent, earlier = scores[-self._patience :], scores[: -self._patience]
         return bool(self._patience and earlier and max(recent) <= max(earlier))

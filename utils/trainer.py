@@ -26,7 +26,7 @@ from utils.data_loader import BalancedBatches, make_loader
 from utils.distributed import mean_over_ranks, shared, wait_for_all
 from utils.errors import InputError
 from utils.json_lines import append_row, resume_rows
-from utils.pictures import draw_training_curve
+from utils.pictures import draw_training_curve, draw_validation_curve
 from utils.runtime import (
     add_run_arguments,
     autocast,
@@ -189,7 +189,8 @@ def fit(
 ) -> FitReport:
     """Train ``task`` on ``dataset`` and leave ``last.pt``, ``metrics.jsonl`` and ``loss.png``.
 
-    With ``validate``, also ``best.pt`` and ``validation.jsonl``. Scalars go to TensorBoard too.
+    With ``validate``, also ``best.pt``, ``validation.jsonl`` and ``validation.png``. Scalars go to
+    TensorBoard too.
 
     Args:
         samples: the dataset's index rows, which decide how often each is drawn.
@@ -241,6 +242,8 @@ def fit(
     if start < done and rank() == 0:
         save_checkpoint(last, payload(), done, state)
         draw_training_curve(out_dir / "loss.png", recorder.path)
+        if selection.rows:
+            draw_validation_curve(out_dir / "validation.png", selection.rows)
     recorder.close()
     wait_for_all()
     minutes = (time.monotonic() - began) / 60

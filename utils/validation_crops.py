@@ -66,7 +66,7 @@ class CropValidation:
         sums = {f"dsc_{n}": sum(curve[n - 1] for curve in curves) for n in SCORED_CLICKS}
         sums = mean_over_ranks(sums | {"count": float(len(curves))}, self.device)
         count = sums.pop("count")
-        means = {key: value / count for key, value in sums.items()}
+        means = {key: float(value / count) for key, value in sums.items()}
         return means | {"score": sum(means.values()) / len(means)}
 
     @torch.inference_mode()
