@@ -187,13 +187,14 @@ def changed(config: SamConfig, fields: Sequence[str]) -> SamConfig:
         InputError: there is no such field, or the network cannot be built so.
     """
     values = config.to_dict()
+    parts = {part: fields for part, fields in values.items() if isinstance(fields, dict)}
     for text in fields:
         name, _, value = text.partition("=")
         part, _, name = name.partition(".")
-        if name not in values.get(part, ()):
+        if name not in parts.get(part, ()):
             raise InputError(
                 f"--set {text}: found no such field; expected PART.FIELD=VALUE with one of "
-                f"{', '.join(f'{p}.{f}' for p in values for f in values[p] if p != 'network')}."
+                f"{', '.join(f'{part}.{field}' for part in parts for field in parts[part])}."
             )
         values[part][name] = _parsed(value)
     try:
@@ -203,9 +204,11 @@ def changed(config: SamConfig, fields: Sequence[str]) -> SamConfig:
 
 
 def _parsed(text: str) -> object:
-    """Read a number, a list with commas, or a word."""
+    """Read a number, a list with commas or in brackets, or a word."""
+    if "," in text or text.startswith("["):
+        return [_parsed(entry) for entry in text.strip("[]").split(",") if entry]
     try:
-        return json.loads(f"[{text}]" if "," in text else text)
+        return json.loads(text)
     except ValueError:
         return text
 

@@ -38,6 +38,10 @@ class EncoderConfig:
     detail_chans: int = 0  # of the low-resolution grid, carried to the mask decoder; 0 = none
 
     def __post_init__(self) -> None:
+        _require_positive(
+            self, "img_size", "patch_size", "embed_dim", "num_heads", "mlp_ratio", "out_chans"
+        )
+        _require(self.depth >= 0 and self.detail_chans >= 0, "depth or detail_chans is negative")
         _require(self.img_size % self.patch_size == 0, "img_size is no multiple of patch_size")
         _require(self.embed_dim % self.num_heads == 0, "embed_dim is no multiple of num_heads")
         _require(self.mlp_residual in ("input", "normalised"), "mlp_residual: input, normalised")
@@ -47,7 +51,8 @@ class EncoderConfig:
         _require(
             set(self.attention_free_blocks) <= set(blocks), "attention_free_blocks beyond depth"
         )
-        _require(self.neck_kernel % 2 == 1, "neck_kernel is even")
+        _require(set(self.global_attn_indexes) <= set(blocks), "global_attn_indexes beyond depth")
+        _require(self.neck_kernel % 2 == 1 and self.neck_kernel > 0, "neck_kernel is not odd")
         terms, windows = self.relative_terms, self.window_size > self.grid_size
         _require(terms in ("released", "textbook"), "relative_terms: released, textbook")
         _require(terms == "released" or not windows, "textbook terms are not built for windows")
@@ -97,6 +102,9 @@ class DecoderConfig:
     num_heads: int = 8
     mlp_dim: int = 2048
 
+    def __post_init__(self) -> None:
+        _require_positive(self, "depth", "num_heads", "mlp_dim")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamConfig:
@@ -129,10 +137,29 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        _require(getattr(config, name) > 0, f"{name} is {getattr(config, name)}, not above 0")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value
+
+
+def _require_type(expected: Any, value: Any, *, where: str) -> None:
+    """Refuse what JSON or a flag may bring: words for numbers, fractions for counts."""
+    if expected in (int, float):
+        allowed = (int, float) if expected is float else int
+        _require(
+            isinstance(value, allowed) and not isinstance(value, bool),
+            f"{where} is {value!r}, not a {'whole ' if expected is int else ''}number",
+        )
+    elif typing.get_origin(expected) is tuple:
+        _require(isinstance(value, tuple), f"{where} is {value!r}, not a list")
+        for entry in value:
+            _require_type(int, entry, where=where)
 
 
 def _from_dict(cls: type, values: Any, *, where: str) -> Any:
@@ -146,7 +173,9 @@ def _from_dict(cls: type, values: Any, *, where: str) -> Any:
     for name, value in values.items():
         if dataclasses.is_dataclass(types[name]):
             value = _from_dict(types[name], value, where=f"{where}.{name}")
-        arguments[name] = tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else value
+        _require_type(types[name], value, where=f"{where}.{name}")
+        arguments[name] = value
     try:
         return cls(**arguments)
     except TypeError as error:

@@ -161,7 +161,7 @@ def test_mismatch_names_missing_unexpected_and_reshaped_keys_and_loads_nothing(s
         load_checkpoint(target, saved({"model_state_dict": weights}))
     assert "missing: image_encoder.pos_embed" in str(error.value)
     assert "unexpected: image_encoder.extra" in str(error.value)
-    assert "reshaped: mask_decoder.iou_token.weight (1, 7) for (1, 384)" in str(error.value)
+    assert "reshaped: mask_decoder.iou_token.weight (1, 7) for (1, 192)" in str(error.value)
     assert _same_weights(target, untouched)
 
 

@@ -72,7 +72,7 @@ def mended_share(before: np.ndarray, after: np.ndarray, gt_mask: np.ndarray, cli
     labels = cc3d.connected_components(np.ascontiguousarray(error[outer]), connectivity=26)
     place = tuple(c - side.start for c, side in zip(click.zyx, outer, strict=True))
     clicked = labels == labels[place]
-    return float((after[outer] == gt_mask[outer])[clicked].mean())
+    return float((after[outer].astype(bool) == gt_mask[outer])[clicked].mean())
 
 
 def _error(pred_mask: np.ndarray, gt_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
