@@ -51,7 +51,6 @@ class EncoderConfig:
         _require(
             set(self.attention_free_blocks) <= set(blocks), "attention_free_blocks beyond depth"
         )
-        _require(set(self.global_attn_indexes) <= set(blocks), "global_attn_indexes beyond depth")
         _require(self.neck_kernel % 2 == 1 and self.neck_kernel > 0, "neck_kernel is not odd")
         terms, windows = self.relative_terms, self.window_size > self.grid_size
         _require(terms in ("released", "textbook"), "relative_terms: released, textbook")

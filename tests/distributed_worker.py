@@ -13,17 +13,18 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from small import RULE, small_sam
+from small import RULE, small_sam, small_student
 from test_trainer import CONFIG
 
-from segment_anything import checkpoint_payload
+from segment_anything import checkpoint_payload, student_payload
 from utils.crop_cache import read_index
 from utils.data_loader import CropDataset
+from utils.distillation_tasks import DistillationPlan, EncoderDistillation
 from utils.distributed import joined
 from utils.errors import InputError, exit_on_input_error
 from utils.runtime import rank
 from utils.tasks import InteractiveTask
-from utils.teacher_store import StoreConfig, store_outputs
+from utils.teacher_store import StoreConfig, TeacherOutputs, open_store, store_outputs
 from utils.trainer import fit
 
 
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--die", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.out.mkdir(exist_ok=True)
+    (args.out / "student").mkdir(parents=True, exist_ok=True)
     index = read_index(args.crops)
     model = small_sam()
     task = (Dying if args.die else InteractiveTask)(
@@ -68,16 +69,30 @@ def main() -> None:
             resume=args.resume,
         )
         store_outputs(
-            model,
+            small_sam(3),  # as it is, so that what is distilled is alike to the last bit
             index,
             args.out / "stored",
             rule=RULE,
-            config=StoreConfig(num_clicks=2, layers=(1,), precision="float16", seed=0),
+            config=StoreConfig(num_clicks=2, layers=(1, 2), precision="float16", seed=0),
             device=device,
             precision=torch.float32,
         )
+        store = open_store(args.out / "stored", index, RULE)
+        student = small_student()
+        plan = DistillationPlan(6, (1, 2), layer_share=0.34, embedding_share=0.17, tune_share=0.17)
+        fit(
+            EncoderDistillation(student, plan),
+            TeacherOutputs(store, index, RULE),
+            index.samples,
+            config,
+            args.out / "student",
+            device=device,
+            payload=lambda: student_payload(student),
+            resume=args.resume,
+        )
     if os.environ.get("RANK", "0") == "0":
         torch.save(model.state_dict(), args.out / "weights.pt")
+        torch.save(student.state_dict(), args.out / "student.pt")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,18 @@ def test_two_ranks_take_the_steps_of_one_with_the_whole_batch(crops, alone, tmp_
     assert len(losses[0]) == 6
 
 
+def test_two_ranks_distil_through_all_stages_as_one_with_the_whole_batch(crops, alone, tmp_path):
+    result = on_two_ranks(crops, tmp_path / "run")
+
+    assert result.returncode == 0, result.stderr
+    first, second = (torch.load(out / "student.pt") for out in (alone, tmp_path / "run"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-4)  # of steps of 1e-3
+    names = [set(row) for row in rows_of(tmp_path / "run/student")]
+    assert ["loss_newest_layer" in row for row in names] == [True] * 2 + [False] * 4
+    assert ["loss_logits" in row for row in names] == [False] * 3 + [True] * 3
+
+
 def test_every_sample_is_stored_once_over_the_ranks(crops, alone, tmp_path):
     on_two_ranks(crops, tmp_path / "run")
 

@@ -71,7 +71,7 @@ def test_unknown_field_is_refused_with_the_names_of_all(text):
         *("prompt.dense_pe_axes=2", "prompt.click_stamp_sigma=-1", "prompt.click_memory=first"),
         *("encoder.patch_size=0", "encoder.num_heads=0", "decoder.num_heads=0"),
         *("decoder.depth=two", "encoder.embed_dim=192.0", "encoder.detail_chans=-4"),
-        *("encoder.img_size=-128", "encoder.neck_kernel=-1", "encoder.global_attn_indexes=50,51"),
+        *("encoder.img_size=-128", "encoder.neck_kernel=-1"),
         *("encoder.num_heads=true", "prompt.click_stamp_logit=x", "encoder.global_attn_indexes="),
     ],
 )

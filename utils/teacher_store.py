@@ -193,6 +193,12 @@ def store_outputs(
     wait_for_all()
     if rank() == 0:
         rows = written_rows(out_dir, is_current)
+        lost = [sample_id for sample_id in targets if sample_id not in rows]
+        if lost:
+            raise InputError(
+                f"{out_dir}: {len(lost)} samples that were stored are gone, {lost[0]} first; "
+                "expected that nobody else writes here.\nRun again, one run at a time."
+            )
         save_payload(out_dir / TEACHER, checkpoint_payload(teacher, crop_rule=rule.to_dict()))
         finish(out_dir, common, (rows[sample_id] for sample_id in targets))
     wait_for_all()

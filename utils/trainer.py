@@ -221,7 +221,7 @@ def fit(
     parallel, stage, done = None, None, start
     for step, batches in _steps(dataset, samples, config, start):
         if parallel is None or task.stage(step) != stage:
-            stage = task.stage(step)
+            stage, parallel = task.stage(step), None  # the old one lets go of its parameters
             task.begin(stage)
             parallel = shared(task, device)
         lr = state["schedule"].get_last_lr()[0]
