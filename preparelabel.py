@@ -16,7 +16,6 @@ A run that was stopped goes on with --resume.
 """
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,9 +24,7 @@ from typing import NamedTuple
 import torch
 
 from segment_anything import (
-    ConfigError,
     Sam3D,
-    SamConfig,
     build_sam3D,
     checkpoint_payload,
     load_checkpoint,
@@ -41,6 +38,7 @@ from utils.distributed import joined
 from utils.errors import InputError, exit_on_input_error
 from utils.geometry import CropRule
 from utils.labels import InstanceRule
+from utils.network_flags import changed
 from utils.runtime import (
     make_folder,
     non_negative_int,
@@ -178,39 +176,6 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
         default=0.1,
         help="learning rate of prompt encoder and mask decoder as a share of --lr (default: 0.1)",
     )
-
-
-def changed(config: SamConfig, fields: Sequence[str]) -> SamConfig:
-    """Return ``config`` with ``PART.FIELD=VALUE`` set.
-
-    Raises:
-        InputError: there is no such field, or the network cannot be built so.
-    """
-    values = config.to_dict()
-    parts = {part: fields for part, fields in values.items() if isinstance(fields, dict)}
-    for text in fields:
-        name, _, value = text.partition("=")
-        part, _, name = name.partition(".")
-        if name not in parts.get(part, ()):
-            raise InputError(
-                f"--set {text}: found no such field; expected PART.FIELD=VALUE with one of "
-                f"{', '.join(f'{part}.{field}' for part in parts for field in parts[part])}."
-            )
-        values[part][name] = _parsed(value)
-    try:
-        return SamConfig.from_dict(values)
-    except ConfigError as error:
-        raise InputError(f"--set {' '.join(fields)}: cannot be built: {error}.") from error
-
-
-def _parsed(text: str) -> object:
-    """Read a number, a list with commas or in brackets, or a word."""
-    if "," in text or text.startswith("["):
-        return [_parsed(entry) for entry in text.strip("[]").split(",") if entry]
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def build_teacher(args: argparse.Namespace) -> tuple[Sam3D, CropRule]:

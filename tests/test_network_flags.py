@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from preparelabel import build_teacher, changed, parse_args
+from preparelabel import build_teacher, parse_args
 from segment_anything import network_configs
 from utils.errors import InputError
+from utils.network_flags import changed
 
 TINY, VIT_B_ORI = network_configs["tiny"], network_configs["vit_b_ori"]
 

@@ -1,0 +1,40 @@
+"""Fields of a network's configuration from the command line: ``--set PART.FIELD=VALUE``."""
+
+import json
+from collections.abc import Sequence
+
+from segment_anything import ConfigError, SamConfig
+from utils.errors import InputError
+
+
+def changed(config: SamConfig, fields: Sequence[str]) -> SamConfig:
+    """Return ``config`` with ``PART.FIELD=VALUE`` set.
+
+    Raises:
+        InputError: there is no such field, or the network cannot be built so.
+    """
+    values = config.to_dict()
+    parts = {part: fields for part, fields in values.items() if isinstance(fields, dict)}
+    for text in fields:
+        name, _, value = text.partition("=")
+        part, _, name = name.partition(".")
+        if name not in parts.get(part, ()):
+            raise InputError(
+                f"--set {text}: found no such field; expected PART.FIELD=VALUE with one of "
+                f"{', '.join(f'{part}.{field}' for part in parts for field in parts[part])}."
+            )
+        values[part][name] = _parsed(value)
+    try:
+        return SamConfig.from_dict(values)
+    except ConfigError as error:
+        raise InputError(f"--set {' '.join(fields)}: cannot be built: {error}.") from error
+
+
+def _parsed(text: str) -> object:
+    """Read a number, a list with commas or in brackets, or a word."""
+    if "," in text or text.startswith("["):
+        return [_parsed(entry) for entry in text.strip("[]").split(",") if entry]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
