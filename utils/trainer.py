@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils.checkpoint import load_training_state, save_checkpoint
@@ -346,7 +345,11 @@ class _Recorder:
         self.path, self._device = path, device
         self._losses = [row["loss"] for row in resume_rows(path, start)]
         self._pending: list[dict[str, float]] = []
-        self._board = SummaryWriter(path.parent, purge_step=start + 1) if rank() == 0 else None
+        self._board = None
+        if rank() == 0:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second
+
+            self._board = SummaryWriter(path.parent, purge_step=start + 1)
 
     def close(self) -> None:
         """Write out what TensorBoard still holds back."""
