@@ -18,14 +18,16 @@ fastsam3d.pth does, and the teacher's prompt encoder and decoder beside it, so t
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from segment_anything import (
+    ConfigError,
     Sam3D,
+    SamConfig,
     build_sam3D,
     fingerprint,
     load_checkpoint,
@@ -45,7 +47,7 @@ from utils.distillation_tasks import (
 )
 from utils.distributed import joined
 from utils.errors import InputError, exit_on_input_error
-from utils.runtime import positive_int, rank, start_run
+from utils.runtime import positive_int, rank, start_run, world_size
 from utils.teacher_store import TEACHER, TeacherOutputs, open_store, require_teacher
 from utils.trainer import FitReport, add_training_arguments, fit, fit_config
 from utils.validation_crops import (
@@ -181,10 +183,7 @@ def build_student(args: argparse.Namespace, teacher: Sam3D) -> Sam3D:
         config = given.config
     else:
         given, config = None, network_configs[args.network or "fastsam3d"]
-    # The decoder is the teacher's, so whatever that was trained with holds for the student.
-    student = build_sam3D(
-        replace(config, prompt=teacher.config.prompt, decoder=teacher.config.decoder)
-    )
+    student = build_sam3D(_beside(config, teacher.config, given is not None))
     student.prompt_encoder.load_state_dict(teacher.prompt_encoder.state_dict())
     student.mask_decoder.load_state_dict(teacher.mask_decoder.state_dict())
     if given is not None:
@@ -194,10 +193,33 @@ def build_student(args: argparse.Namespace, teacher: Sam3D) -> Sam3D:
     return student
 
 
+def _beside(config: SamConfig, teacher: SamConfig, trained: bool) -> SamConfig:
+    """Return ``config`` with what must be the teacher's, since the decoder is: widths and prompts.
+
+    Raises:
+        InputError: such a student cannot be, or its ``trained`` encoder has other widths.
+    """
+    widths = {
+        key: getattr(teacher.encoder, key)
+        for key in ("img_size", "patch_size", "out_chans", "detail_chans")
+    }
+    try:
+        encoder = replace(config.encoder, **widths)
+        if trained and encoder != config.encoder:
+            raise ConfigError("its weights belong to other widths")
+        return replace(config, encoder=encoder, prompt=teacher.prompt, decoder=teacher.decoder)
+    except ConfigError as error:
+        raise InputError(
+            f"the student {config.network} cannot have {widths} as its teacher, {teacher.network}: "
+            f"{error}.\nGive a --network of the teacher's kind: tiny_fastsam3d for tiny, fastsam3d "
+            "for vit_b_ori."
+        ) from error
+
+
 def run(args: argparse.Namespace) -> Report:
     """Distil as ``args`` say; return what was learned and where it was saved."""
     start_run(args, args.out_dir)
-    lay_down_validation(args)
+    lay_down_validation(args, keep=True)
     with joined(args.device) as device:
         return distil(args, device)
 
@@ -209,23 +231,28 @@ def distil(args: argparse.Namespace, device: torch.device) -> Report:
     index, validation = open_validation(args, index, rule, device)
     student = build_student(args, teacher)
 
-    identity = fingerprint(teacher)
+    store = None
+    if not args.online:
+        store = open_store(args.teacher_dir, index, rule)
+        require_teacher(store, teacher)
+    plan = make_plan(args, student, teacher, store.layers if store else None)
+    origin = {"crop_rule": rule.to_dict(), "teacher": fingerprint(teacher), "plan": asdict(plan)}
 
     def payload() -> dict:
-        return student_payload(student, crop_rule=rule.to_dict(), teacher=identity)
+        return student_payload(student, **origin)
 
-    if args.online:
-        plan = make_plan(args, student, teacher, None)
+    if store is None:
         online = {"num_clicks": args.num_clicks, "seed": args.seed}
         task = OnlineDistillation(student, plan, teacher.to(device), **online)
         dataset = CropDataset(
             index, rule, augment=args.augment, zoom_share=args.zoom_share, seed=args.seed
         )
     else:
-        store = open_store(args.teacher_dir, index, rule)
-        require_teacher(store, teacher)
-        task = EncoderDistillation(student, make_plan(args, student, teacher, store.layers))
-        dataset = TeacherOutputs(store, index, rule)
+        task = EncoderDistillation(student, plan)
+        crops_a_step = args.batch_size * args.accumulation * world_size()
+        dataset = TeacherOutputs(
+            store, index, rule, layered_draws=plan.layered_steps * crops_a_step
+        )
     report = fit(
         task,
         dataset,

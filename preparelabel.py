@@ -18,6 +18,7 @@ A run that was stopped goes on with --resume.
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ from segment_anything import (
     load_checkpoint,
     network_configs,
 )
-from utils.checkpoint import open_network
+from utils.checkpoint import open_network, save_payload
 from utils.crop_cache import CropIndex, build_cache, read_index
 from utils.data_loader import CropDataset, add_crop_arguments
 from utils.data_paths import img_datas
@@ -48,7 +49,14 @@ from utils.runtime import (
     start_run,
 )
 from utils.tasks import InteractiveTask
-from utils.teacher_store import TeacherStore, add_store_arguments, store_config, store_outputs
+from utils.teacher_store import (
+    TEACHER,
+    TeacherStore,
+    add_store_arguments,
+    require_layers,
+    store_config,
+    store_outputs,
+)
 from utils.trainer import FitReport, add_training_arguments, fit, fit_config
 from utils.validation_crops import (
     add_crop_validation_arguments,
@@ -97,7 +105,11 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     )
     files.add_argument("--out-dir", type=Path, default=Path("work_dir/teacher"))
     files.add_argument("--teacher-dir", type=Path, default=Path("work_dir/teacher_outputs"))
-    files.add_argument("--no-store", action="store_true", help="train only")
+    files.add_argument(
+        "--no-store",
+        action="store_true",
+        help="store teacher.pt alone, for distillation.py --online",
+    )
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -218,11 +230,16 @@ def open_crops(args: argparse.Namespace) -> CropIndex:
 def run(args: argparse.Namespace) -> Report:
     """Train as ``args`` say, then store what the trained teacher makes of every crop."""
     start_run(args, args.out_dir)
-    if not args.no_store:
-        make_folder(args.teacher_dir)  # found out now, not after the training
+    if args.resume and not args.steps:
+        raise InputError(
+            "--resume: nothing to go on with where --steps is 0; expected --checkpoint with the "
+            "network whose outputs are to be stored."
+        )
+    make_folder(args.teacher_dir)  # found out now, not after the training
     teacher, rule = build_teacher(args)
+    require_layers(teacher, store_config(args))
+    lay_down_validation(args, keep=args.from_crops)
     index = open_crops(args) if rank() == 0 else None  # the others wait
-    lay_down_validation(args)
     with joined(args.device) as device:
         return train_and_store(args, teacher, rule, index or read_index(args.crops_dir), device)
 
@@ -235,9 +252,9 @@ def train_and_store(
     device: torch.device,
 ) -> Report:
     """Train on the crops, then store; on every rank."""
-    index, validation = open_validation(args, index, rule, device)
-    report = None
+    samples, report = index.samples, None
     if args.steps:
+        index, validation = open_validation(args, index, rule, device)
         task = InteractiveTask(
             teacher,
             num_clicks=args.num_clicks,
@@ -262,11 +279,15 @@ def train_and_store(
         )
         if report.best:
             load_checkpoint(teacher, report.best)
+    if rank() == 0:  # the stored outputs, if any, are held against it when they are read
+        save_payload(
+            args.teacher_dir / TEACHER, checkpoint_payload(teacher, crop_rule=rule.to_dict())
+        )
     if args.no_store:
         return Report(report, None, index.failures)
     store = store_outputs(
         teacher,
-        index,
+        replace(index, samples=samples),  # held-out patients too: which they are may change
         args.teacher_dir,
         rule=rule,
         config=store_config(args),

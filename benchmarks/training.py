@@ -63,9 +63,10 @@ class Training:
             loss_size=args.loss_size,
             seed=args.seed,
             box_share=0.25,
+            free_turns=min(2, args.num_clicks // 4),
         )
-        self._optimizer = torch.optim.AdamW(self._task.parameter_groups(1e-5), fused=True)
-        self._rule = CropRule(size=model.config.encoder.img_size, fit=True)
+        self._optimizer = torch.optim.AdamW(self._task.parameter_groups(1e-5))
+        self._rule = CropRule(size=model.config.encoder.img_size)
         self._batches = self._loaded()
 
     def _loaded(self):

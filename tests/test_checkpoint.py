@@ -74,6 +74,6 @@ def test_a_student_starts_from_the_teachers_blocks_of_equal_shape():
     ours, theirs = student.image_encoder.state_dict(), teacher.image_encoder.state_dict()
     assert torch.equal(ours["pos_embed"], theirs["pos_embed"])
     assert torch.equal(ours["blocks.1.attn.qkv.weight"], theirs["blocks.3.attn.qkv.weight"])
-    assert torch.equal(ours["blocks.0.mlp.lin1.weight"], theirs["blocks.0.mlp.lin1.weight"])
+    assert torch.equal(ours["blocks.0.mlp.lin1.weight"], theirs["blocks.1.mlp.lin1.weight"])
     assert "blocks.0.attn.qkv.weight" not in ours
     assert len(copied) == len(ours)

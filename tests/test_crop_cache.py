@@ -45,6 +45,35 @@ def test_crop_of_the_cache_is_the_crop_of_the_volume(tmp_path, folder, rule, axe
     assert crop.coverage == pytest.approx(expected.coverage)
 
 
+@pytest.mark.parametrize("change", ["shifted", "other voxel size"])
+def test_a_target_that_moved_or_changed_its_size_is_another_one(tmp_path, folder, change):
+    before = build(tmp_path, folder).samples[0]
+    for part in ("imagesTr", "labelsTr"):
+        path = folder / part / "CT_A_0.nii.gz"
+        volume = read_nifti(path)
+        array, affine = volume.array, volume.affine
+        if change == "shifted" and part == "labelsTr":
+            array = np.roll(array, 1, axis=0)
+        if change == "other voxel size":
+            affine = np.diag([2, 2, 2, 1]) @ affine
+        write_nifti(path, array, affine)
+    index = build(tmp_path, folder)
+
+    assert index.samples[0]["mask"] != before["mask"]
+    with pytest.raises(InputError, match=r"CT_A_0\.npz: found"):
+        read_target(index.folder, before)
+
+
+def test_a_dangling_link_is_reported(tmp_path):
+    folder = write_prepared(tmp_path / "tree", cases=2)
+    label = folder / "labelsTr" / "CT_A_0.nii.gz"
+    label.unlink()
+    label.symlink_to(tmp_path / "gone")
+    index = build(tmp_path, folder)
+    assert len(index.samples) == 1
+    assert "CT_A_0.nii.gz: cannot be read" in index.failures[0]
+
+
 def test_hounsfield_units_are_clamped_as_in_the_volume(tmp_path, folder):
     path = folder / "imagesTr" / "CT_A_0.nii.gz"
     image = read_nifti(path)

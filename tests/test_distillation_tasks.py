@@ -188,6 +188,7 @@ def test_teacher_of_an_online_distillation_neither_learns_nor_is_saved():
 @pytest.mark.parametrize(
     "shares",
     [
+        {"steps": 0},
         {"layer_share": 0.7, "embedding_share": 0.5},
         {"embedding_share": -0.1},
         {"tune_share": 0.2, "logit_weight": 0, "truth_weight": 0},
@@ -195,10 +196,21 @@ def test_teacher_of_an_online_distillation_neither_learns_nor_is_saved():
 )
 def test_shares_that_cannot_be_are_refused(shares):
     with pytest.raises(InputError, match="expected"):
-        DistillationPlan(10, (1, 2), **shares)
+        DistillationPlan(**{"steps": 10, "layers": (1, 2)} | shares)
 
 
 def test_layers_that_are_not_stored_are_named():
     require_stored_layers((1, 2, 4), (2, 4), "out")
     with pytest.raises(InputError, match=r"(?s)blocks \[\].*--store-layers 2 4"):
         require_stored_layers((), (2, 4), "out")
+
+
+def test_only_networks_whose_whole_encoder_has_begun_to_learn_are_scored():
+    scored = EncoderDistillation(small_student(), LAYERED).is_scored
+    assert [scored(LAYERED.stage(step)) for step in (0, 4, 8, 12, 16)] == [False] * 3 + [True] * 2
+    assert EncoderDistillation(small_student(), EMBEDDING_ONLY).is_scored(Stage("embedding"))
+
+
+def test_shares_may_add_up_to_all_steps():
+    plan = DistillationPlan(100, (1, 2), layer_share=0.33, embedding_share=0.56, tune_share=0.11)
+    assert plan.stage(99).name == "decoder"

@@ -25,6 +25,7 @@ from utils.geometry import GeometryError
 from utils.tensor_shards import open_shards
 
 SPACING_XYZ = (1.2, 1.1, 1.0)
+SMALL_LOSS = ["--loss-size", "16"]
 TRAINING = ["--steps", "3", "--batch-size", "2", "--workers", "0"]
 
 
@@ -131,7 +132,7 @@ def test_training_is_validated_and_the_best_network_is_the_one_that_is_used(pipe
         ("student", "student/student.pth"),
     ):
         rows = (folder / "work_dir" / name / "validation.jsonl").read_text().splitlines()
-        assert len(rows) == reports[name].fit.steps // 2
+        assert len(rows) == reports[name].fit.steps // 2 + 1  # and the last
         assert {"step", "dsc_1", "dsc_3", "dsc_5", "score"} == json.loads(rows[0]).keys()
         best, used = (
             torch.load(folder / "work_dir" / path, weights_only=True)["model_state_dict"]
@@ -143,10 +144,10 @@ def test_training_is_validated_and_the_best_network_is_the_one_that_is_used(pipe
 def test_every_flag_is_read_by_something(pipeline):
     _, reports = pipeline
     # Where a checkpoint is given, nothing is started from the teacher's blocks; stored outputs say
-    # their clicks, and are of crops as they are.
+    # their clicks, and are of crops as they are; the teacher's validation crops are there.
     of_online = {"num_clicks", "augment", "zoom_share"}
-    expected = {"teacher": set(), "student": {"init_from_teacher"} | of_online}
-    expected["online"] = {"init_from_teacher"}
+    expected = {"teacher": set(), "student": {"init_from_teacher", "val_datas"} | of_online}
+    expected["online"] = {"init_from_teacher", "val_datas"}
     assert reports["unread"] == expected | {"validation": set(), "validation_student": set()}
 
 
@@ -246,6 +247,43 @@ def test_steps_zero_stores_the_outputs_of_a_checkpoint_as_it_is(pipeline):
     assert len(report.store.samples) == 6
 
 
+def test_online_distillation_needs_no_store(pipeline, tmp_path):
+    folder, _ = pipeline
+    crops = ["--crops-dir", str(folder / "work_dir/crops"), "--teacher-dir", str(tmp_path / "t")]
+    prepare_labels(
+        "--checkpoint", str(folder / "t.pt"), "--from-crops", "--no-store", *crops,
+        "--out-dir", str(tmp_path / "teacher"),
+    )  # fmt: skip
+    flags = [*crops, "--online", "--num-clicks", "1", "--checkpoint", str(folder / "s.pt")]
+    report = distillation.run(
+        distillation.parse_args([*flags, "--out-dir", str(tmp_path / "student"), *TRAINING])
+    )
+    assert report.path.exists()
+    assert [path.name for path in (tmp_path / "t").iterdir()] == ["teacher.pt"]
+
+
+def test_held_out_patients_are_stored_but_not_trained_on(pipeline, tmp_path):
+    folder, _ = pipeline
+    crops = ["--crops-dir", str(folder / "work_dir/crops"), "--teacher-dir", str(tmp_path / "t")]
+    split = ["--validate-every", "2", "--val-share", "0.5"]
+    report = prepare_labels(
+        "--checkpoint", str(folder / "t.pt"), "--from-crops", *crops, *split,
+        "--out-dir", str(tmp_path / "teacher"),
+    )  # fmt: skip
+    assert len(report.store.samples) == 6
+    assert (tmp_path / "teacher/validation.png").exists()
+    student = [*crops, "--checkpoint", str(folder / "s.pt"), "--out-dir", str(tmp_path / "student")]
+    distillation.run(distillation.parse_args([*student, *TRAINING]))
+
+
+def test_a_student_that_cannot_follow_its_teacher_is_refused(pipeline, tmp_path):
+    folder, _ = pipeline
+    flags = ["--crops-dir", str(folder / "work_dir/crops"), "--out-dir", str(tmp_path / "out")]
+    flags += ["--teacher-dir", str(folder / "work_dir/teacher_outputs"), *TRAINING]
+    with pytest.raises(InputError, match=r"(?s)tiny_fastsam3d cannot have .*'img_size': 32"):
+        distillation.run(distillation.parse_args([*flags, "--network", "tiny_fastsam3d"]))
+
+
 def test_one_cache_of_volumes_serves_crops_of_every_spacing(pipeline):
     folder, _ = pipeline
     report = prepare_labels(
@@ -299,6 +337,18 @@ def test_an_unreadable_case_is_listed_and_the_others_are_scored(tmp_path, run_sc
         ("validation.py", ["--checkpoint", "t.pt", "--out-dir", "t.pt/x"], "t.pt"),
         ("preparelabel.py", ["--img-datas", "nowhere", "--network", "tiny"], "nowhere"),
         ("preparelabel.py", ["--network", "tiny", "--loss-size", "33"], "33"),
+        ("preparelabel.py", ["--network", "tiny", "--store-layers", "2", "7"], "blocks 1 to 6"),
+        (
+            "preparelabel.py",
+            ["--checkpoint", "t.pt", "--val-share", "0.1", *SMALL_LOSS],
+            "--validate-every",
+        ),
+        (
+            "preparelabel.py",
+            ["--checkpoint", "t.pt", "--patience", "3", *SMALL_LOSS],
+            "--validate-every",
+        ),
+        ("preparelabel.py", ["--network", "tiny", "--steps", "0", "--resume"], "--resume: nothing"),
         ("distillation.py", ["--crops-dir", "nowhere"], "preparelabel.py"),
         ("validation.py", ["--checkpoint", "encoder.pt", "--network", "tiny"], "decoder"),
         ("validation.py", ["--checkpoint", "nan.pt"], "not finite"),

@@ -8,6 +8,7 @@ from small import RULE, ball, small_sam, write_prepared
 from segment_anything import fingerprint
 from utils import teacher_store
 from utils.crop_cache import build_cache, read_target
+from utils.data_loader import Draw
 from utils.errors import InputError
 from utils.geometry import CropRule
 from utils.nifti_io import read_nifti, write_nifti
@@ -181,3 +182,10 @@ def test_numbers_too_large_for_the_precision_are_refused(index, tmp_path):
 def test_a_layer_that_the_teacher_lacks_is_refused(index, tmp_path):
     with pytest.raises(InputError, match=r"--store-layers 3: the teacher has blocks 1 to 2"):
         store(index, tmp_path / "out", small_sam(), layers=(1, 3))
+
+
+def test_hidden_states_come_only_with_the_draws_that_follow_them(index, tmp_path):
+    opened = store(index, tmp_path / "out", small_sam())
+    outputs = TeacherOutputs(opened, index, RULE, layered_draws=8)
+    keys = [{k for k in outputs[Draw(0, number)] if k.startswith("hidden")} for number in (7, 8)]
+    assert keys == [{"hidden_1", "hidden_2"}, set()]

@@ -70,15 +70,16 @@ def test_shards_that_no_sample_needs_any_more_are_removed(tmp_path):
 
 
 def test_a_run_that_was_killed_keeps_its_whole_shards(tmp_path):
-    tmp_path.mkdir(exist_ok=True)
     writer = ShardWriter(tmp_path, 0, 100)
     for number in range(4):
         writer.add(f"liver/{number}", tensors(number), {})
     del writer  # the fourth was in its hands
-    with open(tmp_path / "rows-0.jsonl", "a") as file:
-        file.write('{"sample_id": "liver/3", "sha')
-
+    (lines,) = tmp_path.glob("rows-*.jsonl")
+    lines.write_text(lines.read_text() + '{"sample_id": "liver/3", "sha')
     assert list(written_rows(tmp_path, lambda row: True)) == ["liver/0", "liver/1", "liver/2"]
+
+    write(tmp_path, [3])  # half a line of another writer hides none of ours
+    assert sorted(close(tmp_path).rows) == [f"liver/{n}" for n in range(4)]
 
 
 def test_rows_of_a_shard_that_is_gone_or_unwanted_do_not_count(tmp_path):

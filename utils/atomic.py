@@ -48,6 +48,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Remove the half-written files, at any depth, of processes that live no more."""
+    for path in folder.rglob(".tmp-*"):
+        if is_abandoned(path):
+            path.unlink(missing_ok=True)
+
+
 def is_abandoned(temporary: Path) -> bool:
     """Tell whether the process that was writing a temporary file lives no more."""
     match = TEMPORARY.match(temporary.name)

@@ -125,19 +125,20 @@ def save_payload(path: Path, payload: dict) -> None:
 def copy_teacher_blocks(teacher: Sam3D, student: Sam3D) -> list[str]:
     """Start the student's encoder from the teacher's; return the names of the copied tensors.
 
-    Stem, position embedding and neck go over as they are; student block i takes the teacher's block
-    at the same relative depth. Tensors that the student lacks, or has in another shape, stay out.
+    Stem, position embedding and neck go over as they are; a student's block takes the teacher's at
+    the same relative depth, of twelve every second one. Tensors that the student lacks, or has in
+    another shape, stay out.
     """
     source = teacher.image_encoder.state_dict()
     target = student.image_encoder.state_dict()
-    last_teacher = teacher.config.encoder.depth - 1
-    last_student = max(1, student.config.encoder.depth - 1)
+    depths = (student.config.encoder.depth, teacher.config.encoder.depth)
     copied = []
     for name, tensor in target.items():
         teacher_name = name
         if name.startswith("blocks."):
             _, number, rest = name.split(".", 2)
-            teacher_name = f"blocks.{round(int(number) * last_teacher / last_student)}.{rest}"
+            same = max(1, round((int(number) + 1) * depths[1] / depths[0])) - 1
+            teacher_name = f"blocks.{same}.{rest}"
         if teacher_name in source and source[teacher_name].shape == tensor.shape:
             tensor.copy_(source[teacher_name])
             copied.append(name)

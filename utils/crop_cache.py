@@ -25,7 +25,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from utils.atomic import WriteError, atomic_path
+from utils.atomic import WriteError, atomic_path, remove_abandoned
 from utils.crops import Crop, cut_at, holds_hounsfield, nearest_voxel
 from utils.errors import InputError
 from utils.geometry import CropGrid, CropRule, canonical_axes, spacing_zyx
@@ -33,8 +33,10 @@ from utils.labels import ALL_USEFUL, InstanceRule
 
 INDEX = "index.json"
 IMAGES = "images"
+#: What a target's own file says beside its row in the index.
+ORIGIN = ("layout", "sources", "instances", "affine", "targets", "part_start", "part_shape")
 #: The layout of this module's files; another one is laid down anew.
-LAYOUT = 2
+LAYOUT = 3
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class CachedTarget:
 
     @cached_property
     def identity(self) -> dict:
-        """Say what this is: changes where the image or the target's voxels change."""
+        """Say what this is: changes where the image, its voxel size or the target changes."""
         return {key: self.row[key] for key in ("sample_id", "image", "mask")}
 
 
@@ -144,7 +146,7 @@ def read_index(folder: Path) -> CropIndex:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: not a crop index of this version ({error}).\n"
-            "Delete it and run preparelabel.py again: what is finished is kept."
+            "Run preparelabel.py again: it lays the volumes down anew."
         ) from error
 
 
@@ -174,6 +176,7 @@ def build_cache(
         for made, failure in tqdm(done, total=len(cases), desc="crops", unit="case"):
             samples += made
             failures += [failure] if failure else []
+    remove_abandoned(out_dir)
     if not samples:
         raise InputError("no target could be read:\n" + "\n".join(failures[:5]))
     with atomic_path(out_dir / INDEX) as temporary:
@@ -232,21 +235,26 @@ def _write_case(case, out_dir: Path, origin: dict) -> list[dict]:
         )
         mask = turned[part] == value
         bits = np.packbits(mask)
-        row = (
-            origin
-            | place
-            | {
-                "sample_id": sample_id,
-                "file": f"{sample_id}.npz",
-                "mask": hashlib.blake2b(bits.tobytes(), digest_size=8).hexdigest(),
-                "start": [side.start for side in box],
-                "stop": [side.stop for side in box],
-            }
-        )
-        frame = {"part_start": [s.start for s in part], "part_shape": list(mask.shape)}
-        _write_target(out_dir / row["file"], bits, row | frame)
-        rows.append(row)
+        target = {
+            "sample_id": sample_id,
+            "file": f"{sample_id}.npz",
+            "start": [side.start for side in box],
+            "stop": [side.stop for side in box],
+            "part_start": [side.start for side in part],
+            "part_shape": list(mask.shape),
+        }
+        row = origin | place | target
+        where = json.dumps([row[key] for key in ("part_start", "part_shape", "shape", "voxel_mm")])
+        digest = hashlib.blake2b(bits.tobytes() + where.encode(), digest_size=8)
+        row["mask"] = digest.hexdigest()
+        _write_target(out_dir / row["file"], bits, row)
+        rows.append(_lean(row))
     return rows
+
+
+def _lean(row: dict) -> dict:
+    """Return what the index needs of a target: there may be 131,000 of them, in every process."""
+    return {key: value for key, value in row.items() if key not in ORIGIN}
 
 
 def _turned(array: np.ndarray, axes: tuple, signs: tuple) -> np.ndarray:
@@ -304,10 +312,11 @@ def _finished(out_dir: Path, sample_id: str, origin: dict) -> list[dict]:
             return []
         if not (out_dir / row["image"]).exists():
             return []
-        rows.append({key: row[key] for key in row if key not in ("part_start", "part_shape")})
+        rows.append(row)
     complete = rows and len(rows) == rows[0]["targets"]
     # By length first: instance 7 comes before instance 41, as when they were written.
-    return sorted(rows, key=lambda r: (len(r["file"]), r["file"])) if complete else []
+    rows = sorted(map(_lean, rows), key=lambda r: (len(r["file"]), r["file"]))
+    return rows if complete else []
 
 
 def _files_of(out_dir: Path, sample_id: str) -> list[Path]:
@@ -319,5 +328,8 @@ def _files_of(out_dir: Path, sample_id: str) -> list[Path]:
 
 def _stamp(path: Path) -> list:
     """Return what tells that a source file has changed."""
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected a file.") from error
     return [str(path), stat.st_size, stat.st_mtime_ns]

@@ -22,9 +22,6 @@ from utils.runtime import CLICKING
 from utils.tasks import Task
 from utils.teacher_outputs import hidden_name, teacher_outputs
 
-#: The decoder's learning rate over the encoder's, where it is tuned.
-DECODER_LR_SCALE = 0.1
-
 
 class Stage(NamedTuple):
     """What a step trains: the first ``blocks`` blocks, or the whole encoder where that is 0."""
@@ -57,7 +54,9 @@ class DistillationPlan:
 
     def __post_init__(self) -> None:
         shares = (self.layer_share, self.embedding_share, self.tune_share)
-        if min(shares) < 0 or sum(shares) > 1:
+        if self.steps < 1:
+            raise InputError(f"--steps {self.steps}: expected 1 or more to distil.")
+        if min(shares) < 0 or sum(shares) > 1 + 1e-9:
             raise InputError(
                 f"--layer-share, --embedding-share, --tune-decoder: found {shares}; expected "
                 "shares of the steps, from 0 to 1, together at most 1."
@@ -78,9 +77,14 @@ class DistillationPlan:
         """Say after which of the teacher's blocks hidden states are needed."""
         return self.layers if self.layer_share > 0 else ()
 
+    @property
+    def layered_steps(self) -> int:
+        """Count the steps that go layer by layer."""
+        return round(self.layer_share * self.steps) if self.layers else 0
+
     def stage(self, step: int) -> Stage:
         """Return the stage of a step, counted from 0."""
-        layered = round(self.layer_share * self.steps) if self.layers else 0
+        layered = self.layered_steps
         if step < layered:
             return Stage("layers", 1 + step * len(self.layers) // layered)
         if not self.decodes or step < layered + round(self.embedding_share * self.steps):
@@ -97,7 +101,7 @@ def matching_layers(student: SamConfig, teacher: SamConfig) -> tuple[int, ...]:
     if student.encoder.embed_dim != teacher.encoder.embed_dim:
         return ()
     depths = (student.encoder.depth, teacher.encoder.depth)
-    return tuple(round(i * depths[1] / depths[0]) for i in range(1, depths[0] + 1))
+    return tuple(max(1, round(i * depths[1] / depths[0])) for i in range(1, depths[0] + 1))
 
 
 class EncoderDistillation(Task):
@@ -116,16 +120,20 @@ class EncoderDistillation(Task):
         self.begin(self._stage)
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        """The encoder, and the decoder at a tenth of its rate where it is tuned."""
+        """The encoder, and the decoder where it is tuned."""
         groups = [{"params": list(self.model.image_encoder.parameters()), "lr": lr}]
         if self.plan.tune_share:
             decoder = list(self.model.mask_decoder.parameters())
-            groups.append({"params": decoder, "lr": lr * DECODER_LR_SCALE})
+            groups.append({"params": decoder, "lr": lr})
         return groups
 
     def stage(self, step: int) -> Stage:
         """Name the stage that a step belongs to."""
         return self.plan.stage(step)
+
+    def is_scored(self, stage: Stage) -> bool:
+        """Only the last stages: before, parts of the encoder have not begun to learn."""
+        return stage.name in (("masks", "decoder") if self.plan.decodes else ("embedding",))
 
     def begin(self, stage: Stage) -> None:
         """Let only what the stage trains require gradients."""

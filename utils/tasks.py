@@ -42,6 +42,10 @@ class Task(nn.Module):
         """Name the stage that a step belongs to; the same throughout where there is one."""
         return None
 
+    def is_scored(self, stage: Hashable) -> bool:
+        """Say whether the network of this stage may be the best one, and is validated."""
+        return True
+
     def begin(self, stage: Hashable) -> None:
         """Make ready for a stage: what it does not train requires no gradient."""
 

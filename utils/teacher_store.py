@@ -2,13 +2,14 @@
 
 Of each sample ``image_embedding`` (C, g, g, g), ``low_res_masks`` (clicks, s, s, s) and, where
 asked for, ``hidden_<n>`` (g, g, g, C) after block n, in half precision by default; ``click_coords``
-(clicks, 3), ``click_labels`` (clicks,) and ``predicted_iou`` (clicks,). ``teacher.pt`` beside them
-is the teacher itself. Crops are centred and not augmented.
+(clicks, 3), ``click_labels`` (clicks,) and ``predicted_iou`` (clicks,). Crops are centred and not
+augmented. ``teacher.pt`` beside them is the teacher itself.
 """
 
 import argparse
 import json
 import logging
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +21,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from segment_anything import Sam3D, SamConfig, checkpoint_payload, fingerprint
-from utils.checkpoint import save_payload
+from segment_anything import Sam3D, SamConfig, fingerprint
 from utils.crop_cache import CropIndex
 from utils.data_loader import CropDataset, Draw, make_loader
 from utils.disk_space import readable, require_space
@@ -154,7 +154,7 @@ def store_outputs(
         InputError: the teacher has no such layer, the disk has too little room, or a number is too
             large for the store's precision.
     """
-    _require_layers(teacher, config)
+    require_layers(teacher, config)
     teacher.to(device).eval()
     common = {"teacher": fingerprint(teacher), "rule": rule.to_dict()} | config.content
     whose = blake2b(json.dumps(common).encode(), digest_size=8).hexdigest()
@@ -199,7 +199,6 @@ def store_outputs(
                 f"{out_dir}: {len(lost)} samples that were stored are gone, {lost[0]} first; "
                 "expected that nobody else writes here.\nRun again, one run at a time."
             )
-        save_payload(out_dir / TEACHER, checkpoint_payload(teacher, crop_rule=rule.to_dict()))
         finish(out_dir, common, (rows[sample_id] for sample_id in targets))
     wait_for_all()
     return open_store(out_dir, index, rule)
@@ -238,7 +237,8 @@ def _run(
         yield sample_id, crop, tensors
 
 
-def _require_layers(teacher: Sam3D, config: StoreConfig) -> None:
+def require_layers(teacher: Sam3D, config: StoreConfig) -> None:
+    """Refuse layers that the teacher lacks."""
     depth = teacher.config.encoder.depth
     beyond = [n for n in config.layers if not 1 <= n <= depth]
     if beyond:
@@ -282,20 +282,31 @@ def require_teacher(store: TeacherStore, teacher: Sam3D) -> None:
         raise InputError(
             f"{store.folder}: holds outputs of teacher {store.fingerprint}, and its {TEACHER} is "
             f"{fingerprint(teacher)}; expected one and the same.\nRun preparelabel.py again: it "
-            "was stopped while it replaced them."
+            "was stopped before it had replaced them. Or distil with --online."
         )
 
 
 class TeacherOutputs(Dataset):
     """Crops with the teacher's outputs: `CropDataset`'s dicts and what `store_outputs` wrote.
 
+    Args:
+        layered_draws: hidden states, most of what is stored, come with so many draws of the run.
+
     Raises:
         InputError: a file is unreadable, or of another crop.
     """
 
-    def __init__(self, store: TeacherStore, index: CropIndex, rule: CropRule) -> None:
+    def __init__(
+        self,
+        store: TeacherStore,
+        index: CropIndex,
+        rule: CropRule,
+        *,
+        layered_draws: float = math.inf,
+    ) -> None:
         self.store = store
         self.crops = CropDataset(index, rule)
+        self.layered_draws = layered_draws
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -309,7 +320,10 @@ class TeacherOutputs(Dataset):
                 f"{self.store.folder}: holds outputs of {item['id']} on the crop {row['grid']}, "
                 f"expected {_plain(cut['grid'])}.\nRun preparelabel.py again on these crops."
             )
-        return item | self.store.shards.read(item["id"])
+        layered = item["number"] < self.layered_draws
+        return item | self.store.shards.read(
+            item["id"], lambda name: layered or not name.startswith("hidden_")
+        )
 
 
 def _plain(grid: dict) -> dict:

@@ -3,7 +3,7 @@
     shard-<rank>-<chance>.safetensors   tensors named "<sample id>/<name>"
     index.jsonl                         a line that says what all samples have in common, and one a
                                         sample: its shard, a checksum, and what else it was given
-    rows-<rank>.jsonl                   lines of a run that is not finished
+    rows-<rank>-<chance>.jsonl          lines of a run that is not finished
 
 A shard appears whole, then its samples' lines: a run that is killed loses the samples of the shard
 in its hands. One sample is read without the others of its shard (memory-mapped), and checked.
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from utils.atomic import atomic_path
+from utils.atomic import atomic_path, remove_abandoned
 from utils.errors import InputError
 from utils.json_lines import read_rows
 
@@ -37,22 +37,26 @@ class Shards:
     common: dict
     rows: dict[str, dict]
 
-    def read(self, sample_id: str) -> dict[str, Tensor]:
-        """Return the tensors of one sample.
+    def read(
+        self, sample_id: str, wanted: Callable[[str], bool] = lambda name: True
+    ) -> dict[str, Tensor]:
+        """Return the tensors of one sample whose names are ``wanted``.
 
         Raises:
             InputError: its shard is missing or damaged, or holds something else.
         """
         row = self.rows[sample_id]
         path = self.folder / row["shard"]
+        expected = {key: value for key, value in row["tensors"].items() if wanted(key)}
         try:
             shard = _opened(path, path.stat().st_mtime_ns)
-            tensors = {key: shard.get_tensor(f"{sample_id}/{key}") for key in row["tensors"]}
+            tensors = {key: shard.get_tensor(f"{sample_id}/{key}") for key in expected}
         except (OSError, SafetensorError) as error:
             raise _damaged(path, sample_id, str(error)) from error
-        found = checksum(tensors)
-        if found != row["checksum"]:
-            raise _damaged(path, sample_id, f"checksum {found}, expected {row['checksum']}")
+        for key, tensor in tensors.items():
+            if checksum(tensor) != expected[key]:
+                found = f"{key} has checksum {checksum(tensor)}, expected {expected[key]}"
+                raise _damaged(path, sample_id, found)
         return tensors
 
 
@@ -67,14 +71,16 @@ class ShardWriter:
 
     def __init__(self, folder: Path, rank: int, shard_bytes: int) -> None:
         self._folder, self._rank, self._shard_bytes = folder, rank, shard_bytes
+        # Of this writer alone: a line that another one left half written ends no line of ours.
+        self._lines = folder / f"rows-{rank}-{uuid.uuid4().hex[:12]}.jsonl"
         self._tensors: dict[str, Tensor] = {}
         self._rows: list[dict] = []
 
     def add(self, sample_id: str, tensors: dict[str, Tensor], row: dict) -> None:
         """Take over the tensors of a sample, on the CPU, and what its row shall say."""
         self._tensors |= {f"{sample_id}/{key}": t.contiguous() for key, t in tensors.items()}
-        origin = {"sample_id": sample_id, "tensors": sorted(tensors)}
-        self._rows.append(origin | {"checksum": checksum(tensors)} | row)
+        checksums = {key: checksum(tensor) for key, tensor in tensors.items()}
+        self._rows.append({"sample_id": sample_id, "tensors": checksums} | row)
         if sum(t.nbytes for t in self._tensors.values()) >= self._shard_bytes:
             self.flush()
 
@@ -86,18 +92,16 @@ class ShardWriter:
         path = self._folder / f"shard-{self._rank}-{uuid.uuid4().hex[:12]}.safetensors"
         with atomic_path(path) as temporary:
             temporary.write_bytes(save(self._tensors))
-        with open(self._folder / f"rows-{self._rank}.jsonl", "a") as file:
-            for row in self._rows:
-                file.write(json.dumps(row | {"shard": path.name}) + "\n")
+        lines = "".join(json.dumps(row | {"shard": path.name}) + "\n" for row in self._rows)
+        before = self._lines.read_text() if self._lines.exists() else ""
+        with atomic_path(self._lines) as temporary:
+            temporary.write_text(before + lines)
         self._tensors, self._rows = {}, []
 
 
-def checksum(tensors: dict[str, Tensor]) -> str:
-    """Return the CRC-32 of the tensors' bytes, in the order of their names."""
-    crc = 0
-    for _, tensor in sorted(tensors.items()):
-        crc = zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy(), crc)
-    return f"{crc:08x}"
+def checksum(tensor: Tensor) -> str:
+    """Return the CRC-32 of a tensor's bytes."""
+    return f"{zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy()):08x}"
 
 
 def open_shards(folder: Path) -> Shards:
@@ -116,7 +120,7 @@ def open_shards(folder: Path) -> Shards:
     if "common" not in head or len(rows) != head["samples"]:
         raise InputError(
             f"{path}: found {len(rows)} samples of {head.get('samples', 'an unknown number')}; "
-            "expected a whole index.\nDelete it and run preparelabel.py again."
+            "expected a whole index.\nRun preparelabel.py again: it stores what is missing."
         )
     return Shards(folder, head["common"], {row["sample_id"]: row for row in rows})
 
@@ -141,6 +145,7 @@ def finish(folder: Path, common: dict, rows: Iterable[dict]) -> None:
     unneeded = [p for p in folder.glob("shard-*.safetensors") if p.name not in needed]
     for path in (*unneeded, *folder.glob("rows-*.jsonl")):
         path.unlink()
+    remove_abandoned(folder)
 
 
 @lru_cache(maxsize=256)

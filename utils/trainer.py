@@ -7,6 +7,7 @@ ranks of batch b take the steps of one rank of batch n * b. Rank 0 writes.
 """
 
 import argparse
+import gc
 import logging
 import math
 import time
@@ -219,8 +220,12 @@ def fit(
     )
     parallel, stage, done = None, None, start
     for step, batches in _steps(dataset, samples, config, start):
+        if selection.has_stalled:
+            logger.info("no better validation %d times: stopped at step %d", config.patience, done)
+            break
         if parallel is None or task.stage(step) != stage:
-            stage, parallel = task.stage(step), None  # the old one lets go of its parameters
+            stage, parallel = task.stage(step), None
+            gc.collect()  # the old one lets go of its parameters
             task.begin(stage)
             parallel = shared(task, device)
         lr = state["schedule"].get_last_lr()[0]
@@ -229,14 +234,12 @@ def fit(
         progress.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
         progress.update()
         done = step + 1
-        if validate and config.validate_every and done % config.validate_every == 0:
+        is_due = config.validate_every and done % config.validate_every == 0
+        if validate and (is_due or done == config.steps) and task.is_scored(stage):
             selection.add(done, validate(task.model), payload)
         if rank() == 0 and time.monotonic() - saved_at > 60 * config.save_minutes:
             save_checkpoint(last, payload(), done, state)
             saved_at = time.monotonic()
-        if selection.has_stalled:
-            logger.info("no better validation %d times: stopped at step %d", config.patience, done)
-            break
     progress.close()
     if start < done and rank() == 0:
         save_checkpoint(last, payload(), done, state)

@@ -5,6 +5,7 @@ lie in a cache, the challenge's clicks, DSC on the crop's own grid. Ranks share 
 """
 
 import argparse
+import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 
 from segment_anything import Sam3D
 from utils.click_method import challenge_click
-from utils.crop_cache import CropIndex, build_cache, read_index
+from utils.crop_cache import INDEX, CropIndex, build_cache, read_index
 from utils.data_loader import CropDataset
 from utils.data_paths import val_datas
 from utils.distributed import mean_over_ranks
@@ -24,6 +25,8 @@ from utils.geometry import CropRule
 from utils.interaction import ClickHistory, decode, upsample
 from utils.metrics import dsc
 from utils.runtime import autocast, non_negative_int, pick_precision, rank, world_size
+
+logger = logging.getLogger(__name__)
 
 SCORED_CLICKS = (1, 3, 5)
 
@@ -106,8 +109,8 @@ def add_crop_validation_arguments(parser: argparse.ArgumentParser) -> None:
         "--val-share",
         type=float,
         default=0.0,
-        help="instead of --val-datas, hold out this share of the patients of --img-datas "
-        "(default: 0)",
+        help="instead of --val-datas, hold out this share of the patients in --crops-dir; the "
+        "same for both trainings (default: 0)",
     )
     group.add_argument(
         "--val-crops",
@@ -117,10 +120,23 @@ def add_crop_validation_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def lay_down_validation(args: argparse.Namespace) -> None:
-    """Lay down the volumes that validation needs, before the ranks join."""
-    if args.validate_every and not args.val_share and rank() == 0:
-        build_cache(args.val_datas, _folder(args), workers=max(1, args.workers))
+def lay_down_validation(args: argparse.Namespace, *, keep: bool) -> None:
+    """Lay down the volumes that validation needs, before the ranks join.
+
+    With ``keep``, those that are there are used as they are, and no NIfTI file is read.
+    """
+    if not args.validate_every and (args.val_share or args.patience):
+        raise InputError(
+            "--val-share, --patience: nothing is validated, and nobody held out, without "
+            "--validate-every; expected it beside them."
+        )
+    if not args.validate_every or args.val_share or rank() > 0:
+        return
+    if keep and (_folder(args) / INDEX).exists():
+        return
+    index = build_cache(args.val_datas, _folder(args), workers=max(1, args.workers))
+    for failure in index.failures:
+        logger.warning("left out of the validation: %s", failure)
 
 
 def open_validation(
