@@ -1,6 +1,7 @@
 """Several ranks on one machine (gloo), and a training that is killed for good."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -113,3 +114,23 @@ def test_training_killed_at_any_step_resumes_bit_for_bit(crops, alone, tmp_path)
     first, second = (torch.load(folder / "weights.pt") for folder in (alone, out))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert rows_of(out) == rows_of(alone)
+
+
+def test_ranks_wait_until_rank_0_has_come(tmp_path):
+    """Rank 0 lays down volumes before it joins; NCCL connects late, as gloo does here."""
+    script, mark = tmp_path / "late.py", tmp_path / "laid_down"
+    script.write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        f"sys.path.insert(0, {str(Path(WORKER).parent.parent)!r})\n"
+        "from utils.distributed import joined\n"
+        "if os.environ['RANK'] == '0':\n"
+        "    time.sleep(3)\n"
+        f"    Path({str(mark)!r}).touch()\n"
+        "with joined('cpu'):\n"
+        f"    assert Path({str(mark)!r}).exists(), 'rank 1 did not wait'\n"
+    )
+    launch = "torch.distributed.run --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint"
+    command = [sys.executable, "-m", *launch.split(), "localhost:0", script]
+    environment = os.environ | {"TORCH_GLOO_LAZY_INIT": "1"}
+    subprocess.run(command, check=True, timeout=60, env=environment, capture_output=True)
