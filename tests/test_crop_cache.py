@@ -74,6 +74,22 @@ def test_a_dangling_link_is_reported(tmp_path):
     assert "CT_A_0.nii.gz: cannot be read" in index.failures[0]
 
 
+def test_crop_of_a_hollow_target_holds_some_of_it(tmp_path, folder):
+    path = folder / "labelsTr" / "CT_A_0.nii.gz"
+    label = np.zeros((20, 24, 28), np.uint8)
+    label[:2, :, :3], label[-2:, :, -4:] = 1, 1
+    write_nifti(path, label, read_nifti(path).affine)
+    rule = CropRule(8, 1.0)
+    image, label = read_case(find_cases([folder])[0])
+    expected = cut(image.array, label.array > 0, image.affine, rule, is_ct=True)
+
+    index = build(tmp_path, folder)
+    crop = read_target(index.folder, index.samples[0]).cut_centred(rule)
+
+    assert crop.label.any()
+    np.testing.assert_array_equal(crop.label, expected.label)
+
+
 def test_hounsfield_units_are_clamped_as_in_the_volume(tmp_path, folder):
     path = folder / "imagesTr" / "CT_A_0.nii.gz"
     image = read_nifti(path)

@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from utils.atomic import WriteError, atomic_path, remove_abandoned
-from utils.crops import Crop, cut_at, holds_hounsfield, nearest_voxel
+from utils.crops import Crop, cut_at, grid_on_target, holds_hounsfield
 from utils.errors import InputError
 from utils.geometry import CropGrid, CropRule, canonical_axes, spacing_zyx
 from utils.labels import ALL_USEFUL, InstanceRule
@@ -77,28 +77,23 @@ class CachedTarget:
 
     def cut_centred(self, rule: CropRule) -> Crop:
         """Cut the cube about the middle of the target, as `utils.crops.cut` does."""
-        grid = centred_grid(self.row, rule)
-        if not self.mask[grid.on_part(self.start, self.mask.shape).covered_box()].any():
-            middle = [c - s for c, s in zip(_middle(self.row), self.start, strict=True)]
-            voxel = nearest_voxel(self.mask, middle)
-            grid = centred_grid(self.row, rule, tuple(np.add(voxel, self.start)))
+        shape, voxel_mm = tuple(self.row["shape"]), tuple(self.row["voxel_mm"])
+        spacing_mm = rule.spacing_for(shape, voxel_mm)
+        middle = tuple(
+            (a + b - 1) / 2 for a, b in zip(self.row["start"], self.row["stop"], strict=True)
+        )
+        grid = grid_on_target(
+            lambda centre: CropGrid.in_frame(centre, shape, voxel_mm, spacing_mm, rule.size),
+            self.mask,
+            middle,
+            self.start,
+        )
         return self.cut(grid)
 
-    @cached_property
+    @property
     def identity(self) -> dict:
         """Say what this is: changes where the image, its voxel size or the target changes."""
         return {key: self.row[key] for key in ("sample_id", "image", "mask")}
-
-
-def centred_grid(row: dict, rule: CropRule, centre: tuple | None = None) -> CropGrid:
-    """Place the cube of ``rule`` about the middle of a target, or about ``centre``."""
-    shape, voxel_mm = tuple(row["shape"]), tuple(row["voxel_mm"])
-    spacing_mm = rule.spacing_for(shape, voxel_mm)
-    return CropGrid.in_frame(centre or _middle(row), shape, voxel_mm, spacing_mm, rule.size)
-
-
-def _middle(row: dict) -> tuple[float, ...]:
-    return tuple((a + b - 1) / 2 for a, b in zip(row["start"], row["stop"], strict=True))
 
 
 def read_target(folder: Path, row: dict) -> CachedTarget:

@@ -1,10 +1,11 @@
 """The network's input: a cube of the volume in the network's frame, normalised (no torch)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from utils.geometry import CropGrid, CropRule, bounding_box_centre
+from utils.geometry import CropGrid, CropRule, Triple, bounding_box_centre
 
 #: Hounsfield range in which SAM-Med3D was trained.
 HU_RANGE = (-1000, 1000)
@@ -50,13 +51,13 @@ def cut(
 ) -> Crop:
     """Cut the cube about the middle of ``target`` (D, H, W) bool out of ``image`` (D, H, W).
 
-    Where the target leaves the middle of its own box empty, so that the cube would miss it, the
-    cube sits on its voxel nearest to the middle. CT is clamped where values are HU.
+    CT is clamped where values are HU.
     """
-    centre = bounding_box_centre(target)
-    grid = CropGrid.around(centre, target.shape, affine, rule)
-    if not target[grid.covered_box()].any():
-        grid = CropGrid.around(nearest_voxel(target, centre), target.shape, affine, rule)
+    grid = grid_on_target(
+        lambda centre: CropGrid.around(centre, target.shape, affine, rule),
+        target,
+        bounding_box_centre(target),
+    )
     return cut_at(grid, image, target, hounsfield=holds_hounsfield(image, is_ct))
 
 
@@ -92,7 +93,25 @@ def cut_at(
     return Crop(normalise(values), label, grid, float(reached.sum() / target.sum()))
 
 
-def nearest_voxel(target: np.ndarray, point: tuple[float, ...]) -> tuple[float, float, float]:
-    """Return the voxel of ``target`` nearest to ``point``, in voxels."""
-    voxels = np.argwhere(target)
-    return tuple(map(float, voxels[np.argmin(((voxels - point) ** 2).sum(axis=1))]))
+def grid_on_target(
+    place: Callable[[Triple], CropGrid],
+    target: np.ndarray,
+    middle: Triple,
+    target_start: tuple[int, int, int] = (0, 0, 0),
+) -> CropGrid:
+    """Place a cube about the middle of a target.
+
+    Where the target leaves the middle of its own box empty, so that the cube would miss it, the
+    cube sits on its voxel nearest to the middle.
+
+    Args:
+        place: returns the cube about a voxel of the volume.
+        target: bool; may be a part of the volume, whose first voxel is ``target_start``.
+        middle: of the target's box, in voxels of the volume.
+    """
+    grid = place(middle)
+    if target[grid.on_part(target_start, target.shape).covered_box()].any():
+        return grid
+    voxels = np.argwhere(target) + target_start
+    nearest = voxels[np.argmin(((voxels - middle) ** 2).sum(axis=1))]
+    return place(tuple(map(float, nearest)))
