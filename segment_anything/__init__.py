@@ -24,9 +24,12 @@ from segment_anything.config import (
     SamConfig,
 )
 from segment_anything.modeling import EncoderOutput, Sam3D
+from segment_anything.prompting import NO_CLICK, ClickHistory, decode, low_res_size, upsample
 
 __all__ = [
+    "NO_CLICK",
     "CheckpointError",
+    "ClickHistory",
     "ConfigError",
     "DecoderConfig",
     "EncoderConfig",
@@ -37,12 +40,15 @@ __all__ = [
     "build_from_checkpoint",
     "build_sam3D",
     "checkpoint_payload",
+    "decode",
     "fingerprint",
     "load_checkpoint",
+    "low_res_size",
     "network_configs",
     "open_checkpoint",
     "read_checkpoint",
     "sam_model_registry3D",
     "student_num_heads",
     "student_payload",
+    "upsample",
 ]

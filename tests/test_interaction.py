@@ -3,15 +3,8 @@ import pytest
 import torch
 from small import ball, small_sam
 
-from utils.interaction import (
-    NO_CLICK,
-    ClickHistory,
-    coarsen,
-    decode,
-    low_res_size,
-    simulate_clicks,
-    upsample,
-)
+from segment_anything import NO_CLICK, ClickHistory, decode, low_res_size, upsample
+from utils.interaction import coarsen, simulate_clicks
 
 
 def _label(radius=6.0):

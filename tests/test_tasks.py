@@ -5,9 +5,9 @@ import pytest
 import torch
 from small import ball, small_sam
 
+from segment_anything import NO_CLICK, upsample
 from utils import tasks
 from utils.box_prompt import box_around, ellipsoid_logits
-from utils.interaction import NO_CLICK, upsample
 from utils.metrics import dsc
 from utils.tasks import InteractiveTask
 from utils.teacher_outputs import teacher_outputs

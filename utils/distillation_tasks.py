@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segment_anything import Sam3D, SamConfig
+from segment_anything import ClickHistory, Sam3D, SamConfig, decode
 from utils.errors import InputError
-from utils.interaction import ClickHistory, decode, shrink
+from utils.interaction import shrink
 from utils.losses import dice_ce, embedding_loss
 from utils.runtime import CLICKING
 from utils.tasks import Task

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from segment_anything import Sam3D
+from segment_anything import ClickHistory, Sam3D, decode, upsample
 from utils.baselines import ball_dsc_curve
 from utils.cases import Case, read_case, targets_of
 from utils.click_method import challenge_click, mended_share
 from utils.crops import Crop, cut
 from utils.geometry import CropRule
-from utils.interaction import ClickHistory, decode, upsample
 from utils.labels import InstanceRule
 from utils.metrics import dsc, interaction_auc, nsd
 from utils.nifti_io import Volume

@@ -108,13 +108,26 @@ class CropGrid:
         rule: CropRule,
     ) -> "CropGrid":
         """Place the cube of ``rule`` so that its middle is at array coordinate ``centre_zyx``."""
+        spacing_mm = rule.spacing_for(volume_shape, spacing_zyx(affine))
+        return cls.at(centre_zyx, volume_shape, affine, spacing_mm, rule.size)
+
+    @classmethod
+    def at(
+        cls,
+        centre_zyx: Triple,
+        volume_shape: tuple[int, int, int],
+        affine: np.ndarray,
+        spacing_mm: float,
+        size: int,
+    ) -> "CropGrid":
+        """Place a cube of ``size``³ voxels of ``spacing_mm`` about an array coordinate."""
         axes, signs = canonical_axes(affine)
         voxel_mm = spacing_zyx(affine)
-        spacing_mm = rule.spacing_for(volume_shape, voxel_mm)
         steps = tuple(
-            sign * spacing_mm / voxel_mm[axis] for axis, sign in zip(axes, signs, strict=True)
+            float(sign * spacing_mm / voxel_mm[axis])
+            for axis, sign in zip(axes, signs, strict=True)
         )
-        return cls._about(centre_zyx, volume_shape, axes, steps, rule.size)
+        return cls._about(centre_zyx, volume_shape, axes, steps, size)
 
     @classmethod
     def in_frame(
@@ -181,20 +194,42 @@ class CropGrid:
         Returns:
             (D, H, W) float32.
         """
+        whole = np.full(self.volume_shape, outside, dtype=np.float32)
+        whole[self.covered_box()] = self.paste_covered(values)
+        return whole
+
+    def paste_covered(self, values: np.ndarray) -> np.ndarray:
+        """Resample as `paste` does, but only to the voxels of `covered_box`; a view."""
         cell = self.size / values.shape[0]
         out = np.asarray(values, dtype=np.float32)
-        inside = []
         for n in range(3):
-            voxels = np.arange(self.volume_shape[self.axes[n]])
-            positions = (voxels - self.origin[n]) / self.steps[n]
             covered = self._covered_range(n)
-            cells = (positions[covered] + 0.5) / cell - 0.5
+            voxels = np.arange(covered.start, covered.stop)
+            positions = (voxels - self.origin[n]) / self.steps[n]
+            cells = (positions + 0.5) / cell - 0.5
             out = _along(out, n, _linear_weights(cells, values.shape[0]))
-            inside.append(covered)
-        shape = tuple(self.volume_shape[axis] for axis in self.axes)
-        whole = np.full(shape, outside, dtype=np.float32)
-        whole[tuple(inside)] = out
-        return np.ascontiguousarray(np.transpose(whole, np.argsort(self.axes)))
+        return np.transpose(out, np.argsort(self.axes))
+
+    def carry(self, values: np.ndarray, other: "CropGrid", outside: float) -> np.ndarray:
+        """Resample crop ``values`` linearly onto another cube on the same volume.
+
+        Args:
+            values: (s, s, s) float array over this cube, as for `paste`.
+            other: a cube along the same axes.
+            outside: what the other cube gets where it leaves this one.
+
+        Returns:
+            (s, s, s) float32 over the other cube.
+        """
+        cell = self.size / values.shape[0]
+        out = np.asarray(values, dtype=np.float32) - outside
+        for n in range(3):
+            middles = (np.arange(values.shape[0]) + 0.5) * cell - 0.5  # in the other's voxels
+            voxels = other.origin[n] + other.steps[n] * middles
+            positions = (voxels - self.origin[n]) / self.steps[n]
+            cells = (positions + 0.5) / cell - 0.5
+            out = _along(out, n, _linear_weights(cells, values.shape[0]))
+        return out + outside
 
     def covered_box(self) -> tuple[slice, slice, slice]:
         """Return the box of the volume's voxels that lie in the cube, in array order."""

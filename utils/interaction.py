@@ -1,4 +1,4 @@
-"""The click loop: encode once, then prompt, decode, repeat. Serves training and evaluation.
+"""Simulated clicks for training: into the error of the low-resolution prediction.
 
 Coordinates given to the network are crop voxels in the network's axis order (utils/geometry.py).
 """
@@ -10,71 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segment_anything import Sam3D
+from segment_anything import NO_CLICK
 from utils.click_method import training_click
-
-#: A point label for "no click here": the prompt encoder's padding point.
-NO_CLICK = -1
-
-
-def low_res_size(model: Sam3D) -> int:
-    """Return the edge of the network's low-resolution masks: four cells a token."""
-    return 4 * model.config.encoder.grid_size
-
-
-class ClickHistory:
-    """The clicks given so far for a batch, and which of them the network is shown.
-
-    Networks differ in what they were trained with (``PromptConfig.click_memory``): released
-    SAM-Med3D weights see the ``"last"`` click alone and remember the rest in the mask prompt;
-    ``"all"`` shows every click so far.
-    """
-
-    def __init__(self, memory: str) -> None:
-        self.memory = memory
-        self._coords: list[Tensor] = []
-        self._labels: list[Tensor] = []
-
-    def add(self, coords: Tensor, labels: Tensor) -> None:
-        """Add one click a sample: coords (B, 3) and labels (B,) in {1, 0, NO_CLICK}."""
-        self._coords.append(coords)
-        self._labels.append(labels)
-
-    def shown(self) -> tuple[Tensor, Tensor]:
-        """Return point_coords (B, N, 3) and point_labels (B, N) for the prompt encoder."""
-        first = -1 if self.memory == "last" else 0
-        return torch.stack(self._coords[first:], 1), torch.stack(self._labels[first:], 1)
-
-
-def decode(
-    model: Sam3D, image_embedding: Tensor, history: ClickHistory, low_res_masks: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Run prompt encoder and mask decoder once.
-
-    Args:
-        image_embedding: (B, C, g, g, g).
-        low_res_masks: (B, 1, 4g, 4g, 4g) logits of the previous step; None before the first click,
-            which the released recipe feeds as zeros.
-
-    Returns:
-        low-resolution logits (B, 1, 4g, 4g, 4g) and predicted IoU (B, 1).
-    """
-    if low_res_masks is None:
-        batch, _, g, _, _ = image_embedding.shape
-        low_res_masks = image_embedding.new_zeros(batch, 1, 4 * g, 4 * g, 4 * g)
-    sparse, dense = model.prompt_encoder(points=history.shown(), boxes=None, masks=low_res_masks)
-    return model.mask_decoder(
-        image_embeddings=image_embedding,
-        image_pe=model.prompt_encoder.get_dense_pe(),
-        sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense,
-        multimask_output=False,
-    )
-
-
-def upsample(low_res_masks: Tensor, size: int) -> Tensor:
-    """Return (B, 1, size, size, size) logits: trilinear, align_corners False, as released."""
-    return F.interpolate(low_res_masks, size=(size,) * 3, mode="trilinear", align_corners=False)
 
 
 def simulate_clicks(

@@ -68,14 +68,14 @@ def nsd(
 
 def per_class_dsc(gt: np.ndarray, seg: np.ndarray) -> dict[int, float]:
     """Return the DSC of every class present in ``gt``, by class id."""
-    return {label: dsc(*masks) for label, *masks in _class_masks(gt, seg)}
+    return {label: dsc(*masks) for label, _, *masks in class_masks(gt, seg)}
 
 
 def per_class_nsd(
     gt: np.ndarray, seg: np.ndarray, spacing: Sequence[float], tolerance_mm: float = 2.0
 ) -> dict[int, float]:
     """Return the NSD of every class present in ``gt``, by class id; ``spacing`` in array order."""
-    return {label: nsd(*masks, spacing, tolerance_mm) for label, *masks in _class_masks(gt, seg)}
+    return {label: nsd(*masks, spacing, tolerance_mm) for label, _, *masks in class_masks(gt, seg)}
 
 
 def multi_class_dsc(gt: np.ndarray, seg: np.ndarray) -> float:
@@ -121,12 +121,13 @@ def interaction_auc(click_scores: Sequence[float]) -> float:
     return float(np.trapezoid(scores))
 
 
-def _mean(scores: dict[int, float]) -> float:
-    return float(np.mean(list(scores.values()))) if scores else float("nan")
+def class_masks(
+    gt: np.ndarray, seg: np.ndarray
+) -> Iterator[tuple[int, tuple[slice, ...], np.ndarray, np.ndarray]]:
+    """Yield every class of the truth: its id, the box that holds it in both, and both masks there.
 
-
-def _class_masks(gt: np.ndarray, seg: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield ``(class id, truth, prediction)`` cut to the box that holds both masks."""
+    A volume of many small classes is looked through once, not once a class.
+    """
     gt, seg = _as_labels("gt", gt), _as_labels("seg", seg)
     _require_same_shape(gt, seg)
     seg_boxes = ndimage.find_objects(seg)
@@ -135,7 +136,11 @@ def _class_masks(gt: np.ndarray, seg: np.ndarray) -> Iterator[tuple[int, np.ndar
             continue
         seg_box = seg_boxes[index] if index < len(seg_boxes) else None
         box = gt_box if seg_box is None else _union(gt_box, seg_box)
-        yield index + 1, gt[box] == index + 1, seg[box] == index + 1
+        yield index + 1, box, gt[box] == index + 1, seg[box] == index + 1
+
+
+def _mean(scores: dict[int, float]) -> float:
+    return float(np.mean(list(scores.values()))) if scores else float("nan")
 
 
 def _union(a: tuple[slice, ...], b: tuple[slice, ...]) -> tuple[slice, ...]:

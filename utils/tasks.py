@@ -10,18 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segment_anything import Sam3D
+from segment_anything import NO_CLICK, ClickHistory, Sam3D, decode, low_res_size, upsample
 from utils.box_prompt import Box, box_around, ellipsoid_logits
-from utils.interaction import (
-    NO_CLICK,
-    ClickHistory,
-    coarsen,
-    decode,
-    low_res_size,
-    shrink,
-    simulate_clicks,
-    upsample,
-)
+from utils.interaction import coarsen, shrink, simulate_clicks
 from utils.losses import dice_ce
 from utils.runtime import CLICKING
 

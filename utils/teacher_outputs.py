@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segment_anything import Sam3D
-from utils.interaction import ClickHistory, coarsen, decode, low_res_size, simulate_clicks
+from segment_anything import ClickHistory, Sam3D, decode, low_res_size
+from utils.interaction import coarsen, simulate_clicks
 
 
 @torch.no_grad()

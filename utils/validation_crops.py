@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segment_anything import Sam3D
+from segment_anything import ClickHistory, Sam3D, decode, upsample
 from utils.click_method import challenge_click
 from utils.crop_cache import INDEX, CropIndex, build_cache, read_index
 from utils.data_loader import CropDataset
@@ -22,7 +22,6 @@ from utils.data_paths import val_datas
 from utils.distributed import mean_over_ranks
 from utils.errors import InputError
 from utils.geometry import CropRule
-from utils.interaction import ClickHistory, decode, upsample
 from utils.metrics import dsc
 from utils.runtime import autocast, non_negative_int, pick_precision, rank, world_size
 

@@ -1,0 +1,161 @@
+"""From logits in a cube to masks on the image: clicks honoured, classes competing (no torch)."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+
+from utils.click_method import Click
+from utils.geometry import CropGrid, Triple
+
+#: A mended voxel's logit: sigmoid 0.98 one way or the other.
+SURE_LOGIT = 4.0
+#: Width of a mended spot: cells of the low-resolution mask, and at least so many voxels.
+SPOT_CELLS, SPOT_VOXELS = 1.0, 1.0
+#: What lies beyond the cube: certainly background.
+OUTSIDE_LOGIT = -20.0
+
+
+@dataclass
+class Part:
+    """Logits on a box of the image, background outside of it."""
+
+    box: tuple[slice, slice, slice]
+    logits: np.ndarray  # (d, h, w) float32, the box's shape
+
+    @classmethod
+    def of(cls, grid: CropGrid, low_res: np.ndarray) -> "Part":
+        """Resample low-resolution logits (m, m, m) from the cube onto the image's voxels."""
+        return cls(grid.covered_box(), grid.paste_covered(low_res))
+
+    @property
+    def start(self) -> np.ndarray:
+        """The box's first voxel (z, y, x)."""
+        return np.array([side.start for side in self.box])
+
+    def holds(self, zyx: Sequence[int]) -> bool:
+        """Say whether a voxel of the image lies in the box."""
+        return all(side.start <= c < side.stop for side, c in zip(self.box, zyx, strict=True))
+
+    def around(self, zyx: Sequence[int], margin: int, shape: tuple[int, int, int]) -> "Part":
+        """Return a part that also holds a voxel and ``margin`` more around it."""
+        box = tuple(
+            slice(max(0, min(side.start, c - margin)), min(n, max(side.stop, c + margin + 1)))
+            for side, c, n in zip(self.box, zyx, shape, strict=True)
+        )
+        pads = [
+            (old.start - new.start, new.stop - old.stop)
+            for old, new in zip(self.box, box, strict=True)
+        ]
+        return Part(box, np.pad(self.logits, pads, constant_values=OUTSIDE_LOGIT))
+
+
+def keep_prompted(part: Part, seeds: Iterable[Sequence[float]]) -> Part:
+    """Keep the components of the mask that hold a seed voxel; all where no component does."""
+    mask = part.logits > 0
+    labels = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26)
+    kept = {_value_at(labels, np.rint(seed).astype(int) - part.start) for seed in seeds} - {0}
+    if not kept:
+        return part
+    dropped = mask & ~np.isin(labels, list(kept))
+    return Part(part.box, np.where(dropped, -SURE_LOGIT, part.logits))
+
+
+def honour_clicks(
+    part: Part,
+    clicks: Sequence[Click],
+    elsewhere: Sequence[Click],
+    voxel_mm: Triple,
+    cell_mm: float,
+    shape: tuple[int, int, int],
+) -> Part:
+    """Put every clicked voxel on its side of the mask, and what is around it smoothly with it.
+
+    Where the mask already agrees with a click nothing changes. Elsewhere the logits are blended
+    into sure ones by a Gaussian about the click, narrower where a click of the other kind is near.
+    Of clicks of both kinds on one voxel the last counts.
+
+    Args:
+        clicks: this target's, in the order clicked.
+        elsewhere: foreground clicks of other targets, where this one is not.
+        cell_mm: side of a cell of the low-resolution mask.
+    """
+    own = {click.zyx: click.is_foreground for click in clicks}
+    places = {click.zyx: False for click in elsewhere} | own
+    width = np.maximum(SPOT_CELLS * cell_mm, SPOT_VOXELS * np.array(voxel_mm))
+    for zyx, is_foreground in places.items():
+        if not part.holds(zyx):
+            if not is_foreground:
+                continue
+            part = part.around(zyx, 2, shape)
+        if (_value_at(part.logits, zyx - part.start) > 0) == is_foreground:
+            continue
+        opposite = [other for other, kind in places.items() if kind != is_foreground]
+        _blend(part, zyx, is_foreground, opposite, width, np.array(voxel_mm))
+    return _exactly(part, places)
+
+
+def compete(shape: tuple[int, int, int], parts: Iterable[tuple[int, Part]]) -> np.ndarray:
+    """Give every voxel to the target that is likeliest there, 0 where none is likely.
+
+    Args:
+        parts: (target id, logits); of equally likely targets the first counts.
+
+    Returns:
+        (D, H, W) uint8, or uint16 where an id needs it.
+    """
+    best = np.zeros(shape, np.float32)
+    answer = np.zeros(shape, np.uint8)
+    for number, part in parts:
+        if number > np.iinfo(answer.dtype).max:
+            answer = answer.astype(np.uint16)
+        mine = part.logits > best[part.box]
+        answer[part.box][mine] = number
+        best[part.box][mine] = part.logits[mine]
+    return answer
+
+
+def _value_at(array: np.ndarray, zyx: np.ndarray) -> float:
+    inside = (np.array(zyx) >= 0).all() and (np.array(zyx) < array.shape).all()
+    return array[tuple(zyx)] if inside else 0
+
+
+def _blend(
+    part: Part,
+    zyx: tuple[int, int, int],
+    is_foreground: bool,
+    opposite: Sequence[tuple[int, int, int]],
+    width_mm: np.ndarray,
+    voxel_mm: np.ndarray,
+) -> None:
+    """Blend a Gaussian spot of sure logits into a part, in place."""
+    if opposite:
+        apart = np.linalg.norm((np.array(opposite) - zyx) * voxel_mm, axis=1).min()
+        width_mm = np.minimum(width_mm, max(apart, 1e-3) / 3)
+    reach = np.ceil(3 * width_mm / voxel_mm).astype(int)
+    middle = zyx - part.start
+    low = np.maximum(middle - reach, 0)
+    high = np.minimum(middle + reach + 1, part.logits.shape)
+    spot = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    weight = np.ones((1, 1, 1), np.float32)
+    for axis in range(3):
+        mm = (np.arange(low[axis], high[axis]) - middle[axis]) * voxel_mm[axis]
+        along = np.exp(-((mm / width_mm[axis]) ** 2) / 2).astype(np.float32)
+        weight = weight * along.reshape([-1 if a == axis else 1 for a in range(3)])
+    sure = SURE_LOGIT if is_foreground else -SURE_LOGIT
+    # From a surer wrong logit the spot would be narrower: it counts as just as sure.
+    before = np.clip(part.logits[spot], -SURE_LOGIT, SURE_LOGIT)
+    after = before + weight * (sure - before)
+    change = weight > 0.05
+    part.logits[spot] = np.where(change, after, part.logits[spot])
+
+
+def _exactly(part: Part, places: dict[tuple[int, int, int], bool]) -> Part:
+    """Set clicked voxels that a neighbouring spot has turned over again."""
+    for zyx, is_foreground in places.items():
+        if part.holds(zyx):
+            here = tuple(zyx - part.start)
+            if (part.logits[here] > 0) != is_foreground:
+                part.logits[here] = SURE_LOGIT if is_foreground else -SURE_LOGIT
+    return part
