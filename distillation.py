@@ -35,7 +35,7 @@ from segment_anything import (
     sam_model_registry3D,
     student_payload,
 )
-from utils.checkpoint import copy_teacher_blocks, open_network, save_payload
+from utils.checkpoint import copy_teacher_blocks, open_network, save_payload, trained_on
 from utils.crop_cache import read_index
 from utils.data_loader import CropDataset, add_crop_arguments
 from utils.distillation_tasks import (
@@ -237,6 +237,8 @@ def distil(args: argparse.Namespace, device: torch.device) -> Report:
         require_teacher(store, teacher)
     plan = make_plan(args, student, teacher, store.layers if store else None)
     origin = {"crop_rule": rule.to_dict(), "teacher": fingerprint(teacher), "plan": asdict(plan)}
+    before = trained_on(args.teacher_dir / TEACHER) or set()
+    origin["trained_on"] = sorted(index.folders | before)
 
     def payload() -> dict:
         return student_payload(student, **origin)

@@ -31,7 +31,7 @@ from segment_anything import (
     load_checkpoint,
     network_configs,
 )
-from utils.checkpoint import open_network, save_payload
+from utils.checkpoint import open_network, save_payload, trained_on
 from utils.crop_cache import CropIndex, build_cache, read_index
 from utils.data_loader import CropDataset, add_crop_arguments
 from utils.data_paths import img_datas
@@ -253,8 +253,12 @@ def train_and_store(
 ) -> Report:
     """Train on the crops, then store; on every rank."""
     samples, report = index.samples, None
+    folders = (trained_on(args.checkpoint) if args.checkpoint else None) or set()
     if args.steps:
         index, validation = open_validation(args, index, rule, device)
+        folders |= index.folders
+    facts = {"crop_rule": rule.to_dict(), "trained_on": sorted(folders) or None}
+    if args.steps:
         task = InteractiveTask(
             teacher,
             num_clicks=args.num_clicks,
@@ -273,16 +277,14 @@ def train_and_store(
             fit_config(args, device),
             args.out_dir,
             device=device,
-            payload=lambda: checkpoint_payload(teacher, crop_rule=rule.to_dict()),
+            payload=lambda: checkpoint_payload(teacher, **facts),
             resume=args.resume,
             validate=validation,
         )
         if report.best:
             load_checkpoint(teacher, report.best)
     if rank() == 0:  # the stored outputs, if any, are held against it when they are read
-        save_payload(
-            args.teacher_dir / TEACHER, checkpoint_payload(teacher, crop_rule=rule.to_dict())
-        )
+        save_payload(args.teacher_dir / TEACHER, checkpoint_payload(teacher, **facts))
     if args.no_store:
         return Report(report, None, index.failures)
     store = store_outputs(

@@ -14,7 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segment_anything import sam_model_registry3D
-from utils.checkpoint import open_network
+from utils.challenge_validation import (
+    ChallengeSummary,
+    add_challenge_arguments,
+    print_challenge,
+    run_challenge,
+)
+from utils.challenge_worker import Checkpoint
 from utils.errors import exit_on_input_error
 from utils.report import Summary, add_validation_arguments, print_summary, run_validation
 
@@ -32,18 +38,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="what a file without our configuration holds; vit_b_ori for sam_med3d_turbo.pth",
     )
     add_validation_arguments(parser, Path("work_dir/validation_teacher"))
+    add_challenge_arguments(parser)
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> Summary:
+def run(args: argparse.Namespace) -> Summary | ChallengeSummary:
     """Validate the teacher as ``args`` say."""
-    teacher, rule = open_network(args.checkpoint, args.network)
-    return run_validation(teacher, rule, args)
+    checkpoint = Checkpoint(args.checkpoint, args.network)
+    if args.protocol == "challenge":
+        return run_challenge(checkpoint, args)
+    return run_validation(*checkpoint.open(), args)
 
 
 @exit_on_input_error
 def main() -> int:
-    return print_summary(run(parse_args()))
+    summary = run(parse_args())
+    challenge = isinstance(summary, ChallengeSummary)
+    return print_challenge(summary) if challenge else print_summary(summary)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from segment_anything.config import (
     SamConfig,
 )
 from segment_anything.modeling import EncoderOutput, Sam3D
+from segment_anything.predictor import CropPredictor
 from segment_anything.prompting import NO_CLICK, ClickHistory, decode, low_res_size, upsample
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "CheckpointError",
     "ClickHistory",
     "ConfigError",
+    "CropPredictor",
     "DecoderConfig",
     "EncoderConfig",
     "EncoderOutput",

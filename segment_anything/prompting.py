@@ -36,10 +36,6 @@ class ClickHistory:
         self._coords.append(coords)
         self._labels.append(labels)
 
-    def __len__(self) -> int:
-        """Return how many clicks a sample has had."""
-        return len(self._coords)
-
     def shown(self) -> tuple[Tensor, Tensor]:
         """Return point_coords (B, N, 3) and point_labels (B, N) for the prompt encoder."""
         first = -1 if self.memory == "last" else 0

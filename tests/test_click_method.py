@@ -3,11 +3,11 @@
 import math
 from pathlib import Path
 
-import cc3d
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from benchmarks.scoring import plain_click
 from utils.click_method import (
     Click,
     _squared_distances,
@@ -18,40 +18,6 @@ from utils.click_method import (
 from utils.errors import InputError
 
 PARITY = np.load(Path(__file__).parent / "data" / "metrics_seed0.npz")
-
-
-def plain_click(pred, gt, max_box_voxels=60_000_000):
-    """Follow the evaluator's text step by step on whole volumes, global random state and all."""
-    error = pred != gt
-    if not error.any():
-        return None
-    labels = cc3d.connected_components(error, connectivity=26)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    component = labels == np.argmax(sizes)
-    low = np.argwhere(component).min(axis=0)
-    shape = np.argwhere(component).max(axis=0) + 1 - low
-    padding = np.maximum((shape * 0.25).astype(int), 1)
-    box = np.zeros(shape + 2 * padding, np.uint8)
-    inside = tuple(slice(p, p + n) for p, n in zip(padding, shape, strict=True))
-    where = tuple(slice(a, a + n) for a, n in zip(low, shape, strict=True))
-    box[inside] = component[where]
-    pooled = box.size > max_box_voxels
-    if pooled:
-        box = np.pad(box, [(0, n % 2) for n in box.shape])
-        corners = [box[a::2, b::2, c::2] for a in (0, 1) for b in (0, 1) for c in (0, 1)]
-        box = np.maximum.reduce(corners)
-    depth = ndimage.distance_transform_edt(box)
-    if pooled:
-        depth = depth.repeat(2, 0).repeat(2, 1).repeat(2, 2)
-    full = np.zeros(error.shape)
-    full[where] = depth[inside]
-    candidates = np.argwhere(full == full.max())
-    state = np.random.get_state()
-    np.random.seed(42)
-    z, y, x = candidates[np.random.choice(len(candidates))]
-    np.random.set_state(state)
-    return (z, y, x), gt[z, y, x]
 
 
 def masks(seed: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:

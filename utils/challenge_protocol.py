@@ -72,12 +72,12 @@ def evaluate(
             seconds.append(0.0)
             continue
         if step > 0:
-            _click_all(truth, answer, prompts, clicks)
+            click_all(truth, answer, prompts, clicks)
         start = time.perf_counter()
         answer = answerer.answer(prompts, answer)
         seconds.append(time.perf_counter() - start)
         answer = np.where(answer > MAX_CLASS, 0, answer).astype(np.uint8)
-        rows.append(_scores(truth, answer, spacing_xyz))
+        rows.append(scores_of(truth, answer, spacing_xyz))
         answers.append(answer)
     scores = np.array(rows)
     return Steps(
@@ -99,7 +99,7 @@ def ranked(truth: np.ndarray) -> tuple[list[int], np.ndarray]:
     return ids, table[truth]
 
 
-def _click_all(
+def click_all(
     truth: np.ndarray,
     answer: np.ndarray | None,
     prompts: list[list[Prompt]],
@@ -117,7 +117,7 @@ def _click_all(
         clicks[rank - 1].append(Click(place, click.is_foreground))
 
 
-def _scores(truth: np.ndarray, answer: np.ndarray, spacing_xyz: Sequence[float]) -> np.ndarray:
+def scores_of(truth: np.ndarray, answer: np.ndarray, spacing_xyz: Sequence[float]) -> np.ndarray:
     """Return (3, classes): DSC, NSD, and NSD as the evaluator computes it."""
     official, right = tuple(spacing_xyz), tuple(spacing_xyz)[::-1]
     scores = []

@@ -100,6 +100,13 @@ def open_network(
         ) from error
 
 
+def trained_on(path: Path) -> set[str] | None:
+    """Return "organ/data set" of what a checkpoint's training had; None where it does not say."""
+    with _checkpoint_errors():
+        names = read_checkpoint(path).get("trained_on")
+    return None if names is None else set(names)
+
+
 @contextmanager
 def _checkpoint_errors() -> Iterator[None]:
     """Turn what the model package raises about a file into what a script prints."""

@@ -52,6 +52,11 @@ class CropIndex:
     samples: list[dict]
     failures: list[str]
 
+    @property
+    def folders(self) -> set[str]:
+        """The "organ/data set" folders that the targets are from."""
+        return {row["sample_id"].rsplit("/", 1)[0] for row in self.samples}
+
 
 @dataclass(frozen=True)
 class CachedTarget:

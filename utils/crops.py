@@ -25,12 +25,17 @@ class Crop:
     coverage: float
 
 
-def normalise(image: np.ndarray) -> np.ndarray:
-    """Z-normalise a crop by the mean and standard deviation of its voxels > 0, as SAM-Med3D."""
+def normalise(image: np.ndarray, covered: tuple[slice, ...] = ()) -> np.ndarray:
+    """Z-normalise a crop by the mean and standard deviation of its voxels > 0, as SAM-Med3D.
+
+    Args:
+        covered: the box of the crop that lies on the volume; the padding around it does not count.
+    """
     image = image.astype(np.float32)
-    body = image[image > 0]
+    known = image[covered] if image[covered].size else image
+    body = known[known > 0]
     if body.size == 0:
-        body = image
+        body = known
     deviation = body.std()
     image -= body.mean()
     # A constant body has none; dividing padding by next to nothing would overflow float16.
@@ -90,7 +95,9 @@ def cut_at(
         start = [side.start for side in box]
         points = np.array([on_target.to_crop(v) for v in np.argwhere(reached) + start])
         label[tuple(np.clip(np.rint(points).astype(int), 0, grid.size - 1).reshape(-1, 3).T)] = True
-    return Crop(normalise(values), label, grid, float(reached.sum() / target.sum()))
+    return Crop(
+        normalise(values, grid.covered_crop()), label, grid, float(reached.sum() / target.sum())
+    )
 
 
 def grid_on_target(

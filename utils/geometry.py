@@ -242,6 +242,15 @@ class CropGrid:
         inside[self.covered_box()] = True
         return inside
 
+    def covered_crop(self) -> tuple[slice, slice, slice]:
+        """Return the box of the crop's voxels that lie on the volume, in the network's order."""
+        ranges = []
+        for n, axis in enumerate(self.axes):
+            positions = self.origin[n] + self.steps[n] * np.arange(self.size)
+            on = np.flatnonzero((positions >= -0.5) & (positions <= self.volume_shape[axis] - 0.5))
+            ranges.append(slice(int(on[0]), int(on[-1]) + 1) if len(on) else slice(0, 0))
+        return tuple(ranges)
+
     def _covered_range(self, n: int) -> slice:
         """Return the voxels in the cube along network axis ``n``."""
         voxels = np.arange(self.volume_shape[self.axes[n]])

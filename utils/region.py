@@ -5,7 +5,7 @@ prompts and follows the mask: it grows where the mask touches its border, and cl
 mask fills too little of it, as a reader zooms. Lengths are mm, places array coordinates (z, y, x).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -80,9 +80,9 @@ class Scene:
 
     def about_box(self, box: BoxPrompt) -> Region:
         """Return where to look for what is in a box."""
-        return self.about(self.extent_of(box))
+        return self.about(self.extent_of_box(box))
 
-    def extent_of(self, box: BoxPrompt) -> Extent:
+    def extent_of_box(self, box: BoxPrompt) -> Extent:
         """Return how far a target reaches; beyond the box where that is of one slice."""
         low, high = np.array(box.start_zyx) - 0.5, np.array(box.stop_zyx) - 0.5
         if box.middle_slice:
@@ -125,7 +125,7 @@ class Scene:
             mask: (m, m, m) bool in the region's cube.
             points: (n, 3) foreground clicks, which stay inside.
         """
-        extent = mask_extent(self.grid(region), mask)
+        extent = extent_in(self.grid(region), mask)
         if extent is None:
             return None
         reach, touched = self._grown(region, extent, mask)
@@ -168,19 +168,25 @@ class Scene:
         return bool(abs(ratio - 1) < self.zoom.same and (moved_mm < self.zoom.same * edge_mm).all())
 
 
-def mask_extent(grid: CropGrid, mask: np.ndarray) -> Extent | None:
+def extent_in(grid: CropGrid, mask: np.ndarray) -> Extent | None:
     """Return the extent on the volume of a mask (m, m, m) in a cube; None where it is empty."""
     if not mask.any():
         return None
     cell = grid.size / mask.shape[0]
-    ends = []
-    for axis in range(3):
-        rows = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        ends.append((rows[0] * cell - 0.5, (rows[-1] + 1) * cell - 0.5))
-    corners = np.array([grid.to_volume(corner) for corner in np.transpose(ends)])
+    corners = np.array([grid.to_volume(corner) for corner in _ends(mask) * cell - 0.5])
     return Extent(corners.min(axis=0), corners.max(axis=0))
 
 
-def without_zoom(zoom: ZoomRule) -> ZoomRule:
-    """Return the rule of regions that stay where the prompts put them."""
-    return replace(zoom, passes=0)
+def extent_of(mask: np.ndarray) -> Extent:
+    """Return the extent of a mask (D, H, W) on the image; at least one voxel is True."""
+    low, high = _ends(mask)
+    return Extent(low - 0.5, high - 0.5)
+
+
+def _ends(mask: np.ndarray) -> np.ndarray:
+    """Return the first True and one beyond the last along each axis: (2, 3)."""
+    ends = []
+    for axis in range(3):
+        rows = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        ends.append((rows[0], rows[-1] + 1))
+    return np.transpose(ends).astype(float)

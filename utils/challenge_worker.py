@@ -1,0 +1,200 @@
+"""One case by the challenge's protocol, in whatever process: from its files to its kept scores.
+
+Leaves ``cases/<case>.json``, the scores, and ``predictions/<case>.npz``, ``segs`` after the last
+click with class ids as in the truth. Scores of a case are used again only where the network, its
+settings and the case's files are the same.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from segment_anything import Sam3D
+from utils.atomic import atomic_path
+from utils.challenge_case import read_challenge_case
+from utils.challenge_protocol import Steps, evaluate, ranked
+from utils.challenge_scores import CaseScore, TargetScore
+from utils.checkpoint import open_network
+from utils.errors import InputError
+from utils.evaluate import peak_memory_mib
+from utils.geometry import CropRule
+from utils.label_table import LabelTable, LabelTableError, read_label_table
+from utils.labels import as_label
+from utils.npz_io import read_npz
+from utils.predictor import Predictor
+from utils.prompts import BoxPrompt, Prompt
+from utils.runtime import pick_device, pick_precision
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How to open the network: in every worker anew."""
+
+    path: Path
+    network: str | None = None
+    decoder: Path | None = None
+
+    def open(self) -> tuple[Sam3D, CropRule]:
+        """Build the network, and say which crops it was trained on."""
+        return open_network(self.path, self.network, self.decoder)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case to be scored, and how."""
+
+    image_path: Path
+    label_path: Path
+    class_file: Path
+    out_dir: Path
+    checkpoint: Checkpoint
+    device: str
+    precision: str
+    num_clicks: int
+    boxes: bool  # begin with those that the case has
+    threads: int
+    settings: str  # digest of all that the scores depend on beside the case
+
+    @property
+    def case(self) -> str:
+        """The file's stem."""
+        return self.image_path.stem
+
+    @property
+    def score_path(self) -> Path:
+        """Where the scores lie."""
+        return self.out_dir / "cases" / f"{self.case}.json"
+
+    @property
+    def prediction_path(self) -> Path:
+        """Where the last answer lies."""
+        return self.out_dir / "predictions" / f"{self.case}.npz"
+
+    def key(self) -> dict:
+        """Return what must be the same for scores to be used again."""
+        files = [self.image_path, self.label_path, self.class_file]
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return {"settings": self.settings, "files": [list(stat) for stat in stats]}
+
+
+class PredictorAnswerer:
+    """Answers in this process; prompts that it has seen are not given to the network again."""
+
+    def __init__(self, predictor: Predictor, image: np.ndarray, spacing_xyz: np.ndarray) -> None:
+        self._predictor, self._given = predictor, {}
+        predictor.set_image(image, spacing_xyz)
+
+    def answer(self, prompts: list[list[Prompt]], previous: np.ndarray | None) -> np.ndarray:
+        """Return the ranks of all classes' masks."""
+        for rank, own in enumerate(prompts, start=1):
+            for prompt in own[self._given.get(rank, 0) :]:
+                self._predictor.add(prompt, target=rank)
+            self._given[rank] = len(own)
+        return self._predictor.segmentation()
+
+
+def score_case(job: Job) -> tuple[str, CaseScore | str]:
+    """Run the protocol on one case and write what came out; return its scores or what is wrong."""
+    try:
+        predictor = _predictor(job.checkpoint, job.device, job.precision, job.threads)
+        case = read_challenge_case(job.image_path)
+        labels = read_npz(job.label_path, ["gts"])["gts"]
+        truth = as_label(labels, job.label_path)
+        _require_prompts_of(job, case.prompts, truth)
+        boxes = [[p for p in own if isinstance(p, BoxPrompt)] for own in case.prompts]
+        has_box = job.boxes and bool(boxes) and all(boxes)
+        answerer = PredictorAnswerer(predictor, case.image, case.spacing_xyz)
+        steps = evaluate(
+            answerer, truth, case.spacing_xyz, boxes if has_box else None, job.num_clicks
+        )
+        score = _case_score(job, steps, truth, case.spacing_xyz, has_box)
+    except InputError as error:
+        return job.case, str(error)
+    ids = np.array([0, *steps.class_ids], truth.dtype)
+    with atomic_path(job.prediction_path) as temporary:
+        np.savez_compressed(temporary, segs=ids[steps.answers[-1]])
+    with atomic_path(job.score_path) as temporary:
+        temporary.write_text(json.dumps({"key": job.key(), "score": score.to_dict()}))
+    return job.case, score
+
+
+@lru_cache(maxsize=1)
+def _predictor(checkpoint: Checkpoint, device: str, precision: str, threads: int) -> Predictor:
+    """Open the network once a process."""
+    torch.set_num_threads(threads)
+    place = pick_device(device)
+    model, rule = checkpoint.open()
+    return Predictor(model, rule, device=place, precision=pick_precision(precision, place))
+
+
+def kept_score(job: Job) -> CaseScore | None:
+    """Return what an earlier run scored, if it was the same; a broken file counts as none."""
+    try:
+        content = json.loads(job.score_path.read_text())
+        same = content["key"] == job.key() and job.prediction_path.is_file()
+        return CaseScore.from_dict(content["score"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _require_prompts_of(job: Job, prompts: list[list[Prompt]], truth: np.ndarray) -> None:
+    classes = len(ranked(truth)[0])
+    if classes == 0:
+        raise InputError(f"{job.label_path}: the truth is empty, expected a class or more.")
+    if prompts and len(prompts) != classes:
+        raise InputError(
+            f"{job.image_path}: has boxes of {len(prompts)} classes and {job.label_path} has "
+            f"{classes} classes. Expected one box a class, in order of class id: take both files "
+            "from one case."
+        )
+
+
+def _case_score(
+    job: Job, steps: Steps, truth: np.ndarray, spacing_xyz: np.ndarray, has_box: bool
+) -> CaseScore:
+    table = read_label_table(job.class_file)
+    dataset = table.dataset_of(job.case)
+    voxels = np.bincount(truth.reshape(-1))
+    targets = tuple(
+        TargetScore(
+            class_id=value,
+            name=name,
+            organ=organ,
+            voxels=int(voxels[value]),
+            dsc=tuple(map(float, steps.dsc[:, n])),
+            nsd=tuple(map(float, steps.nsd[:, n])),
+            nsd_official=tuple(map(float, steps.nsd_official[:, n])),
+            clicks=tuple((*c.zyx, int(c.is_foreground)) for c in steps.clicks[n]),
+        )
+        for n, (value, name, organ) in enumerate(_named(table, dataset, steps.class_ids))
+    )
+    return CaseScore(
+        case=job.case,
+        dataset=dataset,
+        modality=dataset.split("_")[0],
+        shape=truth.shape,
+        spacing_xyz=tuple(map(float, spacing_xyz)),
+        has_box=has_box,
+        has_clicks_only=not has_box,
+        seconds=tuple(steps.seconds),
+        peak_memory_mib=peak_memory_mib(torch.device(pick_device(job.device))),
+        targets=targets,
+    )
+
+
+def _named(table: LabelTable, dataset: str, ids: list[int]) -> list[tuple[int, str, str]]:
+    """Return (id, name, organ) of every class of a case."""
+    labels = table.labels_of(dataset)
+    if labels.instance:
+        return [(value, f"{labels.classes[1]} {value}", labels.organs[1]) for value in ids]
+    unknown = [value for value in ids if value not in labels.classes]
+    if unknown:
+        raise LabelTableError(
+            f"{dataset}: the truth holds class {unknown[0]}, {table.path} knows "
+            f"{sorted(labels.classes)}. Expected every class in the class file: add it."
+        )
+    return [(value, labels.classes[value], labels.organs[value]) for value in ids]

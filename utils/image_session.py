@@ -1,0 +1,241 @@
+"""One image looked at by one network: what it thinks of a target after some prompts.
+
+A target's prompts are taken in order. Each finds the network looking at a region (utils/region.py),
+is given to it there with the low-resolution mask so far, and may move the region, where the mask is
+taken along. So an answer follows from the prompts alone, whether they come one by one or together.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segment_anything import CropPredictor, low_res_size
+from utils.answers import OUTSIDE_LOGIT, SURE_LOGIT, Part, keep_prompted
+from utils.box_prompt import Box, ellipsoid_logits
+from utils.click_method import Click
+from utils.crops import HU_RANGE, normalise
+from utils.geometry import CropGrid, CropRule, Triple
+from utils.prompts import BoxPrompt, MaskPrompt, Prompt
+from utils.region import Region, Scene, ZoomRule, extent_in, extent_of
+from utils.tiles import blended, lattice
+
+#: Image embeddings kept, the oldest forgotten first: a few MB each.
+EMBEDDINGS = 48
+
+
+@dataclass(frozen=True)
+class PredictorOptions:
+    """What is done beyond the network; the defaults are what measured best (docs/results.md)."""
+
+    zoom: ZoomRule = field(default_factory=ZoomRule)
+    carry: str = "mask"  # into a moved region: take the "mask" over, or "replay" the prompts there
+    box_mask: bool = True  # a box is a coarse mask as well as a click in its middle
+    far_share: float = 0.3  # of a later click's change that counts far away from it
+    near_cells: float = 6.0  # low-resolution cells within which it counts in full
+    only_prompted: bool = True  # drop components without a foreground click or a box's middle
+    honour_clicks: bool = True  # clicked voxels end on their side of the mask
+    tile_above: float = 0.0  # spacing, over the network's own, from which tiles add detail; 0 = off
+    tiles: int = 27  # at most, of a target
+
+
+@dataclass(frozen=True)
+class State:
+    """What the network thinks of a target after some of its prompts."""
+
+    region: Region
+    clicks: tuple[Click, ...]  # shown to the network, in order; a box's middle among them
+    low_res: Tensor | None  # (1, 1, m, m, m) logits; None before anything was decoded
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """The voxels (n, 3) at which the target is."""
+        return np.array([c.zyx for c in self.clicks if c.is_foreground], float).reshape(-1, 3)
+
+
+class ImageSession:
+    """An image, its embeddings so far, and how prompts become states and states become masks.
+
+    Args:
+        image: (D, H, W) real numbers.
+        affine: NIfTI's.
+        rule: the crops that the network was trained on.
+        hounsfield: values are Hounsfield units: clamp them as in training.
+    """
+
+    def __init__(
+        self,
+        network: CropPredictor,
+        image: np.ndarray,
+        affine: np.ndarray,
+        rule: CropRule,
+        options: PredictorOptions,
+        *,
+        hounsfield: bool = False,
+    ) -> None:
+        self.network, self.options = network, options
+        self.scene = Scene(image.shape, np.asarray(affine, float), rule, options.zoom)
+        self.encoder_runs = 0
+        self._image, self._hounsfield = image, hounsfield
+        self._cells = low_res_size(network.model)
+        self._embeddings: OrderedDict[CropGrid, Tensor] = OrderedDict()
+
+    def advance(self, before: State | None, prompts: list[Prompt], target: int) -> State:
+        """Return the target's state after the last of ``prompts``, from the one before it."""
+        region = self.region_for(before, prompts, target)
+        if before is not None and region == before.region and isinstance(prompts[-1], Click):
+            state = self._click(before, prompts[-1])
+        else:
+            state = self._move(before, region, prompts)
+        for _ in range(self.options.zoom.passes):
+            region = self.scene.next_region(state.region, self.prompted_cells(state), state.seeds)
+            if region is None:
+                break
+            state = self._move(state, region, prompts)
+        return state
+
+    def region_for(self, before: State | None, prompts: list[Prompt], target: int) -> Region:
+        """Return where to look for the last of ``prompts``, before its answer is known."""
+        new = prompts[-1]
+        if isinstance(new, BoxPrompt):
+            return self.scene.about_box(new)
+        if isinstance(new, MaskPrompt):
+            return self.scene.about(extent_of(new.mask))
+        if before is None:
+            return self.scene.about_click(new.zyx)
+        if new.is_foreground and not self.scene.holds(before.region, new.zyx):
+            extent = extent_in(self.scene.grid(before.region), self.prompted_cells(before))
+            return self.scene.widened(before.region, extent, np.vstack([new.zyx, before.seeds]))
+        return before.region
+
+    def part(self, state: State) -> Part:
+        """Return the logits on the image's voxels."""
+        grid = self.scene.grid(state.region)
+        part = Part.of(grid, _numpy(state.low_res))
+        if 0 < self.options.tile_above * self.scene.rule.spacing_mm < state.region.spacing_mm:
+            part = blended(part, self._tiles(state))
+        return keep_prompted(part, state.seeds) if self.options.only_prompted else part
+
+    def cell_mm(self, state: State) -> float:
+        """Return the side of a cell of the state's low-resolution mask."""
+        return state.region.spacing_mm * self.scene.rule.size / self._cells
+
+    def prompted_cells(self, state: State) -> np.ndarray:
+        """Return the cells (m, m, m) of the mask that hang together with a foreground click."""
+        low_res, grid = _numpy(state.low_res), self.scene.grid(state.region)
+        whole = Part(tuple(slice(0, n) for n in low_res.shape), low_res)
+        cell = grid.size / self._cells
+        seeds = [np.floor((np.array(grid.to_crop(zyx)) + 0.5) / cell) for zyx in state.seeds]
+        return keep_prompted(whole, seeds).logits > 0
+
+    def place(self, grid: CropGrid, zyx: Triple) -> Triple:
+        """Return where in a crop the network is told that a click is."""
+        return grid.to_crop(zyx)
+
+    def decode(self, state: State) -> State:
+        """Give the network the state's clicks that its region holds, and its mask."""
+        grid = self.scene.grid(state.region)
+        clicks = [
+            (self.place(grid, click.zyx), click.is_foreground)
+            for click in state.clicks
+            if self.scene.holds(state.region, click.zyx)
+        ]
+        low_res = self.network.decode(self._embedding(grid), clicks, state.low_res)
+        return replace(state, low_res=low_res)
+
+    def _move(self, before: State | None, region: Region, prompts: list[Prompt]) -> State:
+        """Take the mask over into another region, or give all prompts anew there."""
+        takes_over = self.options.carry == "mask" and isinstance(prompts[-1], Click)
+        if takes_over and before is not None:
+            old, new = self.scene.grid(before.region), self.scene.grid(region)
+            mask = old.carry(_numpy(before.low_res), new, OUTSIDE_LOGIT)
+            clicks = before.clicks
+            if clicks[-1:] != (prompts[-1],):
+                clicks = (*clicks, prompts[-1])
+            return self.decode(State(region, clicks, self._tensor(mask)))
+        state = State(region, (), None)
+        for prompt in prompts:
+            give = self._click if isinstance(prompt, Click) else self._start
+            state = give(state, prompt)
+        return state
+
+    def _start(self, state: State, prompt: BoxPrompt | MaskPrompt) -> State:
+        """Take a box, as a click in its middle and a coarse mask, or a mask."""
+        grid = self.scene.grid(state.region)
+        if isinstance(prompt, MaskPrompt):
+            share = grid.crop(prompt.mask.view(np.uint8))
+            logits = SURE_LOGIT * (2 * _shrunk(share, self._cells) - 1)
+            return replace(state, low_res=self._tensor(logits))
+        if self.options.box_mask:
+            logits = ellipsoid_logits(self._box_in(grid, prompt), grid.size, self._cells)
+            state = replace(state, low_res=self._tensor(logits))
+        z, y, x = (round(c) for c in prompt.centre_zyx)
+        return self.decode(replace(state, clicks=(*state.clicks, Click((z, y, x), True))))
+
+    def _box_in(self, grid: CropGrid, prompt: BoxPrompt) -> Box:
+        """Return how far the target reaches, as a half-open box in crop voxels."""
+        extent = self.scene.extent_of_box(prompt)
+        corners = np.array([grid.to_crop(tuple(extent.low)), grid.to_crop(tuple(extent.high))])
+        return Box(tuple(corners.min(axis=0) + 0.5), tuple(corners.max(axis=0) + 0.5))
+
+    def _click(self, state: State, click: Click) -> State:
+        """Show the network one more click; one outside of the region has nothing to change."""
+        if state.low_res is not None and not self.scene.holds(state.region, click.zyx):
+            return state
+        new = self.decode(replace(state, clicks=(*state.clicks, click)))
+        if not state.clicks:
+            return new
+        return replace(new, low_res=self._near(state, new, click))
+
+    def _near(self, old: State, new: State, click: Click) -> Tensor:
+        """Let a click change the mask in full where it is, and by a share far away."""
+        place = np.array(self.scene.grid(new.region).to_crop(click.zyx))
+        middle = (place + 0.5) * self._cells / self.scene.rule.size - 0.5
+        squares = [((np.arange(self._cells) - m) / self.options.near_cells) ** 2 for m in middle]
+        z, y, x = np.ix_(*squares)
+        near = np.exp(-(z + y + x) / 2)
+        weight = self._tensor(near + (1 - near) * self.options.far_share)
+        return torch.lerp(old.low_res, new.low_res, weight)
+
+    def _tiles(self, state: State) -> Iterator[tuple[CropGrid, np.ndarray]]:
+        """Look at a large target again through small cubes, each starting from its coarse mask."""
+        low_res, grid = _numpy(state.low_res), self.scene.grid(state.region)
+        extent = extent_in(grid, self.prompted_cells(state))
+        spacing_mm = self.scene.rule.spacing_mm
+        for region in lattice(self.scene, extent, spacing_mm, self.options.tiles):
+            tile = self.scene.grid(region)
+            coarse = grid.carry(low_res, tile, OUTSIDE_LOGIT)
+            if (coarse > 0).any():
+                looked = self.decode(State(region, state.clicks, self._tensor(coarse)))
+                yield tile, _numpy(looked.low_res)
+
+    def _embedding(self, grid: CropGrid) -> Tensor:
+        """Return the image embedding of a cube, computed once while it is among the last ones."""
+        if grid not in self._embeddings:
+            values = grid.crop(self._image)
+            if self._hounsfield:
+                values = np.clip(values, *HU_RANGE)
+            crop = torch.from_numpy(normalise(values, grid.covered_crop()))
+            self._embeddings[grid] = self.network.encode(crop)
+            self.encoder_runs += 1
+            if len(self._embeddings) > EMBEDDINGS:
+                self._embeddings.popitem(last=False)
+        self._embeddings.move_to_end(grid)
+        return self._embeddings[grid]
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        mask = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+        return mask[None, None].to(self.network.device)
+
+
+def _numpy(low_res: Tensor) -> np.ndarray:
+    return low_res[0, 0].cpu().numpy()
+
+
+def _shrunk(values: np.ndarray, cells: int) -> np.ndarray:
+    """Average (S, S, S) down to (cells, cells, cells)."""
+    cell = values.shape[0] // cells
+    return values.reshape(cells, cell, cells, cell, cells, cell).mean(axis=(1, 3, 5))
