@@ -204,6 +204,8 @@ class ImageSession:
         """Look at a large target again through small cubes, each starting from its coarse mask."""
         low_res, grid = _numpy(state.low_res), self.scene.grid(state.region)
         extent = extent_in(grid, self.prompted_cells(state))
+        if extent is None:
+            return
         spacing_mm = self.scene.rule.spacing_mm
         for region in lattice(self.scene, extent, spacing_mm, self.options.tiles):
             tile = self.scene.grid(region)

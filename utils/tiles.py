@@ -16,8 +16,8 @@ from utils.region import Extent, Region, Scene
 
 #: From one cube of the lattice to the next, as a share of the edge.
 STRIDE = 0.75
-#: Of what a cube says at its very border, and of the coarse mask beneath all cubes.
-LEAST_WEIGHT = 1e-3
+#: Of the coarse mask: it counts where there is no cube.
+LEAST_WEIGHT = 1e-6
 
 
 def lattice(scene: Scene, extent: Extent, spacing_mm: float, most: int) -> list[Region]:

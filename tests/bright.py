@@ -1,0 +1,41 @@
+"""A network that sees: bright is target. It stands where a trained one would, to test geometry."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from small import RULE, small_sam
+
+from segment_anything import CropPredictor
+from utils.geometry import CropRule
+from utils.image_session import PredictorOptions
+from utils.predictor import Predictor
+
+
+class BrightNetwork(CropPredictor):
+    """Its embedding is the crop; its logits are the crop's means over cells, clicks or not.
+
+    Black is -4, white is 4; a crop of one brightness is taken to be white.
+    """
+
+    def encode(self, crop):
+        low, high = crop.min(), crop.max()
+        shade = (crop - low) / (high - low) if high > low else torch.ones_like(crop)
+        return (8 * shade - 4)[None, None]
+
+    def decode(self, image_embedding, clicks, low_res_masks):
+        cells = 4 * self.model.config.encoder.grid_size
+        return F.avg_pool3d(image_embedding, image_embedding.shape[-1] // cells)
+
+
+def bright_predictor(rule: CropRule = RULE, **options) -> Predictor:
+    predictor = Predictor(small_sam(), rule, options=PredictorOptions(**options))
+    predictor.network = BrightNetwork(predictor.network.model, torch.device("cpu"))
+    return predictor
+
+
+def ball_image(shape, centre_mm, radius_mm, spacing_xyz) -> tuple[np.ndarray, np.ndarray]:
+    """Return image, a white ball on black, and truth; centre (z, y, x) in mm from voxel 0."""
+    axes = np.ogrid[tuple(slice(n) for n in shape)]
+    parts = zip(axes, spacing_xyz[::-1], centre_mm, strict=True)
+    truth = sum((a * s - c) ** 2 for a, s, c in parts) <= radius_mm**2
+    return np.where(truth, 200, 0).astype(np.uint8), truth

@@ -1,0 +1,106 @@
+"""From logits to masks: clicks honoured, classes competing."""
+
+import cc3d
+import numpy as np
+import pytest
+
+from utils.answers import Part, compete, honour_clicks, keep_prompted
+from utils.click_method import Click
+
+SHAPE = (20, 24, 28)
+VOXEL_MM = (1.0, 1.0, 1.0)
+WHOLE = tuple(slice(0, n) for n in SHAPE)
+
+
+def part(value=-6.0, box=WHOLE):
+    return Part(box, np.full([s.stop - s.start for s in box], value, np.float32))
+
+
+def honoured(logits, clicks, elsewhere=(), cell_mm=4.0, voxel_mm=VOXEL_MM):
+    return honour_clicks(logits, clicks, elsewhere, voxel_mm, cell_mm, SHAPE)
+
+
+def test_a_missed_click_becomes_a_spot_and_no_speckle():
+    mended = honoured(part(), [Click((10, 12, 14), True)]).logits > 0
+    assert mended[10, 12, 14]
+    assert mended.sum() > 27
+    assert cc3d.connected_components(mended, return_N=True)[1] == 1
+
+
+def test_a_background_click_digs_a_hole_wider_than_a_voxel():
+    mended = honoured(part(6.0), [Click((10, 12, 14), False)]).logits > 0
+    assert not mended[10, 12, 14]
+    assert (~mended).sum() > 27
+
+
+def test_nothing_changes_where_the_mask_agrees():
+    before = part(3.0)
+    after = honoured(before, [Click((10, 12, 14), True)])
+    np.testing.assert_array_equal(after.logits, part(3.0).logits)
+
+
+@pytest.mark.parametrize("distance", [1, 2, 5])
+def test_clicks_of_both_kinds_close_together_are_all_honoured(distance):
+    clicks = [Click((10, 12, 14), True), Click((10, 12, 14 + distance), False)]
+    for value in (-6.0, 6.0, 0.01):
+        for order in (clicks, clicks[::-1]):
+            mask = honoured(part(value), order).logits > 0
+            assert mask[10, 12, 14]
+            assert not mask[10, 12, 14 + distance]
+
+
+def test_of_two_clicks_on_one_voxel_the_last_counts():
+    place = (3, 4, 5)
+    clicks = [Click(place, True), Click(place, False)]
+    assert not honoured(part(), clicks).logits[place] > 0
+    assert honoured(part(), clicks[::-1]).logits[place] > 0
+
+
+def test_a_click_beside_the_box_makes_the_part_larger():
+    box = (slice(0, 5), slice(0, 5), slice(0, 5))
+    grown = honoured(part(box=box), [Click((19, 23, 27), True)])
+    assert grown.holds((19, 23, 27))
+    assert grown.logits[tuple(np.array((19, 23, 27)) - grown.start)] > 0
+
+
+def test_thick_slices_get_a_spot_in_their_plane():
+    mask = honoured(part(), [Click((10, 12, 14), True)], voxel_mm=(10.0, 1.0, 1.0)).logits > 0
+    assert mask[10].sum() > 9
+
+
+def test_another_targets_click_is_not_mine():
+    mine = honoured(part(6.0), [Click((2, 2, 2), True)], [Click((10, 12, 14), True)])
+    assert mine.logits[2, 2, 2] > 0
+    assert mine.logits[10, 12, 14] < 0
+
+
+def test_components_without_a_seed_are_dropped():
+    logits = part()
+    logits.logits[2:6, 2:6, 2:6] = logits.logits[12:18, 12:18, 12:18] = 5
+    kept = keep_prompted(logits, [(3, 3, 3)]).logits > 0
+    assert kept.sum() == 4**3
+    assert kept[3, 3, 3]
+
+
+def test_all_components_stay_where_none_has_a_seed():
+    logits = part()
+    logits.logits[2:6, 2:6, 2:6] = 5
+    np.testing.assert_array_equal(keep_prompted(logits, [(15, 15, 15)]).logits, logits.logits)
+
+
+def test_the_likeliest_target_has_the_voxel_whatever_the_order():
+    weak, strong = part(1.0, (slice(0, 12), *WHOLE[1:])), part(2.0, (slice(8, 20), *WHOLE[1:]))
+    answer = compete(SHAPE, [(1, weak), (2, strong)])
+    np.testing.assert_array_equal(answer, compete(SHAPE, [(2, strong), (1, weak)]))
+    assert (answer[:8] == 1).all()
+    assert (answer[8:] == 2).all()
+
+
+def test_ids_above_255_widen_the_answer():
+    answer = compete(SHAPE, [(7, part(1.0)), (300, part(2.0, (slice(0, 2), *WHOLE[1:])))])
+    assert answer.dtype == np.uint16
+    assert set(np.unique(answer)) == {7, 300}
+
+
+def test_nobody_has_a_voxel_that_nobody_claims():
+    assert not compete(SHAPE, [(1, part(-0.1))]).any()

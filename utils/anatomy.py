@@ -1,0 +1,69 @@
+"""Which part of the anatomy an organ belongs to, for tables with one column a group (no torch).
+
+The groups are those of SAM-Med3D's tables (arXiv:2310.15161), and "other". Which organ is where is
+``anatomy.json``: group -> organs, an organ being the name of its folder (`label_table.organ_slug`).
+An entry "organ/data set" stands before the plain organ, where one name means two things: vessels
+are great ones except in microscopy. What needed a decision:
+
+* "abdomen and thorax" includes bladder, trachea and all of the oesophagus; glands have a group of
+  their own, in which the prostate is (and AMOS's "prostate or uterus"), but not the pancreas.
+* "bone" is the skeleton with the discs between the vertebrae.
+* "brain" is the central nervous system: spinal cord and canal, optic nerves and chiasm too.
+* "cardiac" is the heart and the great vessels, the portal, splenic, iliac and carotid ones too, as
+  in ``CT_TotalSeg_cardiac``.
+* "lesion" is what disease or treatment put there: tumours, cysts, strokes, infections, resection
+  cavities, and lymph nodes, since data sets hold the enlarged ones.
+* "other" is what fits none: eyes, inner ear, larynx, mouth, and all that a microscope sees.
+"""
+
+import json
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+
+LESION, SEEN_LESION, UNSEEN_LESION = "lesion", "seen lesion", "unseen lesion"
+OTHER = "other"
+
+#: What `report_group` can say, in the order of SAM-Med3D's columns.
+REPORT_GROUPS = (
+    "abdomen and thorax",
+    "bone",
+    "brain",
+    "cardiac",
+    "gland",
+    "muscle",
+    SEEN_LESION,
+    UNSEEN_LESION,
+    LESION,
+    OTHER,
+)
+
+_FILE = Path(__file__).with_name("anatomy.json")
+
+
+def group_of(dataset: str, organ: str) -> str:
+    """Return the group of an organ's folder in a data set; "other" if it is in no list."""
+    groups = _groups()
+    return groups.get(f"{organ}/{dataset}") or groups.get(organ, OTHER)
+
+
+def report_group(dataset: str, organ: str, trained_on: Collection[str] | None) -> str:
+    """Return the group, which for a lesion says whether training held such lesions.
+
+    Args:
+        dataset: key of the class file.
+        organ: name of the organ's folder.
+        trained_on: "organ/data set" of every folder trained on; a lesion is seen if its own is one
+            of them. None where that is not known: lesions are then neither seen nor unseen.
+    """
+    group = group_of(dataset, organ)
+    if group != LESION or trained_on is None:
+        return group
+    return SEEN_LESION if f"{organ}/{dataset}" in trained_on else UNSEEN_LESION
+
+
+@cache
+def _groups() -> dict[str, str]:
+    """Return the group of each entry."""
+    content = json.loads(_FILE.read_text("utf-8"))
+    return {entry: group for group, entries in content.items() for entry in entries}
