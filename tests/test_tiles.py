@@ -73,7 +73,8 @@ def test_tiles_bring_detail_that_one_cube_cannot_show():
     scores = []
     for tile_above in (0.0, 1.5):
         zoom = ZoomRule(coarsest=20.0)
-        predictor = bright_predictor(rule, tile_above=tile_above, tiles=200, zoom=zoom)
+        options = {"tile_above": tile_above, "tiles": 200, "only_prompted": False}
+        predictor = bright_predictor(rule, zoom=zoom, **options)
         predictor.set_image(image, (1.0, 1.0, 1.0))
         predictor.add_box((8, 8, 4), (32, 32, 68))
         scores.append(dsc(image > 0, predictor.mask()))
