@@ -34,7 +34,7 @@ class PredictorOptions:
     zoom: ZoomRule = field(default_factory=ZoomRule)
     carry: str = "mask"  # into a moved region: take the "mask" over, or "replay" the prompts there
     box_mask: bool = True  # a box is a coarse mask as well as a click in its middle
-    far_share: float = 0.3  # of a later click's change that counts far away from it
+    far_share: float = 0.15  # of a later click's change that counts far away from it
     near_cells: float = 6.0  # low-resolution cells within which it counts in full
     only_prompted: bool = True  # drop components without a foreground click or a box's middle
     honour_clicks: bool = True  # clicked voxels end on their side of the mask

@@ -1,0 +1,237 @@
+"""What the way from prompts to crops and back is worth, the network being the same.
+
+    python benchmarks/geometry.py --images val --labels val_gts --checkpoint student.pth --workers 2
+    python benchmarks/geometry.py ... --variants prompts "no zoom" --no-boxes
+
+Runs the challenge's protocol (utils/challenge_protocol.py) on every case with each variant:
+
+* ``truth``: crops centred on the truth, what a network reaches when somebody else finds the target;
+* ``prompts``: regions found from prompts alone, what we do;
+* ``centre``: FastSAM3D's entry: the volume's middle, clicks told in the volume's own coordinates;
+* ``last click``: SAM-Med3D's baseline: 1.5 mm about the last foreground click, that click alone;
+* the others leave one part of ``prompts`` out, or do it another way.
+
+Prints DSC and NSD (spacing in the right order) after each step, the mean over cases; writes JSON.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from utils.atomic import atomic_path
+from utils.challenge_case import read_challenge_case
+from utils.challenge_protocol import evaluate, ranked
+from utils.challenge_validation import find_challenge_cases
+from utils.challenge_worker import PredictorAnswerer
+from utils.checkpoint import open_network
+from utils.click_method import Click
+from utils.crops import grid_on_target
+from utils.errors import exit_on_input_error
+from utils.executor import run_all
+from utils.geometry import CropGrid, Triple, bounding_box_centre
+from utils.image_session import ImageSession, PredictorOptions, State
+from utils.metrics import CHALLENGE_DSC_FLOOR
+from utils.npz_io import read_npz
+from utils.predictor import Predictor
+from utils.prompts import BoxPrompt, Prompt
+from utils.region import Region
+from utils.runtime import positive_int
+
+
+class TruthSession(ImageSession):
+    """Looks where the truth is, in the spacing of training; told by `show_truth`."""
+
+    def show_truth(self, truth: np.ndarray) -> None:
+        """Place a cube on every class of ranks (D, H, W)."""
+        scene = self.scene
+        spacing_mm = scene.rule.spacing_for(scene.shape, tuple(scene.voxel_mm))
+        self._regions = {}
+        for rank in range(1, int(truth.max()) + 1):
+            target = truth == rank
+            place = partial(
+                CropGrid.around, volume_shape=target.shape, affine=scene.affine, rule=scene.rule
+            )
+            grid = grid_on_target(place, target, bounding_box_centre(target))
+            middle = grid.to_volume(((grid.size - 1) / 2,) * 3)
+            self._regions[rank] = Region(middle, spacing_mm)
+
+    def region_for(self, before: State | None, prompts: list[Prompt], target: int) -> Region:
+        return self._regions[target]
+
+
+class CentreSession(ImageSession):
+    """Looks at the volume's middle, and tells the network where clicks are in the volume."""
+
+    def region_for(self, before: State | None, prompts: list[Prompt], target: int) -> Region:
+        middle = tuple((n - 1) / 2 for n in self.scene.shape)
+        return Region(middle, self.scene.rule.spacing_mm)
+
+    def place(self, grid: CropGrid, zyx: Triple) -> Triple:
+        return tuple(map(float, zyx))
+
+
+class LastClickSession(ImageSession):
+    """Knows nothing but the last foreground click, or the middle of the box before there is one."""
+
+    def advance(self, before: State | None, prompts: list[Prompt], target: int) -> State:
+        places = [p.centre_zyx for p in prompts if isinstance(p, BoxPrompt)]
+        places += [p.zyx for p in prompts if isinstance(p, Click) and p.is_foreground]
+        z, y, x = (round(c) for c in (places or [prompts[-1].zyx])[-1])
+        region = Region((float(z), float(y), float(x)), self.scene.rule.spacing_mm)
+        return self.decode(State(region, (Click((z, y, x), True),), None))
+
+
+class Variant(NamedTuple):
+    """One way from prompts to masks."""
+
+    session: Callable[..., ImageSession]
+    options: PredictorOptions
+
+
+def variants() -> dict[str, Variant]:
+    """Return every way that is compared, by name."""
+    ours = PredictorOptions()
+    still = replace(ours.zoom, passes=0)
+    bare = {"only_prompted": False, "honour_clicks": False, "far_share": 1.0, "tile_above": 0.0}
+    options = {
+        "prompts": {},
+        "no zoom": {"zoom": still},
+        "zoom, prompts replayed": {"carry": "replay"},
+        "a click counts everywhere": {"far_share": 1.0},
+        "box as a click alone": {"box_mask": False},
+        "box not widened": {"zoom": replace(ours.zoom, in_plane=1.0)},
+        "all components" if ours.only_prompted else "only prompted components": {
+            "only_prompted": not ours.only_prompted
+        },
+        "clicks not enforced": {"honour_clicks": False},
+        "no tiles" if ours.tile_above else "tiles": {"tile_above": 0.0 if ours.tile_above else 1.5},
+    }
+    peers = {
+        "truth": Variant(TruthSession, replace(ours, zoom=still)),
+        "centre": Variant(CentreSession, replace(ours, zoom=still, **bare)),
+        "last click": Variant(LastClickSession, replace(ours, zoom=still, **bare)),
+    }
+    return peers | {
+        name: Variant(ImageSession, replace(ours, **changes)) for name, changes in options.items()
+    }
+
+
+class Job(NamedTuple):
+    """One case with one variant."""
+
+    variant: str
+    image_path: Path
+    label_path: Path
+    checkpoint: Path
+    num_clicks: int
+    boxes: bool
+
+
+def score(job: Job) -> tuple[Job, dict]:
+    """Run the protocol; return the means over the classes after each step."""
+    variant = variants()[job.variant]
+    model, rule = _network(job.checkpoint)
+    predictor = Predictor(model, rule, options=variant.options, session=variant.session)
+    case = read_challenge_case(job.image_path)
+    truth = read_npz(job.label_path, ["gts"])["gts"]
+    boxes = [[p for p in own if isinstance(p, BoxPrompt)] for own in case.prompts]
+    has_box = job.boxes and bool(boxes) and all(boxes)
+    answerer = PredictorAnswerer(predictor, case.image, case.spacing_xyz)
+    if variant.session is TruthSession:
+        predictor.session.show_truth(ranked(truth)[1])
+    steps = evaluate(answerer, truth, case.spacing_xyz, boxes if has_box else None, job.num_clicks)
+    dsc = steps.dsc.mean(axis=1)
+    nsd = steps.nsd.mean(axis=1) * (dsc > CHALLENGE_DSC_FLOOR)
+    return job, {
+        "case": job.image_path.stem,
+        "has_box": has_box,
+        "dsc": dsc.tolist(),
+        "nsd": nsd.tolist(),
+        "seconds": steps.seconds,
+        "encoder_runs": predictor.session.encoder_runs,
+    }
+
+
+@lru_cache(maxsize=1)
+def _network(checkpoint: Path) -> tuple:
+    torch.set_num_threads(1)
+    return open_network(checkpoint)
+
+
+def table(results: dict[str, list[dict]]) -> str:
+    """Return a Markdown table, a row a variant; the box step is over the cases with a box."""
+    lines = [
+        "| variant | DSC: box | clicks | DSC_AUC | NSD: box | clicks | NSD_AUC | encoder runs "
+        "a case | s a step |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in results.items():
+        cells = []
+        for key in ("dsc", "nsd"):
+            curve = np.mean([row[key][1:] for row in rows], axis=0)
+            boxed = [row[key][0] for row in rows if row["has_box"]]
+            cells += [f"{np.mean(boxed):.3f}" if boxed else "-"]
+            cells += [" ".join(f"{v:.3f}" for v in curve), f"{np.trapezoid(curve):.3f}"]
+        runs = np.mean([row["encoder_runs"] for row in rows])
+        seconds = np.mean([np.mean(row["seconds"]) for row in rows])
+        lines.append(f"| {name} | {' | '.join(cells)} | {runs:.1f} | {seconds:.2f} |")
+    return "\n".join(lines)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of challenge NPZ")
+    parser.add_argument("--labels", type=Path, help="folder with gts (default: --images)")
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--variants", nargs="+", choices=variants(), default=list(variants()))
+    parser.add_argument("--num-clicks", type=positive_int, default=5, help="(default: 5)")
+    parser.add_argument("--boxes", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--workers", type=positive_int, default=1, help="processes (default: 1)")
+    parser.add_argument("--out", type=Path, default=Path("work_dir/geometry.json"))
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> dict[str, list[dict]]:
+    """Score every case with every variant; return the rows by variant, and write them."""
+    jobs = [
+        Job(
+            name,
+            image.resolve(),
+            label.resolve(),
+            args.checkpoint.resolve(),
+            args.num_clicks,
+            args.boxes,
+        )
+        for name in args.variants
+        for image, label in find_challenge_cases(args.images, args.labels)
+    ]
+    results: dict[str, list[dict]] = {name: [] for name in args.variants}
+    for job, row in tqdm(run_all(score, jobs, workers=args.workers), total=len(jobs), unit="case"):
+        results[job.variant].append(row)
+    for rows in results.values():
+        rows.sort(key=lambda row: row["case"])
+    with atomic_path(args.out) as temporary:
+        temporary.write_text(json.dumps(results))
+    return results
+
+
+@exit_on_input_error
+def main() -> None:
+    print(table(run(parse_args())))
+
+
+if __name__ == "__main__":
+    main()
