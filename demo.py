@@ -142,6 +142,17 @@ def run(args: argparse.Namespace) -> tuple[Path, dict[str, dict], list[str]]:
                 "Mend that and run the demo again: what was finished is kept."
             )
         summaries[name] = json.loads(summary.read_text())
+    pipeline.step(
+        "6 once more: whole volumes from prompts alone, by the challenge's rules",
+        *["validation_student.py", "--protocol", "challenge", "--images", npz["val"]],
+        *["--json", args.json, "--checkpoint", out / "student" / "student.pth"],
+        *["--out-dir", out / "challenge_student", "--pictures", 3],
+    )
+    pipeline.step(
+        "answer cases that have prompts and no truth",
+        *["predict.py", "--input", npz["val"], "--output", out / "answers", "--timing"],
+        *["--checkpoint", out / "student" / "student.pth"],
+    )
     return out, summaries, pipeline.failed
 
 
@@ -179,6 +190,7 @@ def main() -> int:
     print(f"\n{table(summaries)}\n\npictures  {curve}")
     for summary in summaries.values():
         print(f"          {Path(summary['out_dir']) / 'pictures'}")
+    print(f"report    {out / 'challenge_student' / 'report.html'}")
     print(f"{(time.monotonic() - started) / 60:.1f} minutes")
     if failed:
         print(f"cases were left out by {', '.join(failed)}: see above", file=sys.stderr)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from utils.challenge_case import read_challenge_case
 from utils.errors import InputError
 from utils.phantoms import CT_CLASSES, MR_CLASSES, ct_phantom, mr_phantom, write_phantoms
 
@@ -21,7 +22,7 @@ def test_files_have_the_challenges_form(phantoms):
     ]
     for path in phantoms:
         with np.load(path, allow_pickle=False) as case:
-            assert set(case) == {"imgs", "gts", "spacing"}
+            assert set(case) - {"boxes"} == {"imgs", "gts", "spacing"}
             assert case["imgs"].dtype == case["gts"].dtype == np.uint8
             assert case["imgs"].shape == case["gts"].shape
             x, y, z = case["spacing"]
@@ -83,3 +84,19 @@ def test_finished_files_are_left_and_broken_ones_replaced(tmp_path):
 def test_no_cases_are_refused(tmp_path):
     with pytest.raises(InputError, match="at least one case"):
         write_phantoms(tmp_path, 0, seed=0)
+
+
+def test_abdomens_have_boxes_that_hold_the_middle_slices_organ(phantoms):
+    case = read_challenge_case(phantoms[0])
+    label = np.load(phantoms[0])["gts"]
+    assert [len(own) for own in case.prompts] == [1] * len(CT_CLASSES)
+    for value, (box,) in zip(np.unique(label)[1:], case.prompts, strict=True):
+        (z0, y0, x0), (z1, y1, x1) = (map(int, corner) for corner in (box.start_zyx, box.stop_zyx))
+        slices = np.flatnonzero((label == value).any(axis=(1, 2)))
+        assert (z0, z1) == (slices[0], slices[-1] + 1)
+        middle = label[slices[len(slices) // 2]] == value
+        assert middle[y0:y1, x0:x1].sum() == middle.sum()
+
+
+def test_hearts_have_no_boxes(phantoms):
+    assert read_challenge_case(phantoms[1]).prompts == []

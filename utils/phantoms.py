@@ -43,6 +43,7 @@ class Phantom(NamedTuple):
 def write_phantoms(folder: Path, num_cases: int, seed: int, *, first_number: int = 1) -> list[Path]:
     """Write ``num_cases`` phantoms as NPZ files with ``imgs``, ``gts`` and ``spacing``.
 
+    Abdomens have ``boxes`` too, as in the challenge, where half of the MR cases have none.
     A case depends on ``seed`` and its number only. Its name holds the number: give training and
     validation cases different numbers. A file that already holds the case is left as it is.
 
@@ -59,7 +60,11 @@ def write_phantoms(folder: Path, num_cases: int, seed: int, *, first_number: int
         rng = np.random.default_rng([seed, number])
         name, make = ("CT_AMOS", ct_phantom) if number % 2 else ("MR_Heart_ACDC", mr_phantom)
         path = Path(folder) / f"{name}_phantom_{number:04d}.npz"
-        _write_if_new(path, make(rng))
+        phantom = make(rng)
+        arrays = {"imgs": phantom.image, "gts": phantom.label, "spacing": phantom.spacing_xyz}
+        if make is ct_phantom:
+            arrays["boxes"] = np.array(boxes_of(phantom.label, rng), dtype=object)
+        _write_if_new(path, arrays)
         paths.append(path)
     return paths
 
@@ -221,8 +226,26 @@ def _smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], nodes: 
     return field
 
 
-def _write_if_new(path: Path, phantom: Phantom) -> None:
-    arrays = {"imgs": phantom.image, "gts": phantom.label, "spacing": phantom.spacing_xyz}
+def boxes_of(label: np.ndarray, rng: np.random.Generator) -> list[dict[str, int]]:
+    """Return every class's box as challenge files hold it.
+
+    Its sides along y and x are those of the middle labelled slice, up to two voxels wider on each.
+    """
+    boxes = []
+    for value in np.unique(label)[1:]:
+        slices = np.flatnonzero((label == value).any(axis=(1, 2)))
+        middle = int(slices[len(slices) // 2])
+        box = {"z_min": int(slices[0]), "z_max": int(slices[-1]), "z_mid": middle}
+        for axis, name in ((1, "y"), (0, "x")):
+            rows = np.flatnonzero((label[middle] == value).any(axis=axis))
+            low, high = rows[0] - rng.integers(3), rows[-1] + rng.integers(3)
+            box[f"z_mid_{name}_min"] = int(max(low, 0))
+            box[f"z_mid_{name}_max"] = int(min(high, label.shape[2 - axis] - 1))
+        boxes.append(box)
+    return boxes
+
+
+def _write_if_new(path: Path, arrays: dict[str, np.ndarray]) -> None:
     if path.exists() and _holds(path, arrays):
         return
     with atomic_path(path) as temporary:
@@ -230,10 +253,13 @@ def _write_if_new(path: Path, phantom: Phantom) -> None:
 
 
 def _holds(path: Path, arrays: dict[str, np.ndarray]) -> bool:
+    """Say whether a file holds these arrays; boxes follow from the others."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             return set(stored) == set(arrays) and all(
-                np.array_equal(stored[key], array) for key, array in arrays.items()
+                np.array_equal(stored[key], array)
+                for key, array in arrays.items()
+                if array.dtype != object
             )
     except (OSError, ValueError, zipfile.BadZipFile):
         return False  # half a file, or none of ours: written anew
