@@ -100,7 +100,7 @@ class PredictorAnswerer:
 def score_case(job: Job) -> tuple[str, CaseScore | str]:
     """Run the protocol on one case and write what came out; return its scores or what is wrong."""
     try:
-        predictor = _predictor(job.checkpoint, job.device, job.precision, job.threads)
+        predictor = _predictor(job.settings, job.checkpoint, job.device, job.precision, job.threads)
         case = read_challenge_case(job.image_path)
         labels = read_npz(job.label_path, ["gts"])["gts"]
         truth = as_label(labels, job.label_path)
@@ -123,8 +123,10 @@ def score_case(job: Job) -> tuple[str, CaseScore | str]:
 
 
 @lru_cache(maxsize=1)
-def _predictor(checkpoint: Checkpoint, device: str, precision: str, threads: int) -> Predictor:
-    """Open the network once a process."""
+def _predictor(
+    settings: str, checkpoint: Checkpoint, device: str, precision: str, threads: int
+) -> Predictor:
+    """Open the network once a process; ``settings`` tells another one under the same name."""
     torch.set_num_threads(threads)
     place = pick_device(device)
     model, rule = checkpoint.open()

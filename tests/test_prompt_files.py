@@ -1,0 +1,210 @@
+"""Prompts for NIfTI images: JSON files and flags, in each kind of coordinates."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+
+from utils.errors import InputError
+from utils.prompt_files import (
+    PromptSpace,
+    add_prompt_arguments,
+    find_prompts,
+    gives_prompts,
+    image_stem,
+    protect_minus,
+    read_prompt_file,
+)
+from utils.prompts import BoxPrompt, Click
+
+SHAPE = (10, 20, 30)
+# x grows to patient left, as in most scans: 2 mm, 1 mm, 5 mm voxels, none at the origin.
+AFFINE = np.array([[-2.0, 0, 0, 40], [0, 1, 0, -7], [0, 0, 5, -100], [0, 0, 0, 1]])
+OBLIQUE = np.array([[1.8, 0.6, 0, 10], [-0.4, 1.2, 0.3, -7], [0.1, -0.2, 4, 3], [0, 0, 0, 1]])
+
+
+def world(zyx, affine=AFFINE):
+    return (affine @ [*zyx[::-1], 1.0])[:3].tolist()
+
+
+def write(folder, content, name="scan.json"):
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def read(folder, targets, coordinates="zyx", affine=AFFINE):
+    path = write(folder, {"coordinates": coordinates, "targets": targets})
+    return read_prompt_file(path, SHAPE, affine)
+
+
+def parsed(*words):
+    parser = argparse.ArgumentParser()
+    add_prompt_arguments(parser)
+    return parser.parse_args(protect_minus(words))
+
+
+def test_a_file_gives_each_target_its_box_and_then_its_points_in_order(tmp_path):
+    points = [{"at": [5, 6, 7]}, {"at": [1, 2, 3], "positive": False}, {"at": [9, 19, 29]}]
+    box = {"from": [4, 5, 6], "to": [6, 7, 8]}
+    liver = {"id": 7, "name": "liver", "points": points, "box": box}
+    first, second = read(tmp_path, [liver, {"id": 1}])
+    assert (first.id, first.name) == (7, "liver")
+    assert first.prompts == [
+        BoxPrompt((4, 5, 6), (7, 8, 9)),
+        Click((5, 6, 7), True),
+        Click((1, 2, 3), False),
+        Click((9, 19, 29), True),
+    ]
+    assert (second.id, second.name, second.prompts) == (1, "", [])
+
+
+@pytest.mark.parametrize("affine", [AFFINE, OBLIQUE], ids=["axial", "oblique"])
+@pytest.mark.parametrize("coordinates", ["zyx", "xyz", "mm"])
+def test_the_same_places_in_each_kind_of_coordinates(tmp_path, coordinates, affine):
+    def said(zyx):
+        return {"zyx": list(zyx), "xyz": list(zyx[::-1]), "mm": world(zyx, affine)}[coordinates]
+
+    box = {"from": said((2, 3, 4)), "to": said((5, 9, 20))}
+    target = {"id": 1, "points": [{"at": said((5, 6, 7))}], "box": box}
+    (read_back,) = read(tmp_path, [target], coordinates, affine)
+    assert read_back.prompts == [BoxPrompt((2, 3, 4), (6, 10, 21)), Click((5, 6, 7), True)]
+
+
+def test_millimetres_go_to_the_nearest_voxel():
+    x, y, z = world((5, 6, 7))
+    for offset in (-0.4, 0.4):
+        place = (x + 2 * offset, y + offset, z + 5 * offset)
+        assert PromptSpace("mm", SHAPE, AFFINE).click(place, True) == Click((5, 6, 7), True)
+
+
+def test_any_two_opposite_corners_make_the_box():
+    space = PromptSpace("zyx", SHAPE, AFFINE)
+    expected = BoxPrompt((2, 3, 4), (6, 10, 21))
+    assert space.box((5, 3, 20), (2, 9, 4)) == expected
+    assert space.box((2, 3, 4), (2, 3, 4)) == BoxPrompt((2, 3, 4), (3, 4, 5))
+
+
+def test_a_box_is_cut_to_the_image():
+    space = PromptSpace("zyx", SHAPE, AFFINE)
+    assert space.box((-5, 0, 0), (50, 4, 4)) == BoxPrompt((0, 0, 0), (10, 5, 5))
+
+
+POINT = {"at": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", r"is no JSON \(.*line 1"),
+        ("[" * 100_000, "is no JSON|cannot be read"),
+        ("[]", r"the entry is \[\]\. Expected an object with coordinates, targets"),
+        ({"Modality": "MR", "targets": []}, "unknown 'Modality', missing 'coordinates'"),
+        ({"coordinates": "ijk", "targets": []}, 'coordinates is "ijk". Expected one of zyx, xyz'),
+        ({"coordinates": "zyx", "targets": {}}, r"targets is \{\}. Expected a list"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_is_no_prompt_file_is_named(tmp_path, content, said):
+    path = write(tmp_path, content)
+    with pytest.raises(InputError, match=rf"scan\.json: .*({said})"):
+        read_prompt_file(path, SHAPE, AFFINE)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ({"points": []}, "missing 'id'"),
+        ({"id": 1, "point": []}, "unknown 'point'. Expected the keys id, name, box, points"),
+        ({"id": 0}, "id is 0. Expected a whole number from 1"),
+        ({"id": True}, "id is true"),
+        ({"id": 70_000}, "id is 70000"),
+        ({"id": 1, "name": 3}, "name is 3"),
+        ({"id": 1, "points": [POINT, {"at": [1, 2]}]}, r"points\[1\]: at is \[1, 2\]"),
+        ({"id": 1, "points": [{"at": [1, 2, "3"]}]}, r"points\[0\]: at is"),
+        ({"id": 1, "points": [{"at": [1, 2, float("nan")]}]}, r"points\[0\]: at is"),
+        ({"id": 1, "points": [POINT | {"positive": 1}]}, r"points\[0\]: positive is 1"),
+        ({"id": 1, "points": [{"at": [10, 2, 3]}]}, r"points\[0\]: the click .* is no voxel"),
+        ({"id": 1, "points": [{"at": [1.5, 2, 3]}]}, r"points\[0\]: the click .* is no voxel"),
+        ({"id": 1, "box": {"from": [1, 2, 3]}}, "box: missing 'to'"),
+        ({"id": 1, "box": {"from": [11, 0, 0], "to": [15, 4, 4]}}, "box: the box .* no voxel"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_wrong_with_a_target_is_named_with_its_place(tmp_path, target, said):
+    with pytest.raises(InputError, match=rf"(?s)scan\.json: targets\[1\]: (?=.*Expected){said}"):
+        read(tmp_path, [{"id": 9}, target])
+
+
+def test_one_target_has_one_entry(tmp_path):
+    with pytest.raises(InputError, match=r"the ids is \[3, 3\]"):
+        read(tmp_path, [{"id": 3}, {"id": 3}])
+
+
+def test_flags_give_one_target_its_box_then_its_clicks(tmp_path):
+    args = parsed("--fg", "5,6,7", "1,1,1", "--bg", "0,0,0", "--box", "4,5,6,6,7,8")
+    (target,) = find_prompts(args, tmp_path / "scan.nii.gz", SHAPE, AFFINE)
+    assert target.id == 1
+    assert target.prompts == [
+        BoxPrompt((4, 5, 6), (7, 8, 9)),
+        Click((5, 6, 7), True),
+        Click((1, 1, 1), True),
+        Click((0, 0, 0), False),
+    ]
+
+
+def test_flags_may_begin_with_a_minus(tmp_path):
+    x, y, z = world((5, 6, 7))
+    assert min(x, y, z) < 0
+    corner = ",".join(map(str, world((2, 3, 29))))
+    opposite = ",".join(map(str, world((4, 9, 20))))
+    flags = [
+        "--coordinates",
+        "mm",
+        "--fg",
+        f"{x},{y},{z}",
+        "--bg",
+        ",".join(map(str, world(SHAPE))),
+    ]
+    args = parsed(*flags[:4], "--box", f"{corner},{opposite}")
+    assert corner.startswith("-")
+    (target,) = find_prompts(args, tmp_path / "scan.nii.gz", SHAPE, AFFINE)
+    assert target.prompts == [BoxPrompt((2, 3, 20), (5, 10, 30)), Click((5, 6, 7), True)]
+    with pytest.raises(InputError, match=r"--bg: the click .* is no voxel"):
+        find_prompts(parsed(*flags), tmp_path / "scan.nii.gz", SHAPE, AFFINE)
+
+
+@pytest.mark.parametrize("words", [["--fg", "1,2"], ["--box", "1,2,3"], ["--bg", "a,b,c"]])
+def test_a_flag_with_other_than_its_numbers_is_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        parsed(*words)
+    assert "numbers with commas between" in capsys.readouterr().err
+
+
+def test_prompts_lie_beside_the_image_or_where_the_flag_says(tmp_path):
+    content = {"coordinates": "zyx", "targets": [{"id": 4, "points": [POINT]}]}
+    for folder in ("images", "prompts"):
+        (tmp_path / folder).mkdir()
+    image = tmp_path / "images" / "scan.nii.gz"
+    with pytest.raises(InputError, match=r"has no prompts, found no .*images/scan\.json"):
+        find_prompts(parsed(), image, SHAPE, AFFINE)
+    path = write(tmp_path / "prompts", content)
+    for where in (path, path.parent):
+        args = parsed("--prompts", str(where))
+        assert gives_prompts(args)
+        assert find_prompts(args, image, SHAPE, AFFINE)[0].id == 4
+    write(tmp_path / "images", content)
+    assert not gives_prompts(parsed())
+    assert find_prompts(parsed(), image, SHAPE, AFFINE)[0].id == 4
+
+
+def test_prompts_in_two_places_are_refused(tmp_path):
+    args = parsed("--prompts", "p.json", "--fg", "1,2,3")
+    with pytest.raises(InputError, match=r"Expected prompts in one place"):
+        find_prompts(args, tmp_path / "scan.nii", SHAPE, AFFINE)
+
+
+@pytest.mark.parametrize("name", ["a.b.nii.gz", "a.b.nii", "a.b.npz"])
+def test_the_stem_is_the_name_without_the_suffix(tmp_path, name):
+    assert image_stem(tmp_path / name) == "a.b"
