@@ -1,13 +1,16 @@
 """From logits in a cube to masks on the image: clicks honoured, classes competing (no torch)."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cc3d
 import numpy as np
+from scipy import ndimage
 
 from utils.click_method import Click
 from utils.geometry import CropGrid, Triple
+from utils.region import extent_in
 
 #: A mended voxel's logit: sigmoid 0.98 one way or the other.
 SURE_LOGIT = 4.0
@@ -26,8 +29,21 @@ class Part:
 
     @classmethod
     def of(cls, grid: CropGrid, low_res: np.ndarray) -> "Part":
-        """Resample low-resolution logits (m, m, m) from the cube onto the image's voxels."""
-        return cls(grid.covered_box(), grid.paste_covered(low_res))
+        """Resample low-resolution logits (m, m, m) from the cube onto the image's voxels.
+
+        The box is no larger than the mask and a cell around it: beyond, nothing is above 0.
+        """
+        extent = extent_in(grid, ndimage.binary_dilation(low_res > 0, np.ones((3, 3, 3))))
+        if extent is None:
+            return cls((slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float32))
+        box = tuple(
+            slice(
+                max(side.start, math.floor(low)),
+                max(side.start, min(side.stop, math.ceil(high) + 1)),
+            )
+            for side, low, high in zip(grid.covered_box(), extent.low, extent.high, strict=True)
+        )
+        return cls(box, grid.paste_box(low_res, box))
 
     @property
     def start(self) -> np.ndarray:
@@ -40,6 +56,11 @@ class Part:
 
     def around(self, zyx: Sequence[int], margin: int, shape: tuple[int, int, int]) -> "Part":
         """Return a part that also holds a voxel and ``margin`` more around it."""
+        if not self.logits.size:
+            voxel = tuple(slice(c, c + 1) for c in zyx)
+            return Part(voxel, np.full((1, 1, 1), OUTSIDE_LOGIT, np.float32)).around(
+                zyx, margin, shape
+            )
         box = tuple(
             slice(max(0, min(side.start, c - margin)), min(n, max(side.stop, c + margin + 1)))
             for side, c, n in zip(self.box, zyx, shape, strict=True)
@@ -54,6 +75,8 @@ class Part:
 def keep_prompted(part: Part, seeds: Iterable[Sequence[float]]) -> Part:
     """Keep the components of the mask that hold a seed voxel; all where no component does."""
     mask = part.logits > 0
+    if not mask.any():
+        return part
     labels = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26)
     kept = {_value_at(labels, np.rint(seed).astype(int) - part.start) for seed in seeds} - {0}
     if not kept:

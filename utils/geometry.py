@@ -195,16 +195,16 @@ class CropGrid:
             (D, H, W) float32.
         """
         whole = np.full(self.volume_shape, outside, dtype=np.float32)
-        whole[self.covered_box()] = self.paste_covered(values)
+        box = self.covered_box()
+        whole[box] = self.paste_box(values, box)
         return whole
 
-    def paste_covered(self, values: np.ndarray) -> np.ndarray:
-        """Resample as `paste` does, but only to the voxels of `covered_box`; a view."""
+    def paste_box(self, values: np.ndarray, box: tuple[slice, slice, slice]) -> np.ndarray:
+        """Resample as `paste` does, but only to a box of voxels that lies in the cube; a view."""
         cell = self.size / values.shape[0]
         out = np.asarray(values, dtype=np.float32)
-        for n in range(3):
-            covered = self._covered_range(n)
-            voxels = np.arange(covered.start, covered.stop)
+        for n, axis in enumerate(self.axes):
+            voxels = np.arange(box[axis].start, box[axis].stop)
             positions = (voxels - self.origin[n]) / self.steps[n]
             cells = (positions + 0.5) / cell - 0.5
             out = _along(out, n, _linear_weights(cells, values.shape[0]))

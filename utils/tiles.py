@@ -58,8 +58,9 @@ def blended(coarse: Part, tiles: Iterable[tuple[CropGrid, np.ndarray]]) -> Part:
     total = coarse.logits * LEAST_WEIGHT
     weights = np.full(total.shape, LEAST_WEIGHT, np.float32)
     for grid, low_res in tiles:
-        part = Part.of(grid, low_res)
-        depth = grid.paste_covered(_hat(low_res.shape[0]))
+        box = grid.covered_box()
+        part = Part(box, grid.paste_box(low_res, box))
+        depth = grid.paste_box(_hat(low_res.shape[0]), box)
         inner, outer = _overlap(part, coarse)
         total[outer] += (part.logits * depth)[inner]
         weights[outer] += depth[inner]
