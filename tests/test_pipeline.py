@@ -101,12 +101,15 @@ def pipeline(tmp_path_factory):
         student = ["--checkpoint", save_student(folder / "s.pt")]
         online = ["--online", "--num-clicks", "1", "--out-dir", "online"]
         flags = ["--val-datas", *tree, "--num-clicks", "2", "--pictures", "1"]
+        challenge = ["--protocol", "challenge", "--images", "val", "--labels", "val"]
+        challenge += ["--num-clicks", "2", "--pictures", "1", "--out-dir", "challenge"]
         reports = {
             "teacher": run_watched(preparelabel, *teacher, *small, *validate, *TRAINING),
             "student": run_watched(distillation, *student, *validate, *TRAINING),
             "online": run_watched(distillation, *online, *student, *validate, *TRAINING),
             "validation": run_watched(validation, *flags),
             "validation_student": run_watched(validation_student, *flags),
+            "challenge": run_watched(validation_student, *challenge),
         }
         unread = {name: flags for name, (_, flags) in reports.items()}
         reports = {name: report for name, (report, _) in reports.items()}
@@ -148,7 +151,10 @@ def test_every_flag_is_read_by_something(pipeline):
     of_online = {"num_clicks", "augment", "zoom_share"}
     expected = {"teacher": set(), "student": {"init_from_teacher", "val_datas"} | of_online}
     expected["online"] = {"init_from_teacher", "val_datas"}
-    assert reports["unread"] == expected | {"validation": set(), "validation_student": set()}
+    of_challenge = {"images", "labels", "json", "boxes", "workers", "trained_on"}
+    expected |= {"validation": of_challenge, "validation_student": of_challenge}
+    expected["challenge"] = {"val_datas", "max_instances", "predictions"}
+    assert reports["unread"] == expected
 
 
 def test_a_finished_training_resumes_to_its_outputs(pipeline, tmp_path):

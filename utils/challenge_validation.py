@@ -34,8 +34,6 @@ from utils.runtime import positive_int, start_run
 
 log = logging.getLogger(__name__)
 
-CLASS_FILE = Path(__file__).parent.parent / "CVPR25.json"
-
 
 @dataclass(frozen=True)
 class ChallengeSummary:
@@ -87,7 +85,7 @@ def add_challenge_arguments(parser: argparse.ArgumentParser) -> None:
     challenge.add_argument(
         "--labels", type=Path, help="folder of NPZ with gts (default: those of --images)"
     )
-    challenge.add_argument("--json", type=Path, default=CLASS_FILE, help="class file")
+    challenge.add_argument("--json", type=Path, default=Path("CVPR25.json"), help="class file")
     challenge.add_argument(
         "--boxes",
         action=argparse.BooleanOptionalAction,
