@@ -78,10 +78,10 @@ def test_a_class_without_clicks_has_no_prompts(tmp_path, no_clicks):
 
 
 def test_none_in_the_order_is_a_step_without_a_click(tmp_path):
-    order = np.array([["fg", None, "bg", "fg"], [None, None, None, "fg"]], object)
+    order = np.array([["bg", None, "fg", "fg"], [None, None, None, "fg"]], object)
     clicks = objects(CLICKS, {"fg": [[3, 5, 8]], "bg": []})
     case = read(tmp_path, clicks=clicks, clicks_order=order)
-    assert kinds(case.prompts[0]) == ["fg", "bg", "fg"]
+    assert kinds(case.prompts[0]) == ["bg", "fg", "fg"]
     assert case.prompts[1] == [Click((3, 5, 8), True)]
 
 

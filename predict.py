@@ -1,0 +1,147 @@
+"""Segment cases from prompts alone: the challenge container's entry, and for images from anywhere.
+
+Reads   --input       a challenge NPZ (imgs, spacing, boxes, clicks), a NIfTI image, or a folder
+        --checkpoint  ours (student.pth), or a released file with --network
+        --prompts     for NIfTI: JSON as utils/prompt_files.py says; or --fg, --bg, --box
+Writes  --output      <name>.npz with segs (D, H, W): k where the k-th entry's class is;
+                      for NIfTI <name>.nii.gz on the image's grid: the targets' ids
+
+    python predict.py --input inputs --output outputs --checkpoint student.pth
+    python predict.py --input ct.nii.gz --output out --checkpoint student.pth --fg 40,210,260
+"""
+
+import argparse
+import gc
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.errors import InputError, exit_on_input_error
+
+logger = logging.getLogger(__name__)
+
+
+class Report(NamedTuple):
+    """What was done: files written, what went wrong with the others, seconds by part."""
+
+    written: list[Path]
+    failures: list[str]
+    seconds: dict[str, float]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    from utils.intensity import add_intensity_arguments
+    from utils.prompt_files import add_prompt_arguments, protect_minus
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--input", type=Path, required=True, help="a file, or a folder of them; never written to")
+    add("--output", type=Path, required=True, help="folder for the answers; made if need be")
+    add("--checkpoint", type=Path, required=True)
+    add("--network", help="what a file without our configuration holds, such as vit_b_ori")
+    add("--teacher", type=Path, help="take prompt encoder and mask decoder from this file")
+    add_prompt_arguments(parser)
+    add_intensity_arguments(parser)
+    group = parser.add_argument_group("answer and run")
+    group.add_argument(
+        "--segs-dtype",
+        choices=("uint8", "uint16"),
+        default="uint8",
+        help="of NPZ answers; uint8 holds 255 classes, as the evaluator does (default: uint8)",
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument(
+        "--precision", default="auto", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    group.add_argument("--timing", action="store_true", help="say how many seconds each part took")
+    return parser.parse_args(protect_minus(argv))
+
+
+def run(args: argparse.Namespace, clock: "Clock | None" = None) -> Report:
+    """Answer every case; what goes wrong with one is logged, and the rest goes on."""
+    clock = Clock() if clock is None else clock
+    with clock.part("imports"), importing():  # only now, so that --help is quick
+        from utils.checkpoint import open_network
+        from utils.prediction_cases import find_cases, read_case
+        from utils.predictor import Predictor
+        from utils.runtime import make_folder, pick_device, pick_precision
+    paths = find_cases(args.input, args.output)
+    make_folder(args.output)
+    with clock.part("weights"):
+        device = pick_device(args.device)
+        model, rule = open_network(args.checkpoint, args.network, args.teacher)
+        precision = pick_precision(args.precision, device)
+        predictor = Predictor(model, rule, device=device, precision=precision)
+    written, failures = [], []
+    for path in progress(paths):
+        try:
+            with clock.part("cases"):
+                case = read_case(path, args)
+            with clock.part("network"):
+                answer = case.ask(predictor)
+            with clock.part("writing"):
+                written.append(case.write(args.output, answer))
+        except (InputError, OSError) as error:
+            failures.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            logger.error("%s", failures[-1])
+    return Report(written, failures, clock)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Keep the garbage collector off what imports make, at the process's end too: all of it stays.
+
+    A fifth of a cold start goes there, and the challenge starts the container anew for every step.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def progress(paths: list[Path]) -> Iterable[Path]:
+    """Show how far it is where there is more than one case."""
+    if len(paths) == 1:
+        return paths
+    from tqdm import tqdm
+
+    return tqdm(paths, desc="predict", unit="case")
+
+
+class Clock(dict[str, float]):
+    """Seconds by part."""
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add what the block takes to ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self[name] = self.get(name, 0.0) + time.perf_counter() - start
+
+
+@exit_on_input_error
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    clock = Clock()
+    with clock.part("imports"), importing():
+        args = parse_args()
+    report = run(args, clock)
+    print(f"{len(report.written)} answers in {args.output}, {len(report.failures)} cases failed")
+    if args.timing:
+        parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in report.seconds.items())
+        print(f"seconds: {parts}; together {sum(report.seconds.values()):.2f}")
+    return 1 if report.failures else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Intensities as the challenge's networks know them: 0 to 255, background 0 (no torch).
+
+Challenge files hold CT cut to a window and everything else cut to the percentiles 0.5 and 99.5 of
+its voxels above 0, both stretched to uint8. Images from elsewhere are brought there the same way.
+"""
+
+import argparse
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.errors import InputError
+
+MODES = ("auto", "as-is")
+SOFT_TISSUE = (40.0, 400.0)  # level and width in HU, the challenge's default for CT
+AIR_BELOW = -100  # values under this are Hounsfield units
+PERCENTILES = (0.5, 99.5)
+
+
+class Mapped(NamedTuple):
+    """An image for the network, and what was done to it in words."""
+
+    image: np.ndarray
+    done: str
+
+
+def add_intensity_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how intensities are brought to 0..255."""
+    group = parser.add_argument_group("intensities").add_mutually_exclusive_group()
+    group.add_argument(
+        "--intensity",
+        choices=MODES,
+        default="auto",
+        help="auto: 0..255 stays, Hounsfield units get window 40 400, others go from their "
+        "percentiles to 0..255 (default: auto)",
+    )
+    group.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("LEVEL", "WIDTH"),
+        help="map this to 0..255 instead, such as -600 1500 for lungs",
+    )
+
+
+def map_intensity(
+    volume: np.ndarray, mode: str = "auto", window: tuple[float, float] | None = None
+) -> Mapped:
+    """Bring a volume (D, H, W) to 0..255, or leave it where it is there already.
+
+    Args:
+        mode: "auto" decides by the values; "as-is" changes nothing.
+        window: level and width that become 0..255; goes before ``mode``.
+
+    Raises:
+        InputError: the window has no width.
+    """
+    if window is not None:
+        return _windowed(volume, *window)
+    if mode == "as-is" or volume.dtype in (np.uint8, bool):
+        return Mapped(volume, "intensities kept")
+    low, high = volume.min(), volume.max()
+    if low >= 0 and high <= 255:
+        return Mapped(volume, f"intensities kept ({low:g} to {high:g})")
+    if low < AIR_BELOW:
+        return _windowed(volume, *SOFT_TISSUE)
+    body = volume[volume > 0]
+    low, high = np.percentile(body, PERCENTILES) if body.size else (low, high)
+    done = f"percentiles {PERCENTILES[0]} and {PERCENTILES[1]} of voxels > 0"
+    return Mapped(_stretched(volume, low, high), f"{done} ({low:g} to {high:g}) to 0..255")
+
+
+def looks_hounsfield(volume: np.ndarray) -> bool:
+    """Say whether values are Hounsfield units: air is far below 0."""
+    return bool(volume.dtype.kind in "if" and volume.min() < AIR_BELOW)
+
+
+def _windowed(volume: np.ndarray, level: float, width: float) -> Mapped:
+    if not (np.isfinite(level) and 0 < width < np.inf):
+        raise InputError(
+            f"window level {level:g}, width {width:g}: expected a width above 0, such as 40 400 "
+            "for soft tissue or -600 1500 for lungs."
+        )
+    low, high = level - width / 2, level + width / 2
+    done = f"window level {level:g}, width {width:g} to 0..255"
+    return Mapped(_stretched(volume, low, high), done)
+
+
+def _stretched(volume: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return uint8 with ``low`` at 0 and ``high`` at 255, plane by plane to spare memory."""
+    factor = 255 / (high - low) if high > low else 0.0
+    out = np.empty(volume.shape, np.uint8)
+    for plane, mapped in zip(volume, out, strict=True):
+        mapped[...] = np.rint(np.clip((plane.astype(np.float64) - low) * factor, 0, 255))
+    return out
