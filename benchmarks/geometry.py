@@ -35,7 +35,6 @@ from utils.challenge_protocol import evaluate, ranked
 from utils.challenge_validation import find_challenge_cases
 from utils.challenge_worker import PredictorAnswerer
 from utils.checkpoint import open_network
-from utils.click_method import Click
 from utils.crops import grid_on_target
 from utils.errors import exit_on_input_error
 from utils.executor import run_all
@@ -44,7 +43,7 @@ from utils.image_session import ImageSession, PredictorOptions, State
 from utils.metrics import CHALLENGE_DSC_FLOOR
 from utils.npz_io import read_npz
 from utils.predictor import Predictor
-from utils.prompts import BoxPrompt, Prompt
+from utils.prompts import BoxPrompt, Click, Prompt
 from utils.region import Region
 from utils.runtime import positive_int
 

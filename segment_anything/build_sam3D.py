@@ -19,6 +19,7 @@ from pathlib import Path
 
 from segment_anything.checkpoint_keys import (
     DECODER_PARTS,
+    Checkpoint,
     CheckpointError,
     load_checkpoint,
     open_checkpoint,
@@ -102,7 +103,9 @@ def build_sam3D(config: SamConfig) -> Sam3D:
 
 
 def build_from_checkpoint(
-    path: str | Path, network: str | None = None, decoder_checkpoint: str | Path | None = None
+    path: str | Path | Checkpoint,
+    network: str | None = None,
+    decoder_checkpoint: str | Path | None = None,
 ) -> Sam3D:
     """Rebuild the network that a checkpoint belongs to, with its weights.
 
@@ -115,7 +118,8 @@ def build_from_checkpoint(
     Raises:
         CheckpointError: the file is unreadable, unnamed, or not of ``network``.
     """
-    config = open_checkpoint(path).config
+    checkpoint = open_checkpoint(path)
+    path, config = checkpoint.path, checkpoint.config
     if config is None:
         if network not in sam_model_registry3D:
             raise CheckpointError(
@@ -123,7 +127,7 @@ def build_from_checkpoint(
                 f"one of {', '.join(sam_model_registry3D)}.\nName it: nothing in its keys would "
                 "tell a wrong guess from a right one."
             )
-        return sam_model_registry3D[network](path, decoder_checkpoint=decoder_checkpoint)
+        return sam_model_registry3D[network](checkpoint, decoder_checkpoint=decoder_checkpoint)
     if network is not None and config["network"] != network:
         raise CheckpointError(
             f"{path}: holds the network '{config['network']}', expected '{network}'.\n"
@@ -136,12 +140,12 @@ def build_from_checkpoint(
             f"{path}: its config cannot be built ({error}), expected one of this version.\n"
             "Use the version of this project that wrote it."
         ) from error
-    return _load(model, path, decoder_checkpoint)
+    return _load(model, checkpoint, decoder_checkpoint)
 
 
 def _build(
     config: SamConfig,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
     decoder_checkpoint: str | Path | None = None,
 ) -> Sam3D:
     """Build a named network, with the weights of ``checkpoint`` if one is given.
@@ -157,15 +161,15 @@ def _build(
         if decoder_checkpoint is not None:
             load_checkpoint(model, decoder_checkpoint, DECODER_PARTS)
         return model
+    checkpoint = open_checkpoint(checkpoint)
     if config.network == FASTSAM3D.network:  # released students exist with 12 heads and with 6
-        heads = student_num_heads(open_checkpoint(checkpoint).weights, str(checkpoint))
+        heads = student_num_heads(checkpoint.weights, str(checkpoint.path))
         encoder = dataclasses.replace(config.encoder, num_heads=heads)
         config = dataclasses.replace(config, encoder=encoder)
     return _load(build_sam3D(config), checkpoint, decoder_checkpoint)
 
 
-def _load(model: Sam3D, path: str | Path, decoder_path: str | Path | None) -> Sam3D:
-    checkpoint = open_checkpoint(path)
+def _load(model: Sam3D, checkpoint: Checkpoint, decoder_path: str | Path | None) -> Sam3D:
     encoder_alone = not any(checkpoint.holds(part) for part in DECODER_PARTS)
     if encoder_alone or decoder_path is not None:
         load_checkpoint(model, checkpoint, ("image_encoder",))
@@ -175,8 +179,8 @@ def _load(model: Sam3D, path: str | Path, decoder_path: str | Path | None) -> Sa
         load_checkpoint(model, decoder_path, DECODER_PARTS)
     elif encoder_alone:
         warnings.warn(
-            f"{path} holds an image encoder alone: prompt encoder and mask decoder are untrained "
-            "until decoder_checkpoint, the teacher's file, is given",
+            f"{checkpoint.path} holds an image encoder alone: prompt encoder and mask decoder are "
+            "untrained until decoder_checkpoint, the teacher's file, is given",
             stacklevel=3,
         )
     return model

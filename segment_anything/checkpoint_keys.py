@@ -46,6 +46,7 @@ class Checkpoint:
     path: pathlib.Path
     weights: dict[str, Tensor]  # every key starts with one of PARTS, or the file is foreign
     config: Mapping[str, Any] | None
+    facts: Mapping[str, Any]  # what the file says beside weights
 
     def holds(self, part: str) -> bool:
         """Whether the file has weights of ``part``."""
@@ -86,12 +87,16 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
     return dict(content)
 
 
-def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
+def open_checkpoint(path: str | pathlib.Path | Checkpoint) -> Checkpoint:
     """Read a file and bring its weights' keys to the layout of a whole network.
+
+    One that is open already is returned as it is.
 
     Raises:
         CheckpointError: as `read_checkpoint`, or there are no weights in it.
     """
+    if isinstance(path, Checkpoint):
+        return path
     path = pathlib.Path(path)
     content = read_checkpoint(path)
     weights = content.get(WEIGHTS, content)
@@ -109,7 +114,8 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
         weights |= {_unwrapped(key): tensor for key, tensor in decoder.items()}
     config = content.get("config")
     is_ours = isinstance(config, Mapping) and "network" in config
-    return Checkpoint(path, weights, config if is_ours else None)
+    facts = {k: v for k, v in content.items() if WEIGHTS in content and not _is_state_dict(v)}
+    return Checkpoint(path, weights, config if is_ours else None, facts)
 
 
 def load_checkpoint(
@@ -128,7 +134,7 @@ def load_checkpoint(
         CheckpointError: a key is missing, unexpected or of another shape, or the file says that it
             belongs to another network. The network is unchanged then.
     """
-    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    checkpoint = open_checkpoint(path)
     _require_same_network(model, checkpoint, parts)
     prefixes = tuple(part + "." for part in parts)
     others = tuple(part + "." for part in PARTS if part not in parts)

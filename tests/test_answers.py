@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from utils.answers import Part, compete, honour_clicks, keep_prompted
-from utils.click_method import Click
+from utils.prompts import Click
 
 SHAPE = (20, 24, 28)
 VOXEL_MM = (1.0, 1.0, 1.0)

@@ -220,3 +220,9 @@ def test_teacher_and_network_are_handed_over(workspace, done, tmp_path):
         ("--network", "fastsam3d"),
     ):
         assert words[words.index(flag) + 1] == value
+
+
+def test_it_does_not_run_as_root():
+    users = [words for name, words in instructions() if name == "USER"]
+    assert users
+    assert users[-1] not in ("root", "0")

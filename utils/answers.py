@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import cc3d
 import numpy as np
-from scipy import ndimage
 
-from utils.click_method import Click
 from utils.geometry import CropGrid, Triple
+from utils.prompts import Click
 from utils.region import extent_in
 
 #: A mended voxel's logit: sigmoid 0.98 one way or the other.
@@ -33,16 +32,17 @@ class Part:
 
         The box is no larger than the mask and a cell around it: beyond, nothing is above 0.
         """
-        extent = extent_in(grid, ndimage.binary_dilation(low_res > 0, np.ones((3, 3, 3))))
+        extent = extent_in(grid, low_res > 0)
         if extent is None:
             return cls((slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float32))
-        box = tuple(
-            slice(
-                max(side.start, math.floor(low)),
-                max(side.start, min(side.stop, math.ceil(high) + 1)),
-            )
-            for side, low, high in zip(grid.covered_box(), extent.low, extent.high, strict=True)
-        )
+        cell = grid.size / low_res.shape[0]
+        box = []
+        for axis, side in enumerate(grid.covered_box()):
+            margin = cell * abs(grid.steps[grid.axes.index(axis)])
+            start = max(side.start, math.floor(extent.low[axis] - margin))
+            stop = min(side.stop, math.ceil(extent.high[axis] + margin) + 1)
+            box.append(slice(start, max(start, stop)))
+        box = tuple(box)
         return cls(box, grid.paste_box(low_res, box))
 
     @property

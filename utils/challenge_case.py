@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.atomic import atomic_path
+from utils.crops import holds_hounsfield
 from utils.errors import InputError
 from utils.npz_archive import NpzArchive
 from utils.npz_io import checked_arrays
@@ -38,6 +39,7 @@ class ChallengeCase:
     spacing_xyz: tuple[float, float, float]  # mm
     prompts: list[list[Prompt]]  # of class 1, 2, ...; a class without any has an empty list
     prev_pred: np.ndarray | None  # (D, H, W) class ids: our answer to all prompts but the last
+    hounsfield: bool  # values are Hounsfield units, as in no file of the challenge's own
 
 
 def read_challenge_case(path: Path, *, with_prev_pred: bool = True) -> ChallengeCase:
@@ -62,7 +64,8 @@ def read_challenge_case(path: Path, *, with_prev_pred: bool = True) -> Challenge
         )  # fmt: skip
         prev_pred = None
     prompts = _PromptReader(Path(path), image.shape).read(boxes, clicks, order)
-    return ChallengeCase(image, tuple(arrays["spacing"].tolist()), prompts, prev_pred)
+    hounsfield = holds_hounsfield(image, Path(path).name.startswith("CT"))
+    return ChallengeCase(image, tuple(arrays["spacing"].tolist()), prompts, prev_pred, hounsfield)
 
 
 def write_segs(path: Path, segs: np.ndarray) -> None:

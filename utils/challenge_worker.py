@@ -6,6 +6,7 @@ settings and the case's files are the same.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -84,9 +85,16 @@ class Job:
 class PredictorAnswerer:
     """Answers in this process; prompts that it has seen are not given to the network again."""
 
-    def __init__(self, predictor: Predictor, image: np.ndarray, spacing_xyz: np.ndarray) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        image: np.ndarray,
+        spacing_xyz: Sequence[float],
+        *,
+        hounsfield: bool = False,
+    ) -> None:
         self._predictor, self._given = predictor, {}
-        predictor.set_image(image, spacing_xyz)
+        predictor.set_image(image, spacing_xyz, hounsfield=hounsfield)
 
     def answer(self, prompts: list[list[Prompt]], previous: np.ndarray | None) -> np.ndarray:
         """Return the ranks of all classes' masks."""
@@ -107,7 +115,9 @@ def score_case(job: Job) -> tuple[str, CaseScore | str]:
         _require_prompts_of(job, case.prompts, truth)
         boxes = [[p for p in own if isinstance(p, BoxPrompt)] for own in case.prompts]
         has_box = job.boxes and bool(boxes) and all(boxes)
-        answerer = PredictorAnswerer(predictor, case.image, case.spacing_xyz)
+        answerer = PredictorAnswerer(
+            predictor, case.image, case.spacing_xyz, hounsfield=case.hounsfield
+        )
         steps = evaluate(
             answerer, truth, case.spacing_xyz, boxes if has_box else None, job.num_clicks
         )

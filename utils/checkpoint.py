@@ -78,13 +78,14 @@ def open_network(
             holds weights that are not finite.
     """
     with _checkpoint_errors():
-        if decoder_checkpoint is None and not open_checkpoint(path).holds("mask_decoder"):
+        checkpoint = open_checkpoint(path)
+        if decoder_checkpoint is None and not checkpoint.holds("mask_decoder"):
             raise InputError(
                 f"{path}: holds an image encoder alone, expected a mask decoder too.\n"
                 "Name the teacher's file, whose decoder it was distilled for (--teacher)."
             )
-        model = build_from_checkpoint(path, network, decoder_checkpoint)
-        stored = read_checkpoint(path).get("crop_rule", {})
+        model = build_from_checkpoint(checkpoint, network, decoder_checkpoint)
+        stored = checkpoint.facts.get("crop_rule", {})
     broken = [name for name, p in model.state_dict().items() if not torch.isfinite(p).all()]
     if broken:
         raise InputError(

@@ -7,26 +7,19 @@ random state is neither read nor changed.
 """
 
 import math
-from typing import NamedTuple
 
 import cc3d
 import numpy as np
 from scipy import ndimage
 
 from utils.errors import InputError
+from utils.prompts import Click
 
 #: Padded boxes with more voxels than this are max-pooled 2x2x2 before distances are measured.
 MAX_BOX_VOXELS = 60_000_000
 
 #: Voxels worked on at a time, so that they stay in the processor's cache.
 _SLAB_VOXELS = 65_536
-
-
-class Click(NamedTuple):
-    """One simulated click; unpacks as ``(z, y, x), is_foreground``."""
-
-    zyx: tuple[int, int, int]
-    is_foreground: bool
 
 
 def challenge_click(

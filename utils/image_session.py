@@ -16,10 +16,9 @@ from torch import Tensor
 from segment_anything import CropPredictor, low_res_size
 from utils.answers import OUTSIDE_LOGIT, SURE_LOGIT, Part, keep_prompted
 from utils.box_prompt import Box, ellipsoid_logits
-from utils.click_method import Click
 from utils.crops import HU_RANGE, normalise
 from utils.geometry import CropGrid, CropRule, Triple
-from utils.prompts import BoxPrompt, MaskPrompt, Prompt
+from utils.prompts import BoxPrompt, Click, MaskPrompt, Prompt
 from utils.region import Region, Scene, ZoomRule, extent_in, extent_of
 from utils.tiles import blended, lattice
 
@@ -38,7 +37,7 @@ class PredictorOptions:
     near_cells: float = 6.0  # low-resolution cells within which it counts in full
     only_prompted: bool = True  # drop components without a foreground click or a box's middle
     honour_clicks: bool = True  # clicked voxels end on their side of the mask
-    tile_above: float = 0.0  # spacing, over the network's own, from which tiles add detail; 0 = off
+    tile_above: float = 1.5  # spacing, over the network's own, from which tiles add detail; 0 = off
     tiles: int = 27  # at most, of a target
 
 

@@ -21,7 +21,9 @@ from typing import BinaryIO
 import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
+from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from utils import geometry
 from utils.atomic import atomic_path
@@ -31,6 +33,7 @@ from utils.npz_io import require_real_and_finite
 from utils.safe_read import open_regular, reading
 
 EXPECTED = "a complete 3-D NIfTI file"
+DAMAGED = (ImageFileError, HeaderDataError, WrapStructError)  # what nibabel raises
 SCANNER = 1  # NIfTI's code for "coordinates of the scanner", what a case's affine is
 COMPRESSION = 2  # of ISA-L's 0 to 3: 3 is far slower on labels and no smaller
 BLOCK = 2**22  # bytes at a time
@@ -189,7 +192,7 @@ def _describe(grid: Volume | Grid) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Yield the file's inflated content; what goes wrong in the block names the file."""
-    with reading(path, EXPECTED), open_regular(path) as file:
+    with reading(path, EXPECTED, DAMAGED), open_regular(path) as file:
         zipped = file.read(2) == GZIP_MAGIC
         file.seek(0)
         yield igzip.IGzipFile(fileobj=file, mode="rb") if zipped else file

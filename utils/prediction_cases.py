@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,12 +31,12 @@ class PredictionCase:
     image: np.ndarray  # (D, H, W)
     affine: np.ndarray  # (x, y, z) voxel centres to RAS+ mm
     prompts: dict[int, list[Prompt]]  # by the target's number in the answer
+    hounsfield: bool  # values are Hounsfield units
     dtype: np.dtype | None = None  # of the answer; None: as small as the numbers allow
 
     def ask(self, predictor: "Predictor") -> np.ndarray:
         """Return every voxel's target by the predictor, (D, H, W); 0 where there is none."""
-        hounsfield = looks_hounsfield(self.image)
-        predictor.set_image(self.image, affine=self.affine, hounsfield=hounsfield)
+        predictor.set_image(self.image, affine=self.affine, hounsfield=self.hounsfield)
         for target, prompts in self.prompts.items():
             for prompt in prompts:
                 predictor.add(prompt, target=target)
@@ -93,13 +93,18 @@ def find_cases(source: Path, output: Path) -> list[Path]:
 def read_case(path: Path, args: argparse.Namespace) -> PredictionCase:
     """Read a case and bring its intensities to what the network knows, as the flags say.
 
+    Values of a challenge case are what networks are trained on: they stay unless there is a window.
+
     Raises:
         InputError: the file or its prompts cannot be used.
     """
-    case = (_read_npz if path.suffix == ".npz" else _read_nifti)(path, args)
+    is_npz = path.suffix == ".npz"
+    case = (_read_npz if is_npz else _read_nifti)(path, args)
+    if is_npz and not args.window:
+        return case
     image, done = map_intensity(case.image, args.intensity, args.window)
     logger.info("%s: %s", path.name, done)
-    return PredictionCase(case.answer_name, image, case.affine, case.prompts, case.dtype)
+    return replace(case, image=image, hounsfield=looks_hounsfield(image))
 
 
 def _read_npz(path: Path, args: argparse.Namespace) -> PredictionCase:
@@ -119,7 +124,7 @@ def _read_npz(path: Path, args: argparse.Namespace) -> PredictionCase:
         )  # fmt: skip
         prompts = {number: prompts[number] for number in range(1, most + 1)}
     affine = affine_from_spacing(np.array(case.spacing_xyz))
-    return PredictionCase(path.name, case.image, affine, prompts, dtype)
+    return PredictionCase(path.name, case.image, affine, prompts, case.hounsfield, dtype)
 
 
 def _read_nifti(path: Path, args: argparse.Namespace) -> PredictionCase:
@@ -128,7 +133,8 @@ def _read_nifti(path: Path, args: argparse.Namespace) -> PredictionCase:
     volume = read_nifti(path)
     targets = find_prompts(args, path, volume.shape, volume.affine)
     prompts = {target.id: target.prompts for target in targets}
-    return PredictionCase(f"{image_stem(path)}.nii.gz", volume.array, volume.affine, prompts)
+    name = f"{image_stem(path)}.nii.gz"
+    return PredictionCase(name, volume.array, volume.affine, prompts, hounsfield=False)
 
 
 def _require_own_answers(paths: list[Path]) -> None:

@@ -17,11 +17,18 @@ import torch
 
 from segment_anything import CropPredictor, Sam3D
 from utils.answers import Part, compete, honour_clicks
-from utils.click_method import Click
 from utils.errors import InputError
 from utils.geometry import CropRule, affine_from_spacing
 from utils.image_session import ImageSession, PredictorOptions, State
-from utils.prompts import BoxPrompt, MaskPrompt, Prompt, PromptError, checked_box, checked_click
+from utils.prompts import (
+    BoxPrompt,
+    Click,
+    MaskPrompt,
+    Prompt,
+    PromptError,
+    checked_box,
+    checked_click,
+)
 
 
 class Predictor:

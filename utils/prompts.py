@@ -8,12 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.click_method import Click
 from utils.errors import InputError
 
 
 class PromptError(InputError):
     """A prompt that does not fit the image."""
+
+
+class Click(NamedTuple):
+    """One click; unpacks as ``(z, y, x), is_foreground``."""
+
+    zyx: tuple[int, int, int]
+    is_foreground: bool
 
 
 class BoxPrompt(NamedTuple):

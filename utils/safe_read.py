@@ -11,21 +11,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from isal import isal_zlib
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
 from utils.errors import InputError
 
-# What zipfile, ISA-L, NumPy and nibabel raise on damaged files; `OSError` covers permissions too.
+# What zipfile, ISA-L and NumPy raise on damaged files; `OSError` covers permissions too.
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
     isal_zlib.error,
     struct.error,
-    ImageFileError,
-    HeaderDataError,
-    WrapStructError,
     EOFError,
     LookupError,
     OSError,
@@ -47,15 +41,20 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def reading(path: Path, expected: str) -> Iterator[None]:
-    """Turn what a damaged or closed file raises into an `InputError` that names it."""
+def reading(path: Path, expected: str, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn what a damaged or closed file raises into an `InputError` that names it.
+
+    Args:
+        expected: what the file should be.
+        also: what else a reader raises on a damaged file.
+    """
     try:
         yield
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file. Expected {expected}: check the path.") from error
-    except UNREADABLE as error:
+    except (*UNREADABLE, *also) as error:
         raise InputError(
             f"{path}: cannot be read ({type(error).__name__}: {error}).\n"
             f"Expected {expected}: copy or download it again, and check that it may be read."
