@@ -19,12 +19,11 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -33,8 +32,7 @@ from utils.atomic import atomic_path
 from utils.challenge_case import read_challenge_case
 from utils.challenge_protocol import evaluate, ranked
 from utils.challenge_validation import find_challenge_cases
-from utils.challenge_worker import PredictorAnswerer
-from utils.checkpoint import open_network
+from utils.challenge_worker import Checkpoint, PredictorAnswerer, opened
 from utils.crops import grid_on_target
 from utils.errors import exit_on_input_error
 from utils.executor import run_all
@@ -140,7 +138,7 @@ class Job(NamedTuple):
 def score(job: Job) -> tuple[Job, dict]:
     """Run the protocol; return the means over the classes after each step."""
     variant = variants()[job.variant]
-    model, rule = _network(job.checkpoint)
+    model, rule = opened(Checkpoint(job.checkpoint), "", threads=1)
     predictor = Predictor(model, rule, options=variant.options, session=variant.session)
     case = read_challenge_case(job.image_path)
     truth = read_npz(job.label_path, ["gts"])["gts"]
@@ -160,12 +158,6 @@ def score(job: Job) -> tuple[Job, dict]:
         "seconds": steps.seconds,
         "encoder_runs": predictor.session.encoder_runs,
     }
-
-
-@lru_cache(maxsize=1)
-def _network(checkpoint: Path) -> tuple:
-    torch.set_num_threads(1)
-    return open_network(checkpoint)
 
 
 def table(results: dict[str, list[dict]]) -> str:

@@ -108,7 +108,12 @@ class PredictorAnswerer:
 def score_case(job: Job) -> tuple[str, CaseScore | str]:
     """Run the protocol on one case and write what came out; return its scores or what is wrong."""
     try:
-        predictor = _predictor(job.settings, job.checkpoint, job.device, job.precision, job.threads)
+        device = pick_device(job.device)
+        predictor = Predictor(
+            *opened(job.checkpoint, job.settings, job.threads),
+            device=device,
+            precision=pick_precision(job.precision, device),
+        )
         case = read_challenge_case(job.image_path)
         labels = read_npz(job.label_path, ["gts"])["gts"]
         truth = as_label(labels, job.label_path)
@@ -133,14 +138,10 @@ def score_case(job: Job) -> tuple[str, CaseScore | str]:
 
 
 @lru_cache(maxsize=1)
-def _predictor(
-    settings: str, checkpoint: Checkpoint, device: str, precision: str, threads: int
-) -> Predictor:
+def opened(checkpoint: Checkpoint, settings: str, threads: int) -> tuple[Sam3D, CropRule]:
     """Open the network once a process; ``settings`` tells another one under the same name."""
     torch.set_num_threads(threads)
-    place = pick_device(device)
-    model, rule = checkpoint.open()
-    return Predictor(model, rule, device=place, precision=pick_precision(precision, place))
+    return checkpoint.open()
 
 
 def kept_score(job: Job) -> CaseScore | None:
@@ -193,7 +194,7 @@ def _case_score(
         has_box=has_box,
         has_clicks_only=not has_box,
         seconds=tuple(steps.seconds),
-        peak_memory_mib=peak_memory_mib(torch.device(pick_device(job.device))),
+        peak_memory_mib=peak_memory_mib(pick_device(job.device)),
         targets=targets,
     )
 
