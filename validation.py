@@ -5,7 +5,12 @@ Reads   --val-datas     prepared <organ>/<data set> folders (utils/data_paths.py
 Writes  --out-dir       cases.csv, organs.csv, summary.json, dsc.png, nsd.png, and the folders
                         predictions and pictures
 
+With --protocol challenge, whole volumes from prompts alone by the challenge's rules
+(utils/challenge_validation.py): reads challenge NPZ, --images and --labels, and leaves challenge.csv,
+targets.csv, groups.csv, report.html, and the folders cases and predictions.
+
     python validation.py
+    python validation.py --protocol challenge --images data/val --labels data/val_gts
     python validation.py --checkpoint sam_med3d_turbo.pth --network vit_b_ori --num-clicks 10
 """
 

@@ -63,12 +63,18 @@ class TruthSession(ImageSession):
             middle = grid.to_volume(((grid.size - 1) / 2,) * 3)
             self._regions[rank] = Region(middle, spacing_mm)
 
+    def turned(self, before: State, click: Click) -> State:
+        return before
+
     def region_for(self, before: State | None, prompts: list[Prompt], target: int) -> Region:
         return self._regions[target]
 
 
 class CentreSession(ImageSession):
     """Looks at the volume's middle, and tells the network where clicks are in the volume."""
+
+    def turned(self, before: State, click: Click) -> State:
+        return before
 
     def region_for(self, before: State | None, prompts: list[Prompt], target: int) -> Region:
         middle = tuple((n - 1) / 2 for n in self.scene.shape)
@@ -143,7 +149,7 @@ def score(job: Job) -> tuple[Job, dict]:
     case = read_challenge_case(job.image_path)
     truth = read_npz(job.label_path, ["gts"])["gts"]
     boxes = [[p for p in own if isinstance(p, BoxPrompt)] for own in case.prompts]
-    has_box = job.boxes and bool(boxes) and all(boxes)
+    has_box = job.boxes and any(boxes)
     answerer = PredictorAnswerer(predictor, case.image, case.spacing_xyz)
     if variant.session is TruthSession:
         predictor.session.show_truth(ranked(truth)[1])

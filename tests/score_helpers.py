@@ -16,7 +16,6 @@ def row(
         "shape": [40, 50, 60],
         "spacing_xyz": [0.8, 0.8, 2.5],
         "has_box": has_box,
-        "has_clicks_only": False,
         "seconds": list(seconds),
         "peak_memory_mib": 812.0,
         "targets": list(targets) or [target()],

@@ -63,6 +63,15 @@ def test_a_click_beside_the_box_makes_the_part_larger():
     assert grown.logits[tuple(np.array((19, 23, 27)) - grown.start)] > 0
 
 
+def test_a_spot_is_as_large_beside_the_box_as_inside():
+    inside = honoured(part(), [Click((10, 12, 14), True)]).logits > 0
+    box = (slice(0, 3), slice(0, 3), slice(0, 3))
+    beside = honoured(part(box=box), [Click((10, 12, 14), True)]).logits > 0
+    nothing = Part((slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float32))
+    from_nothing = honoured(nothing, [Click((10, 12, 14), True)]).logits > 0
+    assert inside.sum() == beside.sum() == from_nothing.sum()
+
+
 def test_thick_slices_get_a_spot_in_their_plane():
     mask = honoured(part(), [Click((10, 12, 14), True)], voxel_mm=(10.0, 1.0, 1.0)).logits > 0
     assert mask[10].sum() > 9

@@ -191,7 +191,7 @@ def test_hundreds_of_classes_keep_their_order(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"boxes": objects(None)}, "the box of class 1 is None"),
+        ({"boxes": objects("box")}, "the box of class 1 is .box."),
         ({"boxes": objects(BOX, {"z_min": 1})}, r"the box of class 2 is \{'z_min': 1\}"),
         ({"boxes": objects(BOX | {"z_min": None})}, "found the prompt"),
         ({"boxes": objects(BOX | {"z_min": float("nan")})}, "found the prompt"),
@@ -274,3 +274,12 @@ def test_an_answer_is_read_back_without_pickles(tmp_path):
         assert stored["segs"].dtype == np.uint8
         np.testing.assert_array_equal(stored["segs"], segs)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["CT_A_1.npz"]
+
+
+def test_a_class_may_be_without_a_box(tmp_path):
+    box = {
+        **{"z_min": 0, "z_max": 1, "z_mid": 0, "z_mid_y_min": 1, "z_mid_y_max": 2},
+        **{"z_mid_x_min": 1, "z_mid_x_max": 2},
+    }
+    path = write_case(tmp_path, "CT_A_1", boxes=objects(None, box))
+    assert [len(own) for own in read_challenge_case(path).prompts] == [0, 1]

@@ -189,7 +189,7 @@ def test_hounsfield_units_are_windowed_unless_told_otherwise(tmp_path, student, 
 def test_one_bad_case_is_named_and_the_others_are_answered(tmp_path, student, caplog):
     inputs = tmp_path / "inputs"
     write_npz(inputs, "CT_A_1", boxes=BOXES)
-    write_npz(inputs, "CT_A_2", boxes=[None])
+    write_npz(inputs, "CT_A_2", boxes=["a box"])
     write_npz(inputs, "CT_A_3", boxes=BOXES[:1])
     (inputs / "CT_A_4.npz").write_bytes(b"no archive")
     write_scan(inputs, "scan.nii.gz")

@@ -217,7 +217,115 @@ def test_a_target_of_the_whole_volume_and_beyond_the_cube():
     assert dsc(image == 180, predictor.mask()) > 0.9
 
 
-@pytest.mark.parametrize("zyx", [(14, 0, 0), (-1, 0, 0), (1.5, 0, 0), (1, 2)], ids=str)
+@pytest.mark.parametrize("number", [0, -3, 1.5, 70_000])
+def test_an_id_that_no_answer_can_hold_is_refused(predictor, number):
+    with pytest.raises(PromptError, match="whole number from 1"):
+        predictor.add_point((1, 1, 1), target=number)
+
+
+def test_what_was_said_before_a_mask_is_gone(predictor):
+    mask = np.zeros((14, 40, 36), bool)
+    mask[3:9, 10:30, 10:30] = True
+    predictor.add_mask(mask)
+    alone = predictor.part(1).logits
+    predictor.reset()
+    predictor.add_point((12, 38, 34))
+    predictor.add_point((5, 20, 18), False)
+    predictor.add_mask(mask)
+    np.testing.assert_array_equal(predictor.part(1).logits, alone)
+
+
+def test_thin_masks_to_start_from_do_not_vanish(predictor):
+    mask = np.zeros((14, 40, 36), bool)
+    mask[7, 5:35, 18] = True
+    predictor.add_mask(mask)
+    assert predictor.mask()[mask].mean() >= 0.5
+
+
+def test_a_far_click_keeps_what_was_found_before():
+    image = np.zeros((30, 30, 500), np.uint8)
+    image[8:22, 8:22, 10:60] = image[8:22, 8:22, 440:490] = 200
+    predictor = bright_predictor(only_prompted=False)
+    predictor.set_image(image, (1.0, 1.0, 1.0))
+    predictor.add_point((15, 15, 30))
+    predictor.add_point((15, 15, 470))
+    assert dsc(image > 0, predictor.mask()) > 0.6
+    mask = predictor.mask()
+    assert mask[15, 15, 30]
+    assert mask[15, 15, 470]
+    assert mask[..., :100].sum() == pytest.approx(mask[..., 400:].sum(), rel=0.3)
+
+
+def test_the_numbers_of_other_targets_do_not_matter(predictor):
+    places = [(5, 20, 18), (5, 21, 20), (6, 19, 17)]
+    answers = []
+    for ids in ((1, 2, 3), (3, 1, 2)):
+        predictor.reset()
+        for number, place in zip(ids, places, strict=True):
+            predictor.add_point(place, target=number)
+        answer = predictor.segmentation()
+        answers.append([answer == number for number in ids])
+    np.testing.assert_array_equal(*answers)
+
+
+@pytest.mark.parametrize("flip", [0, 1, 2])
+def test_a_box_with_even_sides_is_turned_with_the_image(network, flip):
+    image = np.random.default_rng(3).integers(0, 255, (14, 40, 36)).astype(np.uint8)
+    box = np.array([(2, 10, 10), (8, 24, 26)])
+    affine = affine_from_spacing(np.array(SPACING))
+    matrix = np.eye(4)
+    matrix[2 - flip, 2 - flip], matrix[2 - flip, 3] = -1, image.shape[flip] - 1
+    turned_box = box.copy()
+    turned_box[:, flip] = image.shape[flip] - box[::-1, flip]
+    masks = []
+    for volume, grid, (start, stop) in (
+        (image, affine, box),
+        (np.flip(image, flip), affine @ matrix, turned_box),
+    ):
+        predictor = Predictor(network, RULE)
+        predictor.set_image(volume, affine=grid)
+        predictor.add_box(start, stop)
+        masks.append(predictor.mask())
+    assert dsc(masks[0], np.flip(masks[1], flip)) > 0.995
+
+
+@pytest.mark.parametrize(
+    ("volume", "affine"),
+    [
+        (np.full((4, 4, 4), np.nan), np.eye(4)),
+        (np.zeros((4, 4, 4), complex), np.eye(4)),
+        (np.zeros((4, 4, 4)), np.diag([1.0, 0, 1, 1])),
+        (np.zeros((4, 4, 4)), np.diag([1.0, np.nan, 1, 1])),
+    ],
+    ids=["nan", "complex", "flat", "nan axis"],
+)
+def test_an_image_that_is_none_is_refused(predictor, volume, affine):
+    with pytest.raises(InputError, match="Expected"):
+        predictor.set_image(volume, affine=affine)
+
+
+def test_a_mask_is_asked_of_a_target_with_prompts(predictor):
+    with pytest.raises(PromptError, match="has no prompt"):
+        predictor.part(9)
+    assert not predictor.mask(target=9).any()
+
+
+def test_a_second_look_at_a_large_target_asks_the_network_nothing():
+    predictor = bright_predictor(CropRule(size=32, spacing_mm=0.5))
+    image = np.zeros((60, 60, 60), np.uint8)
+    image[5:55, 5:55, 5:55] = 200
+    predictor.set_image(image, (1.0, 1.0, 1.0))
+    predictor.add_box((5, 5, 5), (55, 55, 55))
+    first, runs = predictor.mask(), predictor.session.encoder_runs
+    predictor.network.encode = None  # whoever calls it now fails
+    predictor.network.decode = None
+    np.testing.assert_array_equal(predictor.mask(), first)
+    assert runs > 1
+
+
+@pytest.mark.parametrize(
+    "zyx", [(14, 0, 0), (-1, 0, 0), (1.5, 0, 0), (1, 2), (np.nan, 0, 0), (np.inf, 0, 0)], ids=str
+)
 def test_a_click_beside_the_image_is_refused(predictor, zyx):
     with pytest.raises(PromptError, match="no voxel of the image"):
         predictor.add_point(zyx)

@@ -121,3 +121,18 @@ def test_the_extent_of_cells_is_where_they_lie_on_the_image():
     cell = 4 * 1.5 / np.array([3.0, 0.8, 0.8])
     assert (np.abs(found.low - wanted.low) <= cell).all()
     assert (np.abs(found.high - wanted.high) <= cell).all()
+
+
+def test_an_image_far_smaller_than_the_cube_is_not_lost_in_it():
+    tiny = Scene((60, 60, 60), affine_from_spacing(np.full(3, 0.001)), RULE)
+    region = tiny.about_click((30, 30, 30))
+    assert region.spacing_mm * RULE.size <= 8 * 0.06 + 1e-9
+
+
+def test_any_two_voxels_of_a_long_image_fit_into_one_region():
+    long = Scene((40, 40, 3000), affine_from_spacing(np.ones(3)), RULE)
+    region = long.widened(
+        long.about_click((5, 5, 5)), None, np.array([[5.0, 5, 5], [30, 30, 2990]])
+    )
+    assert long.holds(region, (5, 5, 5))
+    assert long.holds(region, (30, 30, 2990))

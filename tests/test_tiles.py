@@ -49,6 +49,11 @@ def test_an_axis_shorter_than_a_cube_has_one_in_its_middle(scene):
     assert {region.centre_zyx[0] for region in regions} == {4.5}
 
 
+def test_extreme_spacings_do_not_fill_the_memory():
+    odd = Scene((40, 40, 40), affine_from_spacing(np.array([1e-9, 1e9, 1])), CropRule(size=32))
+    assert len(lattice(odd, extent((0, 0, 0), (40, 40, 40)), 1.0, most=27)) <= 27
+
+
 def test_tiles_that_agree_blend_into_what_they_say(scene):
     regions = lattice(scene, extent((0, 0, 0), SHAPE), 1.0, most=100)
     tiles = [(scene.grid(region), np.full((16, 16, 16), 3.0, np.float32)) for region in regions]

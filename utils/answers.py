@@ -15,6 +15,8 @@ from utils.region import extent_in
 SURE_LOGIT = 4.0
 #: Width of a mended spot: cells of the low-resolution mask, and at least so many voxels.
 SPOT_CELLS, SPOT_VOXELS = 1.0, 1.0
+#: Widths from its middle to where a spot ends.
+SPOT_REACH = 2.5
 #: What lies beyond the cube: certainly background.
 OUTSIDE_LOGIT = -20.0
 
@@ -54,16 +56,18 @@ class Part:
         """Say whether a voxel of the image lies in the box."""
         return all(side.start <= c < side.stop for side, c in zip(self.box, zyx, strict=True))
 
-    def around(self, zyx: Sequence[int], margin: int, shape: tuple[int, int, int]) -> "Part":
-        """Return a part that also holds a voxel and ``margin`` more around it."""
+    def around(
+        self, zyx: Sequence[int], margin: Sequence[int], shape: tuple[int, int, int]
+    ) -> "Part":
+        """Return a part that also holds a voxel and ``margin`` more along each axis around it."""
         if not self.logits.size:
             voxel = tuple(slice(c, c + 1) for c in zyx)
             return Part(voxel, np.full((1, 1, 1), OUTSIDE_LOGIT, np.float32)).around(
                 zyx, margin, shape
             )
         box = tuple(
-            slice(max(0, min(side.start, c - margin)), min(n, max(side.stop, c + margin + 1)))
-            for side, c, n in zip(self.box, zyx, shape, strict=True)
+            slice(max(0, min(side.start, c - m)), min(n, max(side.stop, c + m + 1)))
+            for side, c, m, n in zip(self.box, zyx, margin, shape, strict=True)
         )
         pads = [
             (old.start - new.start, new.stop - old.stop)
@@ -72,13 +76,35 @@ class Part:
         return Part(box, np.pad(self.logits, pads, constant_values=OUTSIDE_LOGIT))
 
 
+def united(parts: Sequence[Part]) -> Part:
+    """Return the box around all parts with the highest logit that any has."""
+    filled = [part for part in parts if part.logits.size] or parts[:1]
+    if len(filled) == 1:
+        return filled[0]
+    box = tuple(
+        slice(min(side.start for side in sides), max(side.stop for side in sides))
+        for sides in zip(*(part.box for part in filled), strict=True)
+    )
+    start = np.array([side.start for side in box])
+    logits = np.full([side.stop - side.start for side in box], OUTSIDE_LOGIT, np.float32)
+    for part in filled:
+        low = part.start - start
+        place = tuple(slice(a, a + n) for a, n in zip(low, part.logits.shape, strict=True))
+        logits[place] = np.maximum(logits[place], part.logits)
+    return Part(box, logits)
+
+
 def keep_prompted(part: Part, seeds: Iterable[Sequence[float]]) -> Part:
-    """Keep the components of the mask that hold a seed voxel; all where no component does."""
+    """Keep the components of the mask that hold a seed; all where no component does.
+
+    A seed between voxels counts for both.
+    """
     mask = part.logits > 0
     if not mask.any():
         return part
     labels = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26)
-    kept = {_value_at(labels, np.rint(seed).astype(int) - part.start) for seed in seeds} - {0}
+    voxels = [side(seed).astype(int) - part.start for seed in seeds for side in (np.floor, np.ceil)]
+    kept = {_value_at(labels, voxel) for voxel in voxels} - {0}
     if not kept:
         return part
     dropped = mask & ~np.isin(labels, list(kept))
@@ -105,15 +131,14 @@ def honour_clicks(
         cell_mm: side of a cell of the low-resolution mask.
     """
     own = {click.zyx: click.is_foreground for click in clicks}
-    places = {click.zyx: False for click in elsewhere} | own
+    # In the order of voxels: which number another target has must not matter.
+    places = dict.fromkeys(sorted(click.zyx for click in elsewhere), False) | own
     width = np.maximum(SPOT_CELLS * cell_mm, SPOT_VOXELS * np.array(voxel_mm))
+    reach = np.ceil(SPOT_REACH * width / voxel_mm).astype(int)
     for zyx, is_foreground in places.items():
-        if not part.holds(zyx):
-            if not is_foreground:
-                continue
-            part = part.around(zyx, 2, shape)
-        if (_value_at(part.logits, zyx - part.start) > 0) == is_foreground:
+        if (part.holds(zyx) and part.logits[tuple(zyx - part.start)] > 0) == is_foreground:
             continue
+        part = part.around(zyx, reach, shape)
         opposite = [other for other, kind in places.items() if kind != is_foreground]
         _blend(part, zyx, is_foreground, opposite, width, np.array(voxel_mm))
     return _exactly(part, places)
@@ -156,7 +181,7 @@ def _blend(
     if opposite:
         apart = np.linalg.norm((np.array(opposite) - zyx) * voxel_mm, axis=1).min()
         width_mm = np.minimum(width_mm, max(apart, 1e-3) / 3)
-    reach = np.ceil(3 * width_mm / voxel_mm).astype(int)
+    reach = np.ceil(SPOT_REACH * width_mm / voxel_mm).astype(int)
     middle = zyx - part.start
     low = np.maximum(middle - reach, 0)
     high = np.minimum(middle + reach + 1, part.logits.shape)
@@ -170,8 +195,7 @@ def _blend(
     # From a surer wrong logit the spot would be narrower: it counts as just as sure.
     before = np.clip(part.logits[spot], -SURE_LOGIT, SURE_LOGIT)
     after = before + weight * (sure - before)
-    change = weight > 0.05
-    part.logits[spot] = np.where(change, after, part.logits[spot])
+    part.logits[spot] = np.where(weight > np.exp(-(SPOT_REACH**2) / 2), after, part.logits[spot])
 
 
 def _exactly(part: Part, places: dict[tuple[int, int, int], bool]) -> Part:

@@ -111,7 +111,8 @@ class _PromptReader:
         classes = max(len(boxes), len(clicks))
         prompts: list[list[Prompt]] = [[] for _ in range(classes)]
         for k, entry in enumerate(boxes):
-            prompts[k].append(self._box(k + 1, entry))
+            if entry is not None:
+                prompts[k].append(self._box(k + 1, entry))
         for k, entry in enumerate(clicks):
             prompts[k] += self._clicks(k + 1, entry, _orders(order, k, classes))
         return prompts

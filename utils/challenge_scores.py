@@ -75,7 +75,6 @@ class CaseScore:
     shape: tuple[int, int, int]
     spacing_xyz: tuple[float, float, float]  # mm
     has_box: bool
-    has_clicks_only: bool
     seconds: tuple[float, ...]  # wall time of each step, 0 where the box step was skipped
     peak_memory_mib: float
     targets: tuple[TargetScore, ...]

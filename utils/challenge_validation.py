@@ -118,8 +118,8 @@ def run_challenge(checkpoint: Checkpoint, args: argparse.Namespace) -> Challenge
     threads = max(1, cpu_count() // args.workers)
     jobs = [
         Job(
-            image_path=image.resolve(),
-            label_path=label.resolve(),
+            image_path=image.absolute(),
+            label_path=label.absolute(),
             class_file=args.json.resolve(),
             out_dir=args.out_dir.resolve(),
             checkpoint=checkpoint,

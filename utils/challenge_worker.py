@@ -6,6 +6,7 @@ settings and the case's files are the same.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,12 +24,14 @@ from utils.checkpoint import open_network
 from utils.errors import InputError
 from utils.evaluate import peak_memory_mib
 from utils.geometry import CropRule
-from utils.label_table import LabelTable, LabelTableError, read_label_table
+from utils.label_table import LabelTableError, read_label_table
 from utils.labels import as_label
 from utils.npz_io import read_npz
 from utils.predictor import Predictor
 from utils.prompts import BoxPrompt, Prompt
 from utils.runtime import pick_device, pick_precision
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,18 +120,27 @@ def score_case(job: Job) -> tuple[str, CaseScore | str]:
         case = read_challenge_case(job.image_path)
         labels = read_npz(job.label_path, ["gts"])["gts"]
         truth = as_label(labels, job.label_path)
+        if truth.shape != case.image.shape:
+            raise InputError(
+                f"{job.label_path}: has shape {truth.shape} and the image {case.image.shape}. "
+                "Expected one grid: take both files from one case."
+            )
         _require_prompts_of(job, case.prompts, truth)
+        names = _names(job, ranked(truth)[0])
         boxes = [[p for p in own if isinstance(p, BoxPrompt)] for own in case.prompts]
-        has_box = job.boxes and bool(boxes) and all(boxes)
+        has_box = job.boxes and any(boxes)
         answerer = PredictorAnswerer(
             predictor, case.image, case.spacing_xyz, hounsfield=case.hounsfield
         )
         steps = evaluate(
             answerer, truth, case.spacing_xyz, boxes if has_box else None, job.num_clicks
         )
-        score = _case_score(job, steps, truth, case.spacing_xyz, has_box)
+        score = _case_score(job, names, steps, truth, case.spacing_xyz, has_box)
     except InputError as error:
         return job.case, str(error)
+    except Exception as error:  # one case must not cost the others theirs
+        log.exception("%s", job.case)
+        return job.case, f"{type(error).__name__}: {error}"
     ids = np.array([0, *steps.class_ids], truth.dtype)
     with atomic_path(job.prediction_path) as temporary:
         np.savez_compressed(temporary, segs=ids[steps.answers[-1]])
@@ -167,10 +179,14 @@ def _require_prompts_of(job: Job, prompts: list[list[Prompt]], truth: np.ndarray
 
 
 def _case_score(
-    job: Job, steps: Steps, truth: np.ndarray, spacing_xyz: np.ndarray, has_box: bool
+    job: Job,
+    names: list[tuple[str, str]],
+    steps: Steps,
+    truth: np.ndarray,
+    spacing_xyz: np.ndarray,
+    has_box: bool,
 ) -> CaseScore:
-    table = read_label_table(job.class_file)
-    dataset = table.dataset_of(job.case)
+    dataset = read_label_table(job.class_file).dataset_of(job.case)
     voxels = np.bincount(truth.reshape(-1))
     targets = tuple(
         TargetScore(
@@ -183,7 +199,7 @@ def _case_score(
             nsd_official=tuple(map(float, steps.nsd_official[:, n])),
             clicks=tuple((*c.zyx, int(c.is_foreground)) for c in steps.clicks[n]),
         )
-        for n, (value, name, organ) in enumerate(_named(table, dataset, steps.class_ids))
+        for n, (value, (name, organ)) in enumerate(zip(steps.class_ids, names, strict=True))
     )
     return CaseScore(
         case=job.case,
@@ -192,22 +208,27 @@ def _case_score(
         shape=truth.shape,
         spacing_xyz=tuple(map(float, spacing_xyz)),
         has_box=has_box,
-        has_clicks_only=not has_box,
         seconds=tuple(steps.seconds),
         peak_memory_mib=peak_memory_mib(pick_device(job.device)),
         targets=targets,
     )
 
 
-def _named(table: LabelTable, dataset: str, ids: list[int]) -> list[tuple[int, str, str]]:
-    """Return (id, name, organ) of every class of a case."""
+def _names(job: Job, ids: list[int]) -> list[tuple[str, str]]:
+    """Return name and organ of every class of a case.
+
+    Raises:
+        LabelTableError: the class file does not know the data set, or one of the classes.
+    """
+    table = read_label_table(job.class_file)
+    dataset = table.dataset_of(job.case)
     labels = table.labels_of(dataset)
     if labels.instance:
-        return [(value, f"{labels.classes[1]} {value}", labels.organs[1]) for value in ids]
+        return [(f"{labels.classes[1]} {value}", labels.organs[1]) for value in ids]
     unknown = [value for value in ids if value not in labels.classes]
     if unknown:
         raise LabelTableError(
             f"{dataset}: the truth holds class {unknown[0]}, {table.path} knows "
             f"{sorted(labels.classes)}. Expected every class in the class file: add it."
         )
-    return [(value, labels.classes[value], labels.organs[value]) for value in ids]
+    return [(labels.classes[value], labels.organs[value]) for value in ids]

@@ -8,13 +8,15 @@ taken along. So an answer follows from the prompts alone, whether they come one 
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segment_anything import CropPredictor, low_res_size
-from utils.answers import OUTSIDE_LOGIT, SURE_LOGIT, Part, keep_prompted
+from utils.answers import OUTSIDE_LOGIT, SURE_LOGIT, Part, keep_prompted, united
 from utils.box_prompt import Box, ellipsoid_logits
 from utils.crops import HU_RANGE, normalise
 from utils.geometry import CropGrid, CropRule, Triple
@@ -22,8 +24,14 @@ from utils.prompts import BoxPrompt, Click, MaskPrompt, Prompt
 from utils.region import Region, Scene, ZoomRule, extent_in, extent_of
 from utils.tiles import blended, lattice
 
-#: Image embeddings kept, the oldest forgotten first: a few MB each.
-EMBEDDINGS = 48
+#: Bytes of image embeddings that are kept, the oldest forgotten first: hundreds of them.
+EMBEDDING_BYTES = 2**30
+
+
+#: A click so many times farther away than a region reaches is about another part of the target.
+FAR = 2.0
+#: What a cell must hold of a mask, somewhere, to count where the mask is thinner than a cell.
+THIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,13 +49,15 @@ class PredictorOptions:
     tiles: int = 27  # at most, of a target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
     """What the network thinks of a target after some of its prompts."""
 
     region: Region
-    clicks: tuple[Click, ...]  # shown to the network, in order; a box's middle among them
+    # Shown to the network, in order; a box's middle, which may lie between voxels, among them.
+    clicks: tuple[Click, ...]
     low_res: Tensor | None  # (1, 1, m, m, m) logits; None before anything was decoded
+    aside: tuple["State", ...] = ()  # of parts of the target that are too far away to be seen here
 
     @property
     def seeds(self) -> np.ndarray:
@@ -81,12 +91,17 @@ class ImageSession:
         self._image, self._hounsfield = image, hounsfield
         self._cells = low_res_size(network.model)
         self._embeddings: OrderedDict[CropGrid, Tensor] = OrderedDict()
+        self._tiled: WeakKeyDictionary[State, list] = WeakKeyDictionary()
 
     def advance(self, before: State | None, prompts: list[Prompt], target: int) -> State:
         """Return the target's state after the last of ``prompts``, from the one before it."""
+        new = prompts[-1]
+        outside = isinstance(new, Click) and before is not None
+        if outside and not self.scene.holds(before.region, new.zyx):
+            before = self.turned(before, new)
         region = self.region_for(before, prompts, target)
-        if before is not None and region == before.region and isinstance(prompts[-1], Click):
-            state = self._click(before, prompts[-1])
+        if before is not None and region == before.region and isinstance(new, Click):
+            state = self._click(before, new)
         else:
             state = self._move(before, region, prompts)
         for _ in range(self.options.zoom.passes):
@@ -95,6 +110,26 @@ class ImageSession:
                 break
             state = self._move(state, region, prompts)
         return state
+
+    def turned(self, before: State, click: Click) -> State:
+        """Return the state of the part of the target that a click outside of the region is about.
+
+        That is a part seen before; or a new one, where one region for both would show too little;
+        or the present one.
+        """
+        for view in before.aside:
+            if self.scene.holds(view.region, click.zyx):
+                rest = tuple(other for other in before.aside if other is not view)
+                return replace(view, aside=(*rest, replace(before, aside=())))
+        widened = self._widened(before, click)
+        if not click.is_foreground or widened.spacing_mm <= FAR * before.region.spacing_mm:
+            return before
+        aside = (*before.aside, replace(before, aside=()))
+        return State(self.scene.about_click(click.zyx), (), None, aside)
+
+    def _widened(self, before: State, click: Click) -> Region:
+        extent = extent_in(self.scene.grid(before.region), self.prompted_cells(before))
+        return self.scene.widened(before.region, extent, np.vstack([click.zyx, before.seeds]))
 
     def region_for(self, before: State | None, prompts: list[Prompt], target: int) -> Region:
         """Return where to look for the last of ``prompts``, before its answer is known."""
@@ -106,16 +141,20 @@ class ImageSession:
         if before is None:
             return self.scene.about_click(new.zyx)
         if new.is_foreground and not self.scene.holds(before.region, new.zyx):
-            extent = extent_in(self.scene.grid(before.region), self.prompted_cells(before))
-            return self.scene.widened(before.region, extent, np.vstack([new.zyx, before.seeds]))
+            return self._widened(before, new)
         return before.region
 
     def part(self, state: State) -> Part:
         """Return the logits on the image's voxels."""
+        return united([self._part(view) for view in (state, *state.aside)])
+
+    def _part(self, state: State) -> Part:
         grid = self.scene.grid(state.region)
         part = Part.of(grid, _numpy(state.low_res))
         if 0 < self.options.tile_above * self.scene.rule.spacing_mm < state.region.spacing_mm:
-            part = blended(part, self._tiles(state))
+            if state not in self._tiled:
+                self._tiled[state] = list(self._tiles(state))
+            part = blended(part, self._tiled[state])
         return keep_prompted(part, state.seeds) if self.options.only_prompted else part
 
     def cell_mm(self, state: State) -> float:
@@ -147,15 +186,15 @@ class ImageSession:
 
     def _move(self, before: State | None, region: Region, prompts: list[Prompt]) -> State:
         """Take the mask over into another region, or give all prompts anew there."""
-        takes_over = self.options.carry == "mask" and isinstance(prompts[-1], Click)
-        if takes_over and before is not None:
+        takes_clicks = isinstance(prompts[-1], Click)
+        if takes_clicks and self.options.carry == "mask" and before is not None:
             old, new = self.scene.grid(before.region), self.scene.grid(region)
             mask = old.carry(_numpy(before.low_res), new, OUTSIDE_LOGIT)
             clicks = before.clicks
             if clicks[-1:] != (prompts[-1],):
                 clicks = (*clicks, prompts[-1])
-            return self.decode(State(region, clicks, self._tensor(mask)))
-        state = State(region, (), None)
+            return self.decode(State(region, clicks, self._tensor(mask), before.aside))
+        state = State(region, (), None, before.aside if before and takes_clicks else ())
         for prompt in prompts:
             give = self._click if isinstance(prompt, Click) else self._start
             state = give(state, prompt)
@@ -171,8 +210,8 @@ class ImageSession:
         if self.options.box_mask:
             logits = ellipsoid_logits(self._box_in(grid, prompt), grid.size, self._cells)
             state = replace(state, low_res=self._tensor(logits))
-        z, y, x = (round(c) for c in prompt.centre_zyx)
-        return self.decode(replace(state, clicks=(*state.clicks, Click((z, y, x), True))))
+        middle = Click(prompt.centre_zyx, True)
+        return self.decode(replace(state, clicks=(*state.clicks, middle)))
 
     def _box_in(self, grid: CropGrid, prompt: BoxPrompt) -> Box:
         """Return how far the target reaches, as a half-open box in crop voxels."""
@@ -205,7 +244,7 @@ class ImageSession:
         extent = extent_in(grid, self.prompted_cells(state))
         if extent is None:
             return
-        spacing_mm = self.scene.rule.spacing_mm
+        spacing_mm = max(self.scene.rule.spacing_mm, self.scene.finest_mm)
         for region in lattice(self.scene, extent, spacing_mm, self.options.tiles):
             tile = self.scene.grid(region)
             coarse = grid.carry(low_res, tile, OUTSIDE_LOGIT)
@@ -222,7 +261,7 @@ class ImageSession:
             crop = torch.from_numpy(normalise(values, grid.covered_crop()))
             self._embeddings[grid] = self.network.encode(crop)
             self.encoder_runs += 1
-            if len(self._embeddings) > EMBEDDINGS:
+            if len(self._embeddings) * self._embeddings[grid].nbytes > EMBEDDING_BYTES:
                 self._embeddings.popitem(last=False)
         self._embeddings.move_to_end(grid)
         return self._embeddings[grid]
@@ -236,7 +275,10 @@ def _numpy(low_res: Tensor) -> np.ndarray:
     return low_res[0, 0].cpu().numpy()
 
 
-def _shrunk(values: np.ndarray, cells: int) -> np.ndarray:
-    """Average (S, S, S) down to (cells, cells, cells)."""
-    cell = values.shape[0] // cells
-    return values.reshape(cells, cell, cells, cell, cells, cell).mean(axis=(1, 3, 5))
+def _shrunk(mask: np.ndarray, cells: int) -> np.ndarray:
+    """Average shares (S, S, S) down to (cells, cells, cells); what is too thin keeps its cells."""
+    shares = torch.from_numpy(mask)[None, None]
+    cell = mask.shape[0] // cells
+    mean = F.avg_pool3d(shares, cell)
+    lost = (F.max_pool3d(shares, cell) >= THIN) & (F.max_pool3d(mean, 3, 1, 1) < 0.5)
+    return torch.where(lost, 1.0, mean)[0, 0].numpy()

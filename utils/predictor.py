@@ -20,6 +20,7 @@ from utils.answers import Part, compete, honour_clicks
 from utils.errors import InputError
 from utils.geometry import CropRule, affine_from_spacing
 from utils.image_session import ImageSession, PredictorOptions, State
+from utils.labels import MAX_LABEL
 from utils.prompts import (
     BoxPrompt,
     Click,
@@ -82,6 +83,7 @@ class Predictor:
             raise InputError("an image needs either its spacing or its affine. Give one of them.")
         if affine is None:
             affine = affine_from_spacing(np.asarray(spacing_xyz, float))
+        _require_usable(volume, np.asarray(affine, float))
         self.session = self._make_session(
             self.network, volume, affine, self.rule, self.options, hounsfield=hounsfield
         )
@@ -153,6 +155,8 @@ class Predictor:
 
     def part(self, target: int) -> Part:
         """Return the target's logits on a box of the image, with all clicks honoured."""
+        if not self._prompts.get(target):
+            raise PromptError(f"target {target} has no prompt. Expected one of {self.targets}.")
         state = self._state(target)
         part = self.session.part(state)
         if not self.options.honour_clicks:
@@ -171,16 +175,19 @@ class Predictor:
         """Give the network the prompts that it has not seen yet; return what it thinks now."""
         prompts, states = self._prompts[target], self._states[target]
         while len(states) < len(prompts):
-            seen = prompts[: len(states) + 1]
+            seen = _since_mask(prompts[: len(states) + 1])
             states.append(self.session.advance(states[-1] if states else None, seen, target))
         return states[-1]
 
     def _clicks(self, target: int) -> list[Click]:
-        return [prompt for prompt in self._prompts[target] if isinstance(prompt, Click)]
+        said = _since_mask(self._prompts[target])
+        return [prompt for prompt in said if isinstance(prompt, Click)]
 
     def _add(self, target: int, prompt: Prompt) -> None:
-        if target < 1:
-            raise PromptError(f"target {target}: expected an id from 1 on; 0 is background.")
+        if target != int(target) or not 0 < target <= MAX_LABEL:
+            raise PromptError(
+                f"target {target}: expected a whole number from 1 to {MAX_LABEL}; 0 is background."
+            )
         self._prompts[target].append(prompt)
 
     @property
@@ -188,3 +195,25 @@ class Predictor:
         if self.session is None:
             raise InputError("there is no image yet. Call set_image first.")
         return self.session.scene.shape
+
+
+def _since_mask(prompts: list[Prompt]) -> list[Prompt]:
+    """Return the prompts from the last mask on: what was said before it is gone."""
+    masks = [n for n, prompt in enumerate(prompts) if isinstance(prompt, MaskPrompt)]
+    return prompts[masks[-1] :] if masks else prompts
+
+
+def _require_usable(volume: np.ndarray, affine: np.ndarray) -> None:
+    """Raise `InputError` for voxels that are no real numbers, and for grids that are no volume."""
+    if volume.dtype.kind not in "buif" or (
+        volume.dtype.kind == "f" and not np.isfinite(volume).all()
+    ):
+        raise InputError(
+            f"the image has dtype {volume.dtype}, or voxels that are NaN or infinite. Expected "
+            "finite real numbers: fill or convert them first."
+        )
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.linalg.det(affine[:3, :3]):
+        raise InputError(
+            f"the image's affine is {affine.tolist()}. Expected three independent finite axes, "
+            "from a spacing above 0: correct it."
+        )

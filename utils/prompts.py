@@ -55,7 +55,9 @@ def checked_click(zyx: Iterable[float], is_foreground: bool, shape: tuple[int, i
         PromptError: not three whole numbers, or beside the image.
     """
     place = tuple(zyx)
-    if len(place) != 3 or any(c != round(c) or not 0 <= c < n for c, n in zip(place, shape)):  # noqa: B905
+    if len(place) != 3 or not all(
+        0 <= c < n and c == int(c) for c, n in zip(place, shape, strict=True)
+    ):
         raise PromptError(
             f"the click {place} is no voxel of the image (D, H, W) {shape}. Expected whole numbers "
             "z, y, x from 0: check the axis order."

@@ -12,6 +12,9 @@ import numpy as np
 from utils.geometry import CropGrid, CropRule, Triple, spacing_zyx
 from utils.prompts import BoxPrompt
 
+#: The least share of a cube's edge that the longest side of the whole image takes.
+LEAST_IMAGE = 0.125
+
 
 @dataclass(frozen=True)
 class ZoomRule:
@@ -23,7 +26,7 @@ class ZoomRule:
     passes: int = 2  # moves of the region after each prompt, at most
     in_plane: float = 1.2  # the target's extent over that of its middle slice's box
     finest: float = 0.5  # spacing over the image's finest voxel: closer shows nothing new
-    coarsest: float = 4.0  # spacing over the network's own: coarser shows too little
+    coarsest: float = 4.0  # spacing over the network's own, unless the image needs a larger one
     same: float = 0.1  # regions whose spacings and centres differ by less are one
 
 
@@ -62,6 +65,15 @@ class Scene:
         """Voxel size (z, y, x)."""
         return np.array(spacing_zyx(self.affine))
 
+    @property
+    def finest_mm(self) -> float:
+        """The smallest spacing that shows anything new."""
+        return float(self.voxel_mm.min() * self.zoom.finest)
+
+    @property
+    def _longest_mm(self) -> float:
+        return float((self.voxel_mm * self.shape).max())
+
     def grid(self, region: Region) -> CropGrid:
         """Return the cube of a region."""
         return CropGrid.at(
@@ -74,6 +86,8 @@ class Scene:
         Where the whole image fits into the cube it is the image, so that all its targets share one.
         """
         spacing_mm = self.rule.spacing_for(self.shape, tuple(self.voxel_mm))
+        # An image far smaller than the cube would be lost in it.
+        spacing_mm = min(spacing_mm, self._longest_mm / (LEAST_IMAGE * self.rule.size))
         if (np.array(self.shape) * self.voxel_mm <= spacing_mm * self.rule.size * 1.001).all():
             zyx = tuple((n - 1) / 2 for n in self.shape)
         return Region(tuple(map(float, zyx)), spacing_mm)
@@ -98,9 +112,13 @@ class Scene:
         """
         longest_mm = ((extent.high - extent.low) * self.voxel_mm).max()
         wanted = longest_mm / (self.zoom.fill * self.rule.size)
-        finest = self.voxel_mm.min() * self.zoom.finest
-        coarsest = max(self.rule.spacing_mm * self.zoom.coarsest, finest)
-        spacing_mm = float(np.clip(max(wanted, at_least_mm), finest, coarsest))
+        # A cube of twice the image's length about any place in it holds all of the image.
+        coarsest = max(
+            self.rule.spacing_mm * self.zoom.coarsest, 2 * self._longest_mm / self.rule.size
+        )
+        spacing_mm = float(
+            np.clip(max(wanted, at_least_mm), self.finest_mm, max(coarsest, self.finest_mm))
+        )
         return Region(tuple(map(float, (extent.low + extent.high) / 2)), spacing_mm)
 
     def holds(self, region: Region, zyx: Triple) -> bool:

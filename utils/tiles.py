@@ -18,20 +18,23 @@ from utils.region import Extent, Region, Scene
 STRIDE = 0.75
 #: Of the coarse mask: it counts where there is no cube.
 LEAST_WEIGHT = 1e-6
+#: Cubes of the lattice along an axis, at most.
+MOST_ALONG = 1000
 
 
 def lattice(scene: Scene, extent: Extent, spacing_mm: float, most: int) -> list[Region]:
     """Return the cubes of the image's lattice that an extent reaches into.
 
     Args:
-        spacing_mm: of the cubes' voxels; made coarser, by halves, until there are few enough.
+        spacing_mm: of the cubes' voxels; made coarser until there are few enough.
         most: cubes.
     """
     while True:
         edge = spacing_mm * scene.rule.size / scene.voxel_mm  # in the image's voxels
-        along = [_starts(extent.low[a], extent.high[a], edge[a], scene.shape[a]) for a in range(3)]
-        if math.prod(len(starts) for starts in along) <= most:
-            break
+        if max(map(_count, scene.shape, edge)) <= MOST_ALONG:
+            along = list(map(_starts, extent.low, extent.high, edge, scene.shape))
+            if math.prod(len(starts) for starts in along) <= most:
+                break
         spacing_mm *= 1.5
     middle = (edge - 1) / 2
     return [
@@ -40,12 +43,16 @@ def lattice(scene: Scene, extent: Extent, spacing_mm: float, most: int) -> list[
     ]
 
 
+def _count(length: int, edge: float) -> int:
+    """Return how many cubes cover the whole image along an axis."""
+    return math.ceil(max(length - edge, 0) / (STRIDE * edge)) + 1
+
+
 def _starts(low: float, high: float, edge: float, length: int) -> list[float]:
     """Return where the needed cubes of the lattice begin along an axis; the first is at -0.5."""
     if length <= edge:
         return [(length - edge) / 2 - 0.5]
-    count = math.ceil((length - edge) / (STRIDE * edge)) + 1
-    starts = np.linspace(-0.5, length - edge - 0.5, count)
+    starts = np.linspace(-0.5, length - edge - 0.5, _count(length, edge))
     return [float(s) for s in starts if s < high and s + edge > low]
 
 
