@@ -7,8 +7,8 @@ Writes  --out-dir       cases.csv, organs.csv, summary.json, dsc.png, nsd.png, a
                         predictions and pictures
 
 With --protocol challenge, whole volumes from prompts alone by the challenge's rules
-(utils/challenge_validation.py): reads challenge NPZ, --images and --labels, and leaves challenge.csv,
-targets.csv, groups.csv, report.html, and the folders cases and predictions.
+(utils/challenge_validation.py): reads challenge NPZ, --images and --labels, and leaves
+challenge.csv, targets.csv, groups.csv, report.html, and the folders cases and predictions.
 
     python validation_student.py
     python validation_student.py --protocol challenge --images data/val --labels data/val_gts
