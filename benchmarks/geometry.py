@@ -110,7 +110,8 @@ def variants() -> dict[str, Variant]:
     options = {
         "prompts": {},
         "no zoom": {"zoom": still},
-        "zoom, prompts replayed": {"carry": "replay"},
+        "zoom, mask taken over": {"carry": "mask"},
+        "zoom in earlier": {"zoom": replace(ours.zoom, least_fill=0.25)},
         "a click counts everywhere": {"far_share": 1.0},
         "box as a click alone": {"box_mask": False},
         "box not widened": {"zoom": replace(ours.zoom, in_plane=1.0)},

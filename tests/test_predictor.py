@@ -59,7 +59,7 @@ def test_a_target_larger_than_the_region_is_seen_whole_after_zooming_out():
 
 
 def test_a_small_target_is_looked_at_closer():
-    small = {"shape": (60, 60, 60), "centre": (31, 22, 40), "radius": 3, "spacing": (0.5, 0.5, 0.5)}
+    small = {"shape": (60, 60, 60), "centre": (31, 22, 40), "radius": 2, "spacing": (0.5, 0.5, 0.5)}
     truth, from_afar = ball_at(**small, zoom=without_zoom())
     _, close = ball_at(**small)
     assert dsc(truth, close) > dsc(truth, from_afar) + 0.05

@@ -1,8 +1,8 @@
 """One image looked at by one network: what it thinks of a target after some prompts.
 
 A target's prompts are taken in order. Each finds the network looking at a region (utils/region.py),
-is given to it there with the low-resolution mask so far, and may move the region, where the mask is
-taken along. So an answer follows from the prompts alone, whether they come one by one or together.
+is given to it there with the low-resolution mask so far, and may move the region, where all prompts
+are given anew. So an answer follows from the prompts alone, whether they come one by one or together.
 """
 
 from collections import OrderedDict
@@ -39,7 +39,9 @@ class PredictorOptions:
     """What is done beyond the network; the defaults are what measured best (docs/results.md)."""
 
     zoom: ZoomRule = field(default_factory=ZoomRule)
-    carry: str = "mask"  # into a moved region: take the "mask" over, or "replay" the prompts there
+    carry: str = (
+        "replay"  # into a moved region: "replay" the prompts there, or take the "mask" over
+    )
     box_mask: bool = True  # a box is a coarse mask as well as a click in its middle
     far_share: float = 0.15  # of a later click's change that counts far away from it
     near_cells: float = 6.0  # low-resolution cells within which it counts in full
@@ -196,9 +198,12 @@ class ImageSession:
             return self.decode(State(region, clicks, self._tensor(mask), before.aside))
         state = State(region, (), None, before.aside if before and takes_clicks else ())
         for prompt in prompts:
-            give = self._click if isinstance(prompt, Click) else self._start
-            state = give(state, prompt)
-        return state
+            is_click = isinstance(prompt, Click)
+            if not is_click:
+                state = self._start(state, prompt)
+            elif self.scene.holds(region, prompt.zyx):  # others are about other parts
+                state = self._click(state, prompt)
+        return state if state.low_res is not None else self.decode(state)
 
     def _start(self, state: State, prompt: BoxPrompt | MaskPrompt) -> State:
         """Take a box, as a click in its middle and a coarse mask, or a mask."""

@@ -21,7 +21,7 @@ class ZoomRule:
     """How regions follow targets. Shares are of the region's edge."""
 
     fill: float = 0.5  # the target's longest side in a region made for it
-    least_fill: float = 0.25  # a mask that fills less is looked at closer
+    least_fill: float = 0.15  # a mask that fills less is looked at closer
     growth: float = 1.5  # of the mask's extent, on each side where it touches the border
     passes: int = 2  # moves of the region after each prompt, at most
     in_plane: float = 1.2  # the target's extent over that of its middle slice's box
