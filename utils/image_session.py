@@ -1,8 +1,9 @@
 """One image looked at by one network: what it thinks of a target after some prompts.
 
 A target's prompts are taken in order. Each finds the network looking at a region (utils/region.py),
-is given to it there with the low-resolution mask so far, and may move the region, where all prompts
-are given anew. So an answer follows from the prompts alone, whether they come one by one or together.
+is given to it there with the low-resolution mask so far, and may move the region, where all
+prompts are given anew. So an answer follows from the prompts alone, whether they come one by one
+or together.
 """
 
 from collections import OrderedDict
