@@ -165,7 +165,7 @@ class Predictor:
         return honour_clicks(
             part,
             self._clicks(target),
-            [c for o in self.targets if o != target for c in self._clicks(o) if c.is_foreground],
+            self._clicks_of_others(target, part),
             tuple(scene.voxel_mm),
             self.session.cell_mm(state),
             scene.shape,
@@ -178,6 +178,16 @@ class Predictor:
             seen = _since_mask(prompts[: len(states) + 1])
             states.append(self.session.advance(states[-1] if states else None, seen, target))
         return states[-1]
+
+    def _clicks_of_others(self, target: int, part: Part) -> list[Click]:
+        """Return where in a part other targets certainly are; there may be hundreds of them."""
+        return [
+            click
+            for other in self.targets
+            if other != target
+            for click in self._clicks(other)
+            if click.is_foreground and part.holds(click.zyx)
+        ]
 
     def _clicks(self, target: int) -> list[Click]:
         said = _since_mask(self._prompts[target])
