@@ -9,6 +9,8 @@ Runs the challenge's protocol (utils/challenge_protocol.py) on every case with e
 * ``prompts``: regions found from prompts alone, what we do;
 * ``centre``: FastSAM3D's entry: the volume's middle, clicks told in the volume's own coordinates;
 * ``last click``: SAM-Med3D's baseline: 1.5 mm about the last foreground click, that click alone;
+* ``from the last answer's mask``: every step starts from the last answer and has its new click
+  alone, as ``prev_pred`` of the challenge's files allows;
 * the others leave one part of ``prompts`` out, or do it another way.
 
 Prints DSC and NSD (spacing in the right order) after each step, the mean over cases; writes JSON.
@@ -95,11 +97,26 @@ class LastClickSession(ImageSession):
         return self.decode(State(region, (Click((z, y, x), True),), None))
 
 
+class FromLastAnswer(PredictorAnswerer):
+    """Starts every step from the last answer's masks, and gives the newest prompts alone."""
+
+    def answer(self, prompts: list[list[Prompt]], previous: np.ndarray | None) -> np.ndarray:
+        for rank, own in enumerate(prompts, start=1):
+            new = own[self._given.get(rank, 0) :]
+            self._given[rank] = len(own)
+            if new and previous is not None and (previous == rank).any():
+                self._predictor.add_mask(previous == rank, target=rank)
+            for prompt in new:
+                self._predictor.add(prompt, target=rank)
+        return self._predictor.segmentation()
+
+
 class Variant(NamedTuple):
     """One way from prompts to masks."""
 
     session: Callable[..., ImageSession]
     options: PredictorOptions
+    answerer: type[PredictorAnswerer] = PredictorAnswerer
 
 
 def variants() -> dict[str, Variant]:
@@ -126,6 +143,7 @@ def variants() -> dict[str, Variant]:
         "centre": Variant(CentreSession, replace(ours, zoom=still, **bare)),
         "last click": Variant(LastClickSession, replace(ours, zoom=still, **bare)),
     }
+    peers["from the last answer's mask"] = Variant(ImageSession, ours, FromLastAnswer)
     return peers | {
         name: Variant(ImageSession, replace(ours, **changes)) for name, changes in options.items()
     }
@@ -151,7 +169,7 @@ def score(job: Job) -> tuple[Job, dict]:
     truth = read_npz(job.label_path, ["gts"])["gts"]
     boxes = [[p for p in own if isinstance(p, BoxPrompt)] for own in case.prompts]
     has_box = job.boxes and any(boxes)
-    answerer = PredictorAnswerer(predictor, case.image, case.spacing_xyz)
+    answerer = variant.answerer(predictor, case.image, case.spacing_xyz)
     if variant.session is TruthSession:
         predictor.session.show_truth(ranked(truth)[1])
     steps = evaluate(answerer, truth, case.spacing_xyz, boxes if has_box else None, job.num_clicks)

@@ -230,7 +230,7 @@ class ImageSession:
         if state.low_res is not None and not self.scene.holds(state.region, click.zyx):
             return state
         new = self.decode(replace(state, clicks=(*state.clicks, click)))
-        if not state.clicks:
+        if state.low_res is None:
             return new
         return replace(new, low_res=self._near(state, new, click))
 
