@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from preparation_helpers import (
     prepare_all,
     reallocate_all,
 )
+from tqdm import tqdm
 
 pytestmark = pytest.mark.usefixtures("workplace")
 OUTPUTS = ("data/classified", "data/medical_preprocessed")
@@ -58,6 +60,8 @@ def take_outputs():
 
 
 def prepare_quietly():
+    # tqdm's lock is shared with forked processes: one that is killed with it would hold up the rest.
+    tqdm.set_lock(threading.RLock())
     with Path(os.devnull).open("w") as null, contextlib.redirect_stderr(null):
         prepare_all()
 
