@@ -60,7 +60,7 @@ def take_outputs():
 
 
 def prepare_quietly():
-    # tqdm's lock is shared with forked processes: one that is killed with it would hold up the rest.
+    # tqdm's lock is shared by forked processes: one that is killed with it holds up the others.
     tqdm.set_lock(threading.RLock())
     with Path(os.devnull).open("w") as null, contextlib.redirect_stderr(null):
         prepare_all()
