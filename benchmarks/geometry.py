@@ -167,17 +167,16 @@ def score(job: Job) -> tuple[Job, dict]:
     predictor = Predictor(model, rule, options=variant.options, session=variant.session)
     case = read_challenge_case(job.image_path)
     truth = read_npz(job.label_path, ["gts"])["gts"]
-    boxes = [[p for p in own if isinstance(p, BoxPrompt)] for own in case.prompts]
-    has_box = job.boxes and any(boxes)
+    boxes = case.boxes if job.boxes else None
     answerer = variant.answerer(predictor, case.image, case.spacing_xyz)
     if variant.session is TruthSession:
         predictor.session.show_truth(ranked(truth)[1])
-    steps = evaluate(answerer, truth, case.spacing_xyz, boxes if has_box else None, job.num_clicks)
+    steps = evaluate(answerer, truth, case.spacing_xyz, boxes, job.num_clicks)
     dsc = steps.dsc.mean(axis=1)
     nsd = steps.nsd.mean(axis=1) * (dsc > CHALLENGE_DSC_FLOOR)
     return job, {
         "case": job.image_path.stem,
-        "has_box": has_box,
+        "has_box": boxes is not None,
         "dsc": dsc.tolist(),
         "nsd": nsd.tolist(),
         "seconds": steps.seconds,

@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from segment_anything import network_configs, sam_model_registry3D
+from segment_anything import autocast, network_configs, sam_model_registry3D
 from utils.crop_cache import read_index
 from utils.data_loader import BalancedBatches, CropDataset, add_crop_arguments, make_loader
 from utils.errors import exit_on_input_error
 from utils.geometry import CropRule
-from utils.runtime import add_run_arguments, autocast, pick_device, pick_precision, positive_int
+from utils.runtime import add_run_arguments, pick_device, pick_precision, positive_int
 from utils.tasks import InteractiveTask
 
 

@@ -24,7 +24,7 @@ from segment_anything.config import (
     SamConfig,
 )
 from segment_anything.modeling import EncoderOutput, Sam3D
-from segment_anything.predictor import CropPredictor
+from segment_anything.predictor import CropPredictor, autocast
 from segment_anything.prompting import NO_CLICK, ClickHistory, decode, low_res_size, upsample
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "PromptConfig",
     "Sam3D",
     "SamConfig",
+    "autocast",
     "build_from_checkpoint",
     "build_sam3D",
     "checkpoint_payload",

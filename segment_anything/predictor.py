@@ -31,7 +31,7 @@ class CropPredictor:
     def encode(self, crop: Tensor) -> Tensor:
         """Return the image embedding (1, C, g, g, g) of a normalised crop (S, S, S)."""
         image = crop[None, None].to(self.device)
-        with self._autocast():
+        with autocast(self.device, self.precision):
             return self.model.image_encoder(image)
 
     @torch.inference_mode()
@@ -56,11 +56,13 @@ class CropPredictor:
                 torch.tensor([tuple(place)], dtype=torch.float32, device=self.device),
                 torch.tensor([label], device=self.device),
             )
-        with self._autocast():
+        with autocast(self.device, self.precision):
             low_res, _ = decode(self.model, image_embedding, history, low_res_masks)
         return low_res.float()
 
-    def _autocast(self) -> AbstractContextManager:
-        if self.precision == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.precision)
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Return the mixed-precision context of ``dtype``; none for float32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.geometry import bounding_box
+
 #: The logit in the middle of the ellipsoid; the surface is at 0, and far outside at minus this.
 PEAK_LOGIT = 6.0
 #: A drawn box is up to this much wider than the target, on each side and of the target's extent.
@@ -38,12 +40,10 @@ def box_around(label: np.ndarray, rng: np.random.Generator | None = None) -> Box
         rng: draws how much wider each side is, as whoever draws a box by hand; None: tight.
     """
     start, stop = [], []
-    for axis in range(3):
-        rows = np.flatnonzero(label.any(axis=tuple(a for a in range(3) if a != axis)))
-        extent = rows[-1] + 1 - rows[0]
-        wider = rng.uniform(0, LOOSENESS, 2) * extent if rng else (0, 0)
-        start.append(max(0.0, float(rows[0] - wider[0])))
-        stop.append(min(float(label.shape[axis]), float(rows[-1] + 1 + wider[1])))
+    for first, end, size in zip(*bounding_box(label), label.shape, strict=True):
+        wider = rng.uniform(0, LOOSENESS, 2) * (end - first) if rng else (0, 0)
+        start.append(max(0.0, float(first - wider[0])))
+        stop.append(min(float(size), float(end + wider[1])))
     return Box(tuple(start), tuple(stop))
 
 

@@ -41,6 +41,12 @@ class ChallengeCase:
     prev_pred: np.ndarray | None  # (D, H, W) class ids: our answer to all prompts but the last
     hounsfield: bool  # values are Hounsfield units, as in no file of the challenge's own
 
+    @property
+    def boxes(self) -> list[list[Prompt]] | None:
+        """Every class's box, or none where it has none; None where no class has one."""
+        boxes = [[p for p in own if isinstance(p, BoxPrompt)] for own in self.prompts]
+        return boxes if any(boxes) else None
+
 
 def read_challenge_case(path: Path, *, with_prev_pred: bool = True) -> ChallengeCase:
     """Read image and prompts of a challenge file.

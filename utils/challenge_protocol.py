@@ -16,9 +16,9 @@ from typing import Protocol
 
 import numpy as np
 
-from utils.click_method import Click, challenge_click
+from utils.click_method import challenge_click
 from utils.metrics import class_masks, dsc, nsd
-from utils.prompts import Prompt
+from utils.prompts import Click, Prompt
 
 #: The evaluator reads answers as uint8: a higher id would count as another class.
 MAX_CLASS = 255

@@ -6,7 +6,6 @@ the protocol gives its case 0, so that an organ and a data set of that organ alo
 ``targets.csv`` has the scores as measured.
 """
 
-import csv
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.anatomy import LESION, REPORT_GROUPS, SEEN_LESION, UNSEEN_LESION, report_group
-from utils.atomic import atomic_path
 from utils.challenge_scores import CaseScore, StepScores
+from utils.csv_table import write_csv
 from utils.errors import InputError
 
 #: What `grouped` averages by: whole cases, then single targets.
@@ -217,10 +216,10 @@ def write_tables(
     scores: Sequence[CaseScore], out_dir: Path, trained_on: Collection[str] | None = None
 ) -> None:
     """Write challenge.csv, targets.csv and groups.csv."""
-    _write_csv(out_dir / "challenge.csv", challenge_rows(scores))
-    _write_csv(out_dir / "targets.csv", target_rows(scores, trained_on))
+    write_csv(out_dir / "challenge.csv", challenge_rows(scores), digits=6)
+    write_csv(out_dir / "targets.csv", target_rows(scores, trained_on), digits=6)
     groups = [g for key in CASE_KEYS + TARGET_KEYS for g in grouped(scores, key, trained_on)]
-    _write_csv(out_dir / "groups.csv", [_group_row(group) for group in groups])
+    write_csv(out_dir / "groups.csv", [_group_row(group) for group in groups], digits=6)
 
 
 def num_steps(scores: Sequence[CaseScore]) -> int:
@@ -263,13 +262,3 @@ def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(
         "| " + " | ".join(c.replace("|", r"\|") for c in cells) + " |" for cells in lines
     )
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(
-            {key: f"{v:.6f}" if isinstance(v, float) else v for key, v in row.items()}
-            for row in rows
-        )

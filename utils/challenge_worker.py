@@ -17,7 +17,7 @@ import torch
 
 from segment_anything import Sam3D
 from utils.atomic import atomic_path
-from utils.challenge_case import read_challenge_case
+from utils.challenge_case import read_challenge_case, write_segs
 from utils.challenge_protocol import Steps, evaluate, ranked
 from utils.challenge_scores import CaseScore, TargetScore
 from utils.checkpoint import open_network
@@ -28,7 +28,7 @@ from utils.label_table import LabelTableError, read_label_table
 from utils.labels import as_label
 from utils.npz_io import read_npz
 from utils.predictor import Predictor
-from utils.prompts import BoxPrompt, Prompt
+from utils.prompts import Prompt
 from utils.runtime import pick_device, pick_precision
 
 log = logging.getLogger(__name__)
@@ -125,25 +125,33 @@ def score_case(job: Job) -> tuple[str, CaseScore | str]:
                 f"{job.label_path}: has shape {truth.shape} and the image {case.image.shape}. "
                 "Expected one grid: take both files from one case."
             )
-        _require_prompts_of(job, case.prompts, truth)
-        names = _names(job, ranked(truth)[0])
-        boxes = [[p for p in own if isinstance(p, BoxPrompt)] for own in case.prompts]
-        has_box = job.boxes and any(boxes)
+        class_ids, _ = ranked(truth)
+        _require_prompts_of(job, case.prompts, class_ids)
+        dataset, names = _names(job, class_ids)
+        boxes = case.boxes if job.boxes else None
         answerer = PredictorAnswerer(
             predictor, case.image, case.spacing_xyz, hounsfield=case.hounsfield
         )
-        steps = evaluate(
-            answerer, truth, case.spacing_xyz, boxes if has_box else None, job.num_clicks
+        steps = evaluate(answerer, truth, case.spacing_xyz, boxes, job.num_clicks)
+        targets = _target_scores(names, steps, truth)
+        score = CaseScore(
+            case=job.case,
+            dataset=dataset,
+            modality=dataset.split("_")[0],
+            shape=truth.shape,
+            spacing_xyz=case.spacing_xyz,
+            has_box=boxes is not None,
+            seconds=tuple(steps.seconds),
+            peak_memory_mib=peak_memory_mib(device),
+            targets=targets,
         )
-        score = _case_score(job, names, steps, truth, case.spacing_xyz, has_box)
     except InputError as error:
         return job.case, str(error)
     except Exception as error:  # one case must not cost the others theirs
         log.exception("%s", job.case)
         return job.case, f"{type(error).__name__}: {error}"
     ids = np.array([0, *steps.class_ids], truth.dtype)
-    with atomic_path(job.prediction_path) as temporary:
-        np.savez_compressed(temporary, segs=ids[steps.answers[-1]])
+    write_segs(job.prediction_path, ids[steps.answers[-1]])
     with atomic_path(job.score_path) as temporary:
         temporary.write_text(json.dumps({"key": job.key(), "score": score.to_dict()}))
     return job.case, score
@@ -166,8 +174,8 @@ def kept_score(job: Job) -> CaseScore | None:
         return None
 
 
-def _require_prompts_of(job: Job, prompts: list[list[Prompt]], truth: np.ndarray) -> None:
-    classes = len(ranked(truth)[0])
+def _require_prompts_of(job: Job, prompts: list[list[Prompt]], class_ids: list[int]) -> None:
+    classes = len(class_ids)
     if classes == 0:
         raise InputError(f"{job.label_path}: the truth is empty, expected a class or more.")
     if prompts and len(prompts) != classes:
@@ -178,17 +186,11 @@ def _require_prompts_of(job: Job, prompts: list[list[Prompt]], truth: np.ndarray
         )
 
 
-def _case_score(
-    job: Job,
-    names: list[tuple[str, str]],
-    steps: Steps,
-    truth: np.ndarray,
-    spacing_xyz: np.ndarray,
-    has_box: bool,
-) -> CaseScore:
-    dataset = read_label_table(job.class_file).dataset_of(job.case)
+def _target_scores(
+    names: list[tuple[str, str]], steps: Steps, truth: np.ndarray
+) -> tuple[TargetScore, ...]:
     voxels = np.bincount(truth.reshape(-1))
-    targets = tuple(
+    return tuple(
         TargetScore(
             class_id=value,
             name=name,
@@ -201,21 +203,10 @@ def _case_score(
         )
         for n, (value, (name, organ)) in enumerate(zip(steps.class_ids, names, strict=True))
     )
-    return CaseScore(
-        case=job.case,
-        dataset=dataset,
-        modality=dataset.split("_")[0],
-        shape=truth.shape,
-        spacing_xyz=tuple(map(float, spacing_xyz)),
-        has_box=has_box,
-        seconds=tuple(steps.seconds),
-        peak_memory_mib=peak_memory_mib(pick_device(job.device)),
-        targets=targets,
-    )
 
 
-def _names(job: Job, ids: list[int]) -> list[tuple[str, str]]:
-    """Return name and organ of every class of a case.
+def _names(job: Job, ids: list[int]) -> tuple[str, list[tuple[str, str]]]:
+    """Return a case's data set, and name and organ of every class.
 
     Raises:
         LabelTableError: the class file does not know the data set, or one of the classes.
@@ -224,11 +215,11 @@ def _names(job: Job, ids: list[int]) -> list[tuple[str, str]]:
     dataset = table.dataset_of(job.case)
     labels = table.labels_of(dataset)
     if labels.instance:
-        return [(f"{labels.classes[1]} {value}", labels.organs[1]) for value in ids]
+        return dataset, [(f"{labels.classes[1]} {value}", labels.organs[1]) for value in ids]
     unknown = [value for value in ids if value not in labels.classes]
     if unknown:
         raise LabelTableError(
             f"{dataset}: the truth holds class {unknown[0]}, {table.path} knows "
             f"{sorted(labels.classes)}. Expected every class in the class file: add it."
         )
-    return [(labels.classes[value], labels.organs[value]) for value in ids]
+    return dataset, [(labels.classes[value], labels.organs[value]) for value in ids]

@@ -84,9 +84,6 @@ def cut_at(
             then has a margin of a voxel about the target, unless it ends where the volume ends.
         hounsfield: clamp to [-1000, 1000].
     """
-    values = grid.crop(image)
-    if hounsfield:
-        values = np.clip(values, *HU_RANGE)
     on_target = grid.on_part(target_start, target.shape)
     label = on_target.crop(target) >= 0.5
     box = on_target.covered_box()
@@ -95,9 +92,16 @@ def cut_at(
         start = [side.start for side in box]
         points = np.array([on_target.to_crop(v) for v in np.argwhere(reached) + start])
         label[tuple(np.clip(np.rint(points).astype(int), 0, grid.size - 1).reshape(-1, 3).T)] = True
-    return Crop(
-        normalise(values, grid.covered_crop()), label, grid, float(reached.sum() / target.sum())
-    )
+    values = cut_image(grid, image, hounsfield=hounsfield)
+    return Crop(values, label, grid, float(reached.sum() / target.sum()))
+
+
+def cut_image(grid: CropGrid, image: np.ndarray, *, hounsfield: bool) -> np.ndarray:
+    """Cut the cube ``grid`` out of ``image``, normalised: (S, S, S) float32; see `cut_at`."""
+    values = grid.crop(image)
+    if hounsfield:
+        values = np.clip(values, *HU_RANGE)
+    return normalise(values, grid.covered_crop())
 
 
 def grid_on_target(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from segment_anything import ClickHistory, Sam3D, decode, upsample
+from segment_anything import ClickHistory, Sam3D, autocast, decode, upsample
 from utils.baselines import ball_dsc_curve
 from utils.cases import Case, read_case, targets_of
 from utils.click_method import challenge_click, mended_share
@@ -22,7 +22,6 @@ from utils.geometry import CropRule
 from utils.labels import InstanceRule
 from utils.metrics import dsc, interaction_auc, nsd
 from utils.nifti_io import Volume
-from utils.runtime import autocast
 
 #: Radii of the ball that every network must beat, in mm.
 BALL_RADII_MM = np.arange(1.0, 101.0)

@@ -273,15 +273,21 @@ class CropGrid:
         return tuple(point)
 
 
+def bounding_box(mask: np.ndarray) -> np.ndarray:
+    """Return start and stop (2, 3) of the tight box around the True voxels; at least one is."""
+    ends = []
+    for axis in range(3):
+        rows = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        ends.append((rows[0], rows[-1] + 1))
+    return np.transpose(ends)
+
+
 def bounding_box_centre(mask: np.ndarray) -> Triple:
     """Return the middle of the tight box around the True voxels, in array coordinates."""
     if not mask.any():
         raise GeometryError("cannot centre a crop on an empty mask")
-    centre = []
-    for axis in range(3):
-        rows = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        centre.append((rows[0] + rows[-1]) / 2)
-    return tuple(float(c) for c in centre)
+    start, stop = bounding_box(mask)
+    return tuple(float(c) for c in (start + stop - 1) / 2)
 
 
 def _linear_weights(positions: np.ndarray, length: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from torch import Tensor
 from segment_anything import CropPredictor, low_res_size
 from utils.answers import OUTSIDE_LOGIT, SURE_LOGIT, Part, keep_prompted, united
 from utils.box_prompt import Box, ellipsoid_logits
-from utils.crops import HU_RANGE, normalise
+from utils.crops import cut_image
 from utils.geometry import CropGrid, CropRule, Triple
 from utils.prompts import BoxPrompt, Click, MaskPrompt, Prompt
 from utils.region import Region, Scene, ZoomRule, extent_in, extent_of
@@ -27,8 +27,6 @@ from utils.tiles import blended, lattice
 
 #: Bytes of image embeddings that are kept, the oldest forgotten first: hundreds of them.
 EMBEDDING_BYTES = 2**30
-
-
 #: A click so many times farther away than a region reaches is about another part of the target.
 FAR = 2.0
 #: What a cell must hold of a mask, somewhere, to count where the mask is thinner than a cell.
@@ -40,9 +38,7 @@ class PredictorOptions:
     """What is done beyond the network; the defaults are what measured best (docs/results.md)."""
 
     zoom: ZoomRule = field(default_factory=ZoomRule)
-    carry: str = (
-        "replay"  # into a moved region: "replay" the prompts there, or take the "mask" over
-    )
+    carry: str = "replay"  # in a moved region "replay" the prompts, or take the "mask" over
     box_mask: bool = True  # a box is a coarse mask as well as a click in its middle
     far_share: float = 0.15  # of a later click's change that counts far away from it
     near_cells: float = 6.0  # low-resolution cells within which it counts in full
@@ -261,11 +257,8 @@ class ImageSession:
     def _embedding(self, grid: CropGrid) -> Tensor:
         """Return the image embedding of a cube, computed once while it is among the last ones."""
         if grid not in self._embeddings:
-            values = grid.crop(self._image)
-            if self._hounsfield:
-                values = np.clip(values, *HU_RANGE)
-            crop = torch.from_numpy(normalise(values, grid.covered_crop()))
-            self._embeddings[grid] = self.network.encode(crop)
+            crop = cut_image(grid, self._image, hounsfield=self._hounsfield)
+            self._embeddings[grid] = self.network.encode(torch.from_numpy(crop))
             self.encoder_runs += 1
             if len(self._embeddings) * self._embeddings[grid].nbytes > EMBEDDING_BYTES:
                 self._embeddings.popitem(last=False)

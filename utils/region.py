@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from utils.geometry import CropGrid, CropRule, Triple, spacing_zyx
+from utils.geometry import CropGrid, CropRule, Triple, bounding_box, spacing_zyx
 from utils.prompts import BoxPrompt
 
 #: The least share of a cube's edge that the longest side of the whole image takes.
@@ -191,20 +191,11 @@ def extent_in(grid: CropGrid, mask: np.ndarray) -> Extent | None:
     if not mask.any():
         return None
     cell = grid.size / mask.shape[0]
-    corners = np.array([grid.to_volume(corner) for corner in _ends(mask) * cell - 0.5])
+    corners = np.array([grid.to_volume(corner) for corner in bounding_box(mask) * cell - 0.5])
     return Extent(corners.min(axis=0), corners.max(axis=0))
 
 
 def extent_of(mask: np.ndarray) -> Extent:
     """Return the extent of a mask (D, H, W) on the image; at least one voxel is True."""
-    low, high = _ends(mask)
+    low, high = bounding_box(mask)
     return Extent(low - 0.5, high - 0.5)
-
-
-def _ends(mask: np.ndarray) -> np.ndarray:
-    """Return the first True and one beyond the last along each axis: (2, 3)."""
-    ends = []
-    for axis in range(3):
-        rows = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        ends.append((rows[0], rows[-1] + 1))
-    return np.transpose(ends).astype(float)

@@ -1,7 +1,6 @@
 """Validation results as CSV, tables and pictures, and the run behind both validation scripts."""
 
 import argparse
-import csv
 import json
 import math
 import sys
@@ -18,6 +17,7 @@ from segment_anything import Sam3D, fingerprint
 from utils.atomic import atomic_path
 from utils.baselines import best_fixed_radius
 from utils.cases import find_cases
+from utils.csv_table import write_csv
 from utils.data_paths import val_datas
 from utils.errors import InputError
 from utils.evaluate import (
@@ -220,8 +220,8 @@ def _write_results(targets: Sequence[TargetResult], summary: Summary, out_dir: P
         }
         for t in targets
     ]
-    _write_csv(out_dir / "cases.csv", rows)
-    _write_csv(out_dir / "organs.csv", organ_rows(targets))
+    write_csv(out_dir / "cases.csv", rows, digits=4)
+    write_csv(out_dir / "organs.csv", organ_rows(targets), digits=4)
     with atomic_path(out_dir / "summary.json") as temporary:
         temporary.write_text(json.dumps(vars(summary), indent=1))
     ball = (f"ball of {summary.ball_radius_mm:.0f} mm at click 1", summary.ball_dsc)
@@ -253,16 +253,6 @@ def organ_rows(targets: Sequence[TargetResult]) -> list[dict]:
             }
         )
     return rows
-
-
-def _write_csv(path: Path, rows: list[dict]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(
-            {key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()}
-            for row in rows
-        )
 
 
 def summary_table(summary: Summary) -> str:

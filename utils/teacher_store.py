@@ -21,14 +21,14 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from segment_anything import Sam3D, SamConfig, fingerprint
+from segment_anything import Sam3D, SamConfig, autocast, fingerprint
 from utils.crop_cache import CropIndex
 from utils.data_loader import CropDataset, Draw, make_loader
 from utils.disk_space import readable, require_space
 from utils.distributed import wait_for_all
 from utils.errors import InputError
 from utils.geometry import CropRule
-from utils.runtime import CLICKING, autocast, non_negative_int, positive_int, rank, world_size
+from utils.runtime import CLICKING, non_negative_int, positive_int, rank, world_size
 from utils.teacher_outputs import teacher_outputs
 from utils.tensor_shards import Shards, ShardWriter, finish, open_shards, written_rows
 

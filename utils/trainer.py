@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from segment_anything import autocast
 from utils.checkpoint import load_training_state, save_checkpoint
 from utils.data_loader import BalancedBatches, make_loader
 from utils.distributed import mean_over_ranks, shared, wait_for_all
@@ -29,7 +30,6 @@ from utils.json_lines import append_row, resume_rows
 from utils.pictures import draw_training_curve, draw_validation_curve
 from utils.runtime import (
     add_run_arguments,
-    autocast,
     non_negative_int,
     pick_precision,
     positive_int,

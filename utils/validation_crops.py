@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segment_anything import ClickHistory, Sam3D, decode, upsample
+from segment_anything import ClickHistory, Sam3D, autocast, decode, upsample
 from utils.click_method import challenge_click
 from utils.crop_cache import INDEX, CropIndex, build_cache, read_index
 from utils.data_loader import CropDataset
@@ -23,7 +23,7 @@ from utils.distributed import mean_over_ranks
 from utils.errors import InputError
 from utils.geometry import CropRule
 from utils.metrics import dsc
-from utils.runtime import autocast, non_negative_int, pick_precision, rank, world_size
+from utils.runtime import non_negative_int, pick_precision, rank, world_size
 
 logger = logging.getLogger(__name__)
 
