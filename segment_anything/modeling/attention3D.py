@@ -253,8 +253,10 @@ def attend(
 
 def dense_bias(relative: RelativeLogits) -> Tensor:
     """Return the relative logits of every query on every key: (B, n, N, N or N + 1)."""
-    of_row = relative.b[..., :, None, :] + relative.c[..., None, :, :]  # (B, n, d, h, x, y, j)
-    bias = of_row[:, :, :, :, None] + relative.a[..., None, None, :]
+    # The factors are small; in the order of the axes of their sum, so is the sum, without a copy.
+    a, b, c = (factor.contiguous() for factor in relative[:3])
+    of_row = b[..., :, None, :] + c[..., None, :, :]  # (B, n, d, h, x, y, j)
+    bias = of_row[:, :, :, :, None] + a[..., None, None, :]
     bias = bias.flatten(5).flatten(2, 4)
     if relative.padding is None:
         return bias

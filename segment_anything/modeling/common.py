@@ -54,7 +54,7 @@ class LayerNorm3d(nn.Module):
 
 
 class ChannelNorm3d(nn.LayerNorm):
-    """The same norm by the fused kernel: faster, for layers that no released weights pin down."""
+    """The same norm by the fused kernel: faster, for all layers that lead to no such attention."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from segment_anything.config import EncoderConfig
 from segment_anything.modeling.attention3D import Attention3D
-from segment_anything.modeling.common import ChannelNorm3d, LayerNorm3d, MLPBlock, fold_cells
+from segment_anything.modeling.common import ChannelNorm3d, MLPBlock, fold_cells
+from segment_anything.modeling.conv3D import PatchConv3d
 
 STEM_CHANS = 32
 
@@ -49,7 +50,7 @@ class PatchEmbed3D(nn.Module):
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(1, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = PatchConv3d(1, embed_dim, patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed (B, 1, D, H, W) to (B, D/p, H/p, W/p, C)."""
@@ -127,9 +128,9 @@ class ImageEncoderViT3D(nn.Module):
         kernel, chans = config.neck_kernel, config.out_chans
         self.neck = nn.Sequential(
             nn.Conv3d(dim, chans, kernel_size=1, bias=False),
-            LayerNorm3d(chans),
+            ChannelNorm3d(chans),
             nn.Conv3d(chans, chans, kernel_size=kernel, padding=kernel // 2, bias=False),
-            LayerNorm3d(chans),
+            ChannelNorm3d(chans),
         )
         self.detail = Detail3D(config.detail_chans) if config.detail_chans else None
         self._initialise()

@@ -7,7 +7,13 @@ image; their dot product is the mask.
 import torch
 from torch import Tensor, nn
 
-from segment_anything.modeling.common import MLP, ChannelNorm3d, LayerNorm3d, unfold_cells
+from segment_anything.modeling.common import MLP, ChannelNorm3d, unfold_cells
+from segment_anything.modeling.conv3D import (
+    DetailConv3d,
+    PatchConvTranspose3d,
+    assemble,
+    split,
+)
 
 
 class MaskDecoder3D(nn.Module):
@@ -32,14 +38,14 @@ class MaskDecoder3D(nn.Module):
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(self.num_mask_tokens, dim)
         self.output_upscaling = nn.Sequential(
-            *(nn.ConvTranspose3d(dim, dim // 4, kernel_size=2, stride=2), LayerNorm3d(dim // 4)),
+            *(PatchConvTranspose3d(dim, dim // 4, 2), ChannelNorm3d(dim // 4)),
             nn.GELU(),
-            *(nn.ConvTranspose3d(dim // 4, dim // 8, kernel_size=2, stride=2), nn.GELU()),
+            *(PatchConvTranspose3d(dim // 4, dim // 8, 2), nn.GELU()),
         )
         if detail_chans:
             self.detail = nn.Sequential(
                 *(ChannelNorm3d(detail_chans), nn.GELU()),
-                nn.Conv3d(detail_chans, detail_chans, kernel_size=3, padding=1),
+                DetailConv3d(detail_chans, detail_chans),
                 *(nn.GELU(), nn.Conv3d(detail_chans, dim // 8, kernel_size=1)),
             )
         else:
@@ -83,12 +89,15 @@ class MaskDecoder3D(nn.Module):
         iou_token_out = hs[:, 0]
         mask_tokens_out = hs[:, 1 : 1 + self.num_mask_tokens]
 
-        # 3. Upscale the image by four
+        # 3. Upscale the image by four; the last cubes stay apart, where they cost no copy
         src = keys.transpose(1, 2).unflatten(2, src.shape[2:])
-        upscaled = self.output_upscaling[:-1](src)
+        *upscale, last, activation = self.output_upscaling
+        for layer in upscale:
+            src = layer(src)
+        upscaled = last.cubes(src)
         if self.detail is not None:
-            upscaled = upscaled + self.detail(unfold_cells(cells))
-        upscaled = self.output_upscaling[-1](upscaled)
+            upscaled = upscaled + split(self.detail(unfold_cells(cells)), 2)
+        upscaled = activation(upscaled)
 
         # 4. Masks: each wanted token against every voxel
         hyper_in = torch.stack(
@@ -98,7 +107,7 @@ class MaskDecoder3D(nn.Module):
             ],
             dim=1,
         )
-        masks = (hyper_in @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
+        masks = assemble((upscaled.flatten(1, 6) @ hyper_in.mT).unflatten(1, upscaled.shape[1:7]))
 
         # 5. Quality
         return masks, self.iou_prediction_head(iou_token_out)[:, wanted]
