@@ -26,6 +26,6 @@ $(VENV)/runtime.stamp: requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/dev.stamp: requirements-dev.txt requirements-cluster.txt $(VENV)/runtime.stamp
+$(VENV)/dev.stamp: requirements-dev.txt requirements-cluster.txt requirements-export.txt $(VENV)/runtime.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@

@@ -36,6 +36,7 @@ class Report(NamedTuple):
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from utils.intensity import add_intensity_arguments
     from utils.prompt_files import add_prompt_arguments, protect_minus
+    from utils.run_flags import add_device_arguments, add_engine_arguments
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -55,10 +56,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default="uint8",
         help="of NPZ answers; uint8 holds 255 classes, as the evaluator does (default: uint8)",
     )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    group.add_argument(
-        "--precision", default="auto", choices=("auto", "float32", "bfloat16", "float16")
-    )
+    add_device_arguments(group)
+    add_engine_arguments(group)
     group.add_argument("--timing", action="store_true", help="say how many seconds each part took")
     return parser.parse_args(protect_minus(argv))
 
@@ -70,14 +69,17 @@ def run(args: argparse.Namespace, clock: "Clock | None" = None) -> Report:
         from utils.checkpoint import open_network
         from utils.prediction_cases import find_cases, read_case
         from utils.predictor import Predictor
-        from utils.runtime import make_folder, pick_device, pick_precision
+        from utils.runtime import make_folder, pick_device, pick_engine, pick_precision
     paths = find_cases(args.input, args.output)
     make_folder(args.output)
     with clock.part("weights"):
         device = pick_device(args.device)
-        model, rule = open_network(args.checkpoint, args.network, args.teacher)
+        model, rule = open_network(
+            args.checkpoint, args.network, args.teacher, encoder=args.encoder
+        )
         precision = pick_precision(args.precision, device)
-        predictor = Predictor(model, rule, device=device, precision=precision)
+        engine = pick_engine(args.engine, device)
+        predictor = Predictor(model, rule, device=device, precision=precision, engine=engine)
     written, failures = [], []
     for path in progress(paths):
         try:

@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> Summary | ChallengeSummary:
     """Validate the teacher as ``args`` say."""
-    checkpoint = Checkpoint(args.checkpoint, args.network)
+    checkpoint = Checkpoint(args.checkpoint, args.network, encoder=args.encoder)
     if args.protocol == "challenge":
         return run_challenge(checkpoint, args)
     return run_validation(*checkpoint.open(), args)

@@ -54,7 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> Summary | ChallengeSummary:
     """Validate the student as ``args`` say."""
-    checkpoint = Checkpoint(args.checkpoint, args.network, args.teacher)
+    checkpoint = Checkpoint(args.checkpoint, args.network, args.teacher, args.encoder)
     if args.protocol == "challenge":
         return run_challenge(checkpoint, args)
     return run_validation(*checkpoint.open(), args)

@@ -39,7 +39,7 @@ from utils.crops import grid_on_target
 from utils.errors import exit_on_input_error
 from utils.executor import run_all
 from utils.geometry import CropGrid, Triple, bounding_box_centre
-from utils.image_session import ImageSession, PredictorOptions, State
+from utils.image_session import ImageSession, Looking, PredictorOptions, State
 from utils.metrics import CHALLENGE_DSC_FLOOR
 from utils.npz_io import read_npz
 from utils.predictor import Predictor
@@ -89,7 +89,7 @@ class CentreSession(ImageSession):
 class LastClickSession(ImageSession):
     """Knows nothing but the last foreground click, or the middle of the box before there is one."""
 
-    def advance(self, before: State | None, prompts: list[Prompt], target: int) -> State:
+    def advance(self, before: State | None, prompts: list[Prompt], target: int) -> Looking:
         places = [p.centre_zyx for p in prompts if isinstance(p, BoxPrompt)]
         places += [p.zyx for p in prompts if isinstance(p, Click) and p.is_foreground]
         z, y, x = (round(c) for c in (places or [prompts[-1].zyx])[-1])

@@ -23,11 +23,20 @@ from segment_anything.config import (
     PromptConfig,
     SamConfig,
 )
+from segment_anything.engine import (
+    ENGINES,
+    Engine,
+    EngineError,
+    InferenceEngine,
+    autocast,
+    require_engine,
+)
 from segment_anything.modeling import EncoderOutput, Sam3D
-from segment_anything.predictor import CropPredictor, autocast
+from segment_anything.predictor import CropPredictor, Prompted
 from segment_anything.prompting import NO_CLICK, ClickHistory, decode, low_res_size, upsample
 
 __all__ = [
+    "ENGINES",
     "NO_CLICK",
     "CheckpointError",
     "ClickHistory",
@@ -36,7 +45,11 @@ __all__ = [
     "DecoderConfig",
     "EncoderConfig",
     "EncoderOutput",
+    "Engine",
+    "EngineError",
+    "InferenceEngine",
     "PromptConfig",
+    "Prompted",
     "Sam3D",
     "SamConfig",
     "autocast",
@@ -50,6 +63,7 @@ __all__ = [
     "network_configs",
     "open_checkpoint",
     "read_checkpoint",
+    "require_engine",
     "sam_model_registry3D",
     "student_num_heads",
     "student_payload",

@@ -14,8 +14,12 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from segment_anything.checkpoint_keys import (
     DECODER_PARTS,
@@ -134,13 +138,12 @@ def build_from_checkpoint(
             "Leave the name out, or point to the file you meant."
         )
     try:
-        model = build_sam3D(SamConfig.from_dict(config))
+        return _load(SamConfig.from_dict(config), checkpoint, decoder_checkpoint)
     except ConfigError as error:
         raise CheckpointError(
             f"{path}: its config cannot be built ({error}), expected one of this version.\n"
             "Use the version of this project that wrote it."
         ) from error
-    return _load(model, checkpoint, decoder_checkpoint)
 
 
 def _build(
@@ -166,18 +169,35 @@ def _build(
         heads = student_num_heads(checkpoint.weights, str(checkpoint.path))
         encoder = dataclasses.replace(config.encoder, num_heads=heads)
         config = dataclasses.replace(config, encoder=encoder)
-    return _load(build_sam3D(config), checkpoint, decoder_checkpoint)
+    return _load(config, checkpoint, decoder_checkpoint)
 
 
-def _load(model: Sam3D, checkpoint: Checkpoint, decoder_path: str | Path | None) -> Sam3D:
+class _Undrawn(TorchFunctionMode):
+    """Weights stay as memory is found: drawing what a file overwrites takes longer than reading it.
+
+    Not the meta device, whose first use imports 800 modules.
+    """
+
+    draws = (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in self.draws:
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def _load(config: SamConfig, checkpoint: Checkpoint, decoder_path: str | Path | None) -> Sam3D:
     encoder_alone = not any(checkpoint.holds(part) for part in DECODER_PARTS)
+    untrained = encoder_alone and decoder_path is None
+    with nullcontext() if untrained else _Undrawn():
+        model = build_sam3D(config)
     if encoder_alone or decoder_path is not None:
         load_checkpoint(model, checkpoint, ("image_encoder",))
     else:
         load_checkpoint(model, checkpoint)
     if decoder_path is not None:
         load_checkpoint(model, decoder_path, DECODER_PARTS)
-    elif encoder_alone:
+    elif untrained:
         warnings.warn(
             f"{checkpoint.path} holds an image encoder alone: prompt encoder and mask decoder are "
             "untrained until decoder_checkpoint, the teacher's file, is given",

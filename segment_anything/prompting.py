@@ -45,7 +45,7 @@ class ClickHistory:
 def decode(
     model: Sam3D, image_embedding: Tensor, history: ClickHistory, low_res_masks: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Run prompt encoder and mask decoder once.
+    """Run prompt encoder and mask decoder once, on the clicks that the network is shown.
 
     Args:
         image_embedding: (B, C, g, g, g).
@@ -58,10 +58,33 @@ def decode(
     if low_res_masks is None:
         batch, _, g, _, _ = image_embedding.shape
         low_res_masks = image_embedding.new_zeros(batch, 1, 4 * g, 4 * g, 4 * g)
-    sparse, dense = model.prompt_encoder(points=history.shown(), boxes=None, masks=low_res_masks)
+    dense_pe = model.prompt_encoder.get_dense_pe()
+    return decode_points(model, image_embedding, *history.shown(), low_res_masks, dense_pe)
+
+
+def decode_points(
+    model: Sam3D,
+    image_embedding: Tensor,
+    point_coords: Tensor,
+    point_labels: Tensor,
+    low_res_masks: Tensor,
+    dense_pe: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Run prompt encoder and mask decoder once: tensors in, tensors out.
+
+    Args:
+        image_embedding: (B, C, g, g, g).
+        point_coords: (B, N, 3).
+        point_labels: (B, N) in {1, 0, NO_CLICK}.
+        low_res_masks: (B, 1, 4g, 4g, 4g) logits.
+        dense_pe: (1, C, g, g, g), the prompt encoder's ``get_dense_pe``.
+    """
+    sparse, dense = model.prompt_encoder(
+        points=(point_coords, point_labels), boxes=None, masks=low_res_masks
+    )
     return model.mask_decoder(
         image_embeddings=image_embedding,
-        image_pe=model.prompt_encoder.get_dense_pe(),
+        image_pe=dense_pe,
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
         multimask_output=False,
@@ -74,7 +97,9 @@ def upsample(low_res_masks: Tensor, size: int) -> Tensor:
     Three matrix products, one an axis: `F.interpolate` reads eight values for each that it writes.
     """
     with torch.autocast(low_res_masks.device.type, enabled=False):
-        cells = torch.eye(low_res_masks.shape[-1]).to(low_res_masks)
+        cells = torch.eye(
+            low_res_masks.shape[-1], device=low_res_masks.device, dtype=low_res_masks.dtype
+        )
         weights = F.interpolate(cells[None], size, mode="linear", align_corners=False)[0]
         grown = (weights.mT @ low_res_masks.flatten(3)).unflatten(3, low_res_masks.shape[3:])
         return weights.mT @ grown @ weights

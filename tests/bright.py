@@ -17,14 +17,18 @@ class BrightNetwork(CropPredictor):
     Black is -4, white is 4; a crop of one brightness is taken to be white.
     """
 
-    def encode(self, crop):
+    def encode_all(self, crops):
+        return [self._shades(crop)[None, None] for crop in crops]
+
+    def decode_all(self, targets):
+        cells = 4 * self.model.config.encoder.grid_size
+        crops = [target.image_embedding for target in targets]
+        return [F.avg_pool3d(crop, crop.shape[-1] // cells) for crop in crops]
+
+    def _shades(self, crop):
         low, high = crop.min(), crop.max()
         shade = (crop - low) / (high - low) if high > low else torch.ones_like(crop)
-        return (8 * shade - 4)[None, None]
-
-    def decode(self, image_embedding, clicks, low_res_masks):
-        cells = 4 * self.model.config.encoder.grid_size
-        return F.avg_pool3d(image_embedding, image_embedding.shape[-1] // cells)
+        return 8 * shade - 4
 
 
 def bright_predictor(rule: CropRule = RULE, **options) -> Predictor:

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from oracle_attention import literal_attention
 from small import small_config, small_sam
 
+from benchmarks.literal_attention import literal_attention
 from segment_anything import ConfigError
 from segment_anything.modeling.attention3D import Attention3D, attend, dense_bias, extend
 

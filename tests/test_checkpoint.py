@@ -5,7 +5,7 @@ import pytest
 import torch
 from small import RULE, save_student, save_teacher, small_sam, small_student
 
-from segment_anything import fingerprint
+from segment_anything import checkpoint_payload, fingerprint
 from utils.atomic import WriteError, atomic_path
 from utils.checkpoint import copy_teacher_blocks, open_network, save_payload
 from utils.errors import InputError
@@ -46,6 +46,26 @@ def test_a_network_comes_back_with_its_crops(tmp_path):
     model, rule = open_network(save_teacher(tmp_path / "t.pt"))
     assert rule == RULE
     assert fingerprint(model) == fingerprint(small_sam())
+
+
+def _saved_with(path, values):
+    model = small_sam()
+    with torch.no_grad():
+        model.image_encoder.pos_embed.view(-1)[:2] = torch.tensor(values)
+    save_payload(path, checkpoint_payload(model))
+    return model
+
+
+@pytest.mark.parametrize("values", [(float("inf"), -float("inf")), (0.0, float("nan"))])
+def test_weights_that_are_not_finite_are_named(tmp_path, values):
+    _saved_with(tmp_path / "t.pt", values)
+    with pytest.raises(InputError, match=r"1 weights are not finite, image_encoder\.pos_embed"):
+        open_network(tmp_path / "t.pt")
+
+
+def test_finite_weights_may_have_a_sum_that_is_not(tmp_path):
+    model = _saved_with(tmp_path / "t.pt", (3e38, 3e38))
+    assert fingerprint(open_network(tmp_path / "t.pt")[0]) == fingerprint(model)
 
 
 def test_a_file_without_our_configuration_needs_a_name(tmp_path):

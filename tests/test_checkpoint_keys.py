@@ -196,6 +196,26 @@ def test_our_file_rebuilds_its_network(saved):
     assert fingerprint(rebuilt) == fingerprint(model)
 
 
+def test_weights_that_a_file_overwrites_are_not_drawn(saved):
+    model = _small()
+    path = saved(checkpoint_payload(model))
+    matrix = model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+    torch.manual_seed(0)
+    torch.randn_like(matrix)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    rebuilt = build_from_checkpoint(path)
+    assert torch.rand(1) == expected
+    assert _same_weights(rebuilt, model)
+    assert all(p.requires_grad for p in rebuilt.parameters())
+    for (name, found), (_, buffer) in zip(
+        rebuilt.named_buffers(), model.named_buffers(), strict=True
+    ):
+        assert torch.equal(found, buffer), name
+    volume = torch.randn(1, 1, 64, 64, 64)
+    assert torch.equal(rebuilt.image_encoder(volume), model.image_encoder(volume))
+
+
 @pytest.mark.filterwarnings("error")
 def test_our_student_file_is_released_layout_and_self_contained(saved):
     student = _small(TINY_FASTSAM3D)

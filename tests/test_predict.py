@@ -18,7 +18,7 @@ from utils.errors import InputError
 from utils.geometry import affine_from_spacing
 from utils.nifti_io import read_nifti, write_nifti
 from utils.predictor import Predictor
-from utils.runtime import PRECISIONS
+from utils.run_flags import PRECISIONS
 
 SHAPE = (20, 24, 28)
 SPACING_XYZ = (1.2, 1.1, 1.0)
@@ -298,3 +298,11 @@ def test_precisions_are_those_of_the_other_scripts():
     for precision in PRECISIONS:
         words = ["--input", "i", "--output", "o", "--checkpoint", "c", "--precision", precision]
         assert predict.parse_args(words).precision == precision
+
+
+def test_an_engine_that_cannot_run_is_refused_before_any_work(tmp_path, student):
+    write_npz(tmp_path / "inputs", clicks=[{"fg": [[6, 7, 8]], "bg": []}])
+    words = ["--input", tmp_path / "inputs", "--output", tmp_path / "out", "--device", "cpu"]
+    words += ["--checkpoint", student, "--engine", "graph"]
+    with pytest.raises(InputError, match=r"--engine graph: .*expected a CUDA device"):
+        predict.run(predict.parse_args(list(map(str, words))))

@@ -317,8 +317,8 @@ def test_a_second_look_at_a_large_target_asks_the_network_nothing():
     predictor.set_image(image, (1.0, 1.0, 1.0))
     predictor.add_box((5, 5, 5), (55, 55, 55))
     first, runs = predictor.mask(), predictor.session.encoder_runs
-    predictor.network.encode = None  # whoever calls it now fails
-    predictor.network.decode = None
+    predictor.network.encode_all = None  # whoever calls it now fails
+    predictor.network.decode_all = None
     np.testing.assert_array_equal(predictor.mask(), first)
     assert runs > 1
 

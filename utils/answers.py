@@ -52,6 +52,11 @@ class Part:
         """The box's first voxel (z, y, x)."""
         return np.array([side.start for side in self.box])
 
+    @property
+    def stop(self) -> np.ndarray:
+        """The voxel (z, y, x) after the box's last."""
+        return np.array([side.stop for side in self.box])
+
     def holds(self, zyx: Sequence[int]) -> bool:
         """Say whether a voxel of the image lies in the box."""
         return all(side.start <= c < side.stop for side, c in zip(self.box, zyx, strict=True))

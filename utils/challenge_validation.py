@@ -125,6 +125,7 @@ def run_challenge(checkpoint: Checkpoint, args: argparse.Namespace) -> Challenge
             checkpoint=checkpoint,
             device=args.device,
             precision=args.precision,
+            engine=args.engine,
             num_clicks=args.num_clicks,
             boxes=args.boxes,
             threads=threads,
@@ -175,7 +176,7 @@ def score_all(jobs: list[Job], workers: int) -> tuple[list[CaseScore], dict[str,
 def digest_of(model: Sam3D, rule: CropRule, args: argparse.Namespace) -> str:
     """Return a digest of all that scores depend on beside the case."""
     content = [fingerprint(model), rule.to_dict(), asdict(PredictorOptions())]
-    content += [args.num_clicks, args.boxes, args.precision, args.device]
+    content += [args.num_clicks, args.boxes, args.precision, args.device, args.engine]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -219,7 +220,7 @@ def _shown_settings(
         "prompts": f"{'boxes where there are any, then ' if args.boxes else ''}"
         f"{args.num_clicks} clicks",
         "predictor": ", ".join(f"{k} {v}" for k, v in _flat(asdict(PredictorOptions()))),
-        "device": f"{args.device}, {args.precision}, {threads} threads a worker",
+        "device": f"{args.device}, {args.precision}, {args.engine}, {threads} threads a worker",
     }
 
 

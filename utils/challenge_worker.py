@@ -29,7 +29,7 @@ from utils.labels import as_label
 from utils.npz_io import read_npz
 from utils.predictor import Predictor
 from utils.prompts import Prompt
-from utils.runtime import pick_device, pick_precision
+from utils.runtime import pick_device, pick_engine, pick_precision
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,11 @@ class Checkpoint:
     path: Path
     network: str | None = None
     decoder: Path | None = None
+    encoder: Path | None = None  # an ONNX file in place of the image encoder
 
     def open(self) -> tuple[Sam3D, CropRule]:
         """Build the network, and say which crops it was trained on."""
-        return open_network(self.path, self.network, self.decoder)
+        return open_network(self.path, self.network, self.decoder, encoder=self.encoder)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Job:
     checkpoint: Checkpoint
     device: str
     precision: str
+    engine: str
     num_clicks: int
     boxes: bool  # begin with those that the case has
     threads: int
@@ -116,6 +118,7 @@ def score_case(job: Job) -> tuple[str, CaseScore | str]:
             *opened(job.checkpoint, job.settings, job.threads),
             device=device,
             precision=pick_precision(job.precision, device),
+            engine=pick_engine(job.engine, device),
         )
         case = read_challenge_case(job.image_path)
         labels = read_npz(job.label_path, ["gts"])["gts"]

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from segment_anything import ClickHistory, Sam3D, autocast, decode, upsample
+from segment_anything import ClickHistory, Engine, InferenceEngine, Sam3D, low_res_size
 from utils.baselines import ball_dsc_curve
 from utils.cases import Case, read_case, targets_of
 from utils.click_method import challenge_click, mended_share
@@ -80,12 +81,14 @@ class Evaluator:
         num_clicks: int,
         device: torch.device,
         precision: torch.dtype,
+        engine: Engine = "eager",
         max_instances: int = 8,
     ) -> None:
-        self.model = model.to(device).eval()
+        self.engine = InferenceEngine(model, device, precision, engine)
+        self.model = self.engine.model
         self.rule, self.num_clicks = rule, num_clicks
         self.instances = InstanceRule(most=max_instances, min_voxels=1)
-        self.device, self.precision = device, precision
+        self.device = device
         self._warm_up()
 
     def run_case(self, case: Case) -> CaseResult:
@@ -121,39 +124,40 @@ class Evaluator:
         result.ball_dsc = ball_dsc_curve(target, first_click, image.spacing_zyx, BALL_RADII_MM)
         return result, mask
 
-    @torch.inference_mode()
     def _interact(
         self, crop: Crop, target: np.ndarray, result: TargetResult
     ) -> Iterator[tuple[np.ndarray, tuple | None]]:
         """Yield the mask on the volume's grid after each click, and the click (None: no error)."""
         reachable = target & crop.grid.covered()
-        image = torch.from_numpy(crop.image)[None, None].to(self.device)
-        embedding, result.encoder_ms = self._timed(self.model.image_encoder, image)
+        image = torch.from_numpy(crop.image)[None, None]
+        embedding, result.encoder_ms = self._timed(self.engine.encode, image)
         history = ClickHistory(self.model.config.prompt.click_memory)
-        low_res, mask = None, np.zeros_like(target)
+        low_res, mask = self._no_mask(), np.zeros_like(target)
         for _ in range(self.num_clicks):
             click = challenge_click(mask, reachable)
             if click is not None:
                 point = torch.tensor([crop.grid.to_crop(click[0])], dtype=torch.float32)
-                history.add(point.to(self.device), torch.tensor([int(click[1])]).to(self.device))
+                history.add(point, torch.tensor([int(click[1])]))
                 (low_res, logits), milliseconds = self._timed(
-                    self._decode, embedding, history, low_res
+                    self._decode, embedding, *history.shown(), low_res
                 )
                 result.decoder_ms.append(milliseconds)
                 values = logits[0, 0].float().cpu().numpy()
                 mask = crop.grid.paste(values, outside=-np.inf) > self.model.mask_threshold
             yield mask, click
 
-    def _decode(self, embedding, history, low_res):
-        low_res, _ = decode(self.model, embedding, history, low_res)
-        return low_res, upsample(low_res, self.rule.size)
+    def _decode(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        low_res, _ = self.engine.decode(*inputs)
+        return low_res, self.engine.upsample(low_res, self.rule.size)
+
+    def _no_mask(self) -> Tensor:
+        return torch.zeros(1, 1, *[low_res_size(self.model)] * 3, device=self.device)
 
     def _timed(self, function, *inputs):
-        """Run in the network's precision; return the result and the synchronised time in ms."""
+        """Return the result and the synchronised time in ms."""
         self._synchronise()
         start = time.perf_counter()
-        with autocast(self.device, self.precision):
-            out = function(*inputs)
+        out = function(*inputs)
         self._synchronise()
         return out, 1000 * (time.perf_counter() - start)
 
@@ -161,18 +165,14 @@ class Evaluator:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    @torch.inference_mode()
     def _warm_up(self) -> None:
-        """Run once, untimed: first calls pay for allocation and kernel choice."""
+        """Run every shape once, untimed: first calls pay for allocation and kernel choice."""
         size = self.rule.size
-        image = torch.randn(1, 1, size, size, size, device=self.device)
+        embedding = self.engine.encode(torch.randn(1, 1, size, size, size))
         history = ClickHistory(self.model.config.prompt.click_memory)
-        history.add(
-            torch.full((1, 3), size / 2, device=self.device),
-            torch.ones(1, dtype=torch.long, device=self.device),
-        )
-        embedding, _ = self._timed(self.model.image_encoder, image)
-        self._timed(self._decode, embedding, history, None)
+        for _ in range(self.num_clicks):
+            history.add(torch.full((1, 3), size / 2), torch.ones(1, dtype=torch.long))
+            self._decode(embedding, *history.shown(), self._no_mask())
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -10,16 +10,16 @@ Targets have ids from 1 on. They share the image's embeddings; their masks compe
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 import torch
 
-from segment_anything import CropPredictor, Sam3D
+from segment_anything import CropPredictor, Engine, Sam3D
 from utils.answers import Part, compete, honour_clicks
 from utils.errors import InputError
 from utils.geometry import CropRule, affine_from_spacing
-from utils.image_session import ImageSession, PredictorOptions, State
+from utils.image_session import ImageSession, Look, PredictorOptions, State
 from utils.labels import MAX_LABEL
 from utils.prompts import (
     BoxPrompt,
@@ -31,6 +31,11 @@ from utils.prompts import (
     checked_click,
 )
 
+#: Targets that go through the network at once. A CPU gains nothing by it, and loses its caches.
+GPU_BATCH, CPU_BATCH = 16, 4
+#: Bytes of logits that are kept from one answer to the next: of hundreds of small targets.
+PART_BYTES = 2**29
+
 
 class Predictor:
     """One network on one image at a time, with any number of targets.
@@ -38,6 +43,7 @@ class Predictor:
     Args:
         rule: the crops that the network was trained on.
         precision: of the network's arithmetic.
+        engine: how its kernels run, see segment_anything/engine.py.
         options: what is done beyond the network.
         session: makes an `ImageSession`, or something else that looks at images.
     """
@@ -49,10 +55,13 @@ class Predictor:
         *,
         device: torch.device | None = None,
         precision: torch.dtype = torch.float32,
+        engine: Engine = "eager",
         options: PredictorOptions | None = None,
         session: Callable[..., ImageSession] = ImageSession,
     ) -> None:
-        self.network = CropPredictor(model, device or torch.device("cpu"), precision)
+        device = device or torch.device("cpu")
+        batch_size = CPU_BATCH if device.type == "cpu" else GPU_BATCH
+        self.network = CropPredictor(model, device, precision, engine, batch_size)
         self.rule, self.options = rule, options or PredictorOptions()
         self._make_session = session
         self.session: ImageSession | None = None
@@ -136,9 +145,11 @@ class Predictor:
         if target is None:
             self._prompts: dict[int, list[Prompt]] = defaultdict(list)
             self._states: dict[int, list[State]] = defaultdict(list)
+            self._parts: dict[int, tuple[State, Part]] = {}
         else:
             self._prompts.pop(target, None)
             self._states.pop(target, None)
+            self._parts.pop(target, None)
 
     @property
     def targets(self) -> list[int]:
@@ -151,43 +162,63 @@ class Predictor:
 
     def segmentation(self) -> np.ndarray:
         """Return every voxel's target, (D, H, W) uint8 or uint16; 0 where there is none."""
-        return compete(self._shape, ((target, self.part(target)) for target in self.targets))
+        shape, targets = self._shape, self.targets
+        self._look(targets)
+        clicks = self._foreground_clicks()
+        return compete(shape, ((target, self._part(target, clicks)) for target in targets))
 
     def part(self, target: int) -> Part:
-        """Return the target's logits on a box of the image, with all clicks honoured."""
+        """Return the target's logits on a box of the image, with all clicks honoured; read-only."""
         if not self._prompts.get(target):
             raise PromptError(f"target {target} has no prompt. Expected one of {self.targets}.")
-        state = self._state(target)
-        part = self.session.part(state)
+        self._look([target])
+        return self._part(target, self._foreground_clicks())
+
+    def _part(self, target: int, foreground: "ForegroundClicks") -> Part:
+        part, state = self._bare_part(target), self._states[target][-1]
         if not self.options.honour_clicks:
             return part
         scene = self.session.scene
         return honour_clicks(
             part,
             self._clicks(target),
-            self._clicks_of_others(target, part),
+            foreground.of_others(target, part),
             tuple(scene.voxel_mm),
             self.session.cell_mm(state),
             scene.shape,
         )
 
-    def _state(self, target: int) -> State:
-        """Give the network the prompts that it has not seen yet; return what it thinks now."""
+    def _bare_part(self, target: int) -> Part:
+        """Return a target's logits as the network means them, kept until it has another prompt."""
+        state = self._states[target][-1]
+        kept_for, part = self._parts.pop(target, (None, None))
+        if kept_for is not state:
+            part = self.session.part(state)
+            part.logits.flags.writeable = False
+        if part.logits.nbytes + sum(p.logits.nbytes for _, p in self._parts.values()) <= PART_BYTES:
+            self._parts[target] = state, part
+        return part
+
+    def _look(self, targets: Sequence[int]) -> None:
+        """Give the network the prompts that it has not seen yet, those of all targets together."""
+        self.session.together([self._advance(target) for target in targets])
+
+    def _advance(self, target: int) -> Generator[list[Look], list[np.ndarray], None]:
         prompts, states = self._prompts[target], self._states[target]
         while len(states) < len(prompts):
-            seen = _since_mask(prompts[: len(states) + 1])
-            states.append(self.session.advance(states[-1] if states else None, seen, target))
-        return states[-1]
+            seen, before = _since_mask(prompts[: len(states) + 1]), states[-1] if states else None
+            states.append((yield from self.session.advance(before, seen, target)))
+        yield from self.session.look_closer(states[-1])
 
-    def _clicks_of_others(self, target: int, part: Part) -> list[Click]:
-        """Return where in a part other targets certainly are; there may be hundreds of them."""
-        return [
-            click
-            for other in self.targets
-            if other != target
-            for click in self._clicks(other)
-            if click.is_foreground and part.holds(click.zyx)
-        ]
+    def _foreground_clicks(self) -> "ForegroundClicks":
+        return ForegroundClicks(
+            [
+                (target, click)
+                for target in self.targets
+                for click in self._clicks(target)
+                if click.is_foreground
+            ]
+        )
 
     def _clicks(self, target: int) -> list[Click]:
         said = _since_mask(self._prompts[target])
@@ -205,6 +236,21 @@ class Predictor:
         if self.session is None:
             raise InputError("there is no image yet. Call set_image first.")
         return self.session.scene.shape
+
+
+class ForegroundClicks:
+    """Where targets certainly are; there may be thousands of such clicks."""
+
+    def __init__(self, clicks: list[tuple[int, Click]]) -> None:
+        self._clicks = [click for _, click in clicks]
+        self._targets = np.array([target for target, _ in clicks])
+        self._places = np.array([click.zyx for click in self._clicks]).reshape(-1, 3)
+
+    def of_others(self, target: int, part: Part) -> list[Click]:
+        """Return the clicks in a part that are other targets'."""
+        inside = (self._places >= part.start) & (self._places < part.stop)
+        found = np.flatnonzero(inside.all(axis=1) & (self._targets != target))
+        return [self._clicks[number] for number in found]
 
 
 def _since_mask(prompts: list[Prompt]) -> list[Prompt]:

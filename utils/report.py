@@ -30,10 +30,12 @@ from utils.evaluate import (
 from utils.geometry import CropRule
 from utils.nifti_io import write_nifti
 from utils.pictures import draw_click_curve, draw_overlay
+from utils.run_flags import add_engine_arguments
 from utils.runtime import (
     add_run_arguments,
     non_negative_int,
     pick_device,
+    pick_engine,
     pick_precision,
     positive_int,
     start_run,
@@ -100,6 +102,7 @@ def add_validation_arguments(parser: argparse.ArgumentParser, out_dir: Path) -> 
         default=True,
         help="write predictions as NIfTI on the input's grid (default: on)",
     )
+    add_engine_arguments(parser)
     add_run_arguments(parser)
 
 
@@ -115,6 +118,7 @@ def run_validation(model: Sam3D, rule: CropRule, args: argparse.Namespace) -> Su
         num_clicks=args.num_clicks,
         device=device,
         precision=precision,
+        engine=pick_engine(args.engine, device),
         max_instances=args.max_instances,
     )
     # Spread over the sorted cases, so that every organ has its turn.

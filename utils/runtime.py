@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from segment_anything import EngineError, require_engine
 from utils.atomic import atomic_path
 from utils.errors import InputError
+from utils.run_flags import add_device_arguments
 
 #: What a random stream is for; seeds it beside the run's seed and the step, so that no two agree.
 SAMPLING, AUGMENTING, CLICKING = range(3)
-
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 def rank() -> int:
@@ -71,6 +71,19 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
+def pick_engine(name: str, device: torch.device) -> str:
+    """Return an engine that the machine can run.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        require_engine(name, device)
+    except EngineError as error:
+        raise InputError(f"--engine {name}: {error}") from error
+    return name
+
+
 def seed_everything(seed: int) -> None:
     """Seed every global generator; used once, for weight initialisation."""
     random.seed(seed)
@@ -116,13 +129,7 @@ def start_run(args: argparse.Namespace, out_dir: Path) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every script with a network has."""
     run = parser.add_argument_group("run")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    run.add_argument(
-        "--precision",
-        default="auto",
-        choices=PRECISIONS,
-        help="auto: bfloat16 or float16 on a GPU, float32 on a CPU (default: auto)",
-    )
+    add_device_arguments(run)
     run.add_argument(
         "--seed", type=non_negative_int, default=0, help="seed of everything random (default: 0)"
     )

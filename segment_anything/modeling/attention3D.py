@@ -59,6 +59,16 @@ class RelativeLogits(NamedTuple):
     padding: Tensor | None  # (B, n, g, g, g), or None when nothing is padded
 
 
+class RelativeTables(NamedTuple):
+    """What the relative terms take from the weights alone, gathered by offset."""
+
+    d: Tensor  # (g, S, c): d, j
+    h: Tensor  # (g, S, c): h, j
+    w: Tensor  # (g, S, c): y, j
+    b_pad: Tensor | None  # (n, g, S): log of b's sum over the padded x, for each h and j
+    c_pad: Tensor | None  # (n, S): log of c's sum over the padded y, for each j
+
+
 class Attention3D(nn.Module):
     """Multi-head self-attention over a whole cubic token grid."""
 
@@ -101,6 +111,12 @@ class Attention3D(nn.Module):
         else:
             columns = key_columns(grid_size, padded=self.padded)
         self.register_buffer("columns", columns, persistent=False)
+        self._frozen: RelativeTables | None = None
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Gather the relative tables once; weights and device must not change any more."""
+        self._frozen = self._tables(torch.float32)
 
     @property
     def padded(self) -> bool:
@@ -136,23 +152,12 @@ class Attention3D(nn.Module):
         """Compute the relative terms of unscaled queries (B, n, N, c), never below float32."""
         grid = self.grid_size
         with torch.autocast(query.device.type, enabled=False):
-            dtype = torch.promote_types(query.dtype, torch.float32)
-            query = query.to(dtype).unflatten(2, (grid, grid, grid))
-            # (S, S, c) each; real queries need the first g rows, padded ones the rest of table_w
-            tables = (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
-            table_d, table_h, table_w = (table.to(dtype)[self.offsets] for table in tables)
-            a = torch.einsum("bndhwc,djc->bndhwj", query, table_d[:grid])
-            b = torch.einsum("bndhxc,hjc->bndhxj", query, table_h[:grid])
-            c = torch.einsum("bndhyc,yjc->bndhyj", query, table_w[:grid])
-            padding = None
-            if self.padded:
-                bias = self.qkv.bias.to(dtype).view(3, self.num_heads, -1)[0]
-                # The query at a padded place of the row is the bias: equal for every padded x in
-                # b, and read through another row of the table for every padded y in c.
-                b_pad = torch.einsum("nc,hjc->nhj", bias, table_h[:grid])
-                c_pad = torch.einsum("nc,yjc->nyj", bias, table_w[grid:])
-                b_pad = b_pad + math.log(self.table_size - grid)
-                padding = _padding_logit(a, b, c, b_pad, torch.logsumexp(c_pad, dim=1))
+            query = self._wide_grid(query)
+            tables = self._frozen or self._tables(query.dtype)
+            a = torch.einsum("bndhwc,djc->bndhwj", query, tables.d)
+            b = torch.einsum("bndhxc,hjc->bndhxj", query, tables.h)
+            c = torch.einsum("bndhyc,yjc->bndhyj", query, tables.w)
+            padding = _padding_logit(a, b, c, tables.b_pad, tables.c_pad) if self.padded else None
             return RelativeLogits(a[..., :grid], b[..., :grid], c[..., :grid], padding)
 
     def _textbook_logits(self, query: Tensor) -> Tensor:
@@ -161,18 +166,33 @@ class Attention3D(nn.Module):
         Returns:
             (B, n, N, 3 g): what each query adds for every x, every y and every j of a key.
         """
-        grid = self.grid_size
         with torch.autocast(query.device.type, enabled=False):
-            dtype = torch.promote_types(query.dtype, torch.float32)
-            query = query.to(dtype).unflatten(2, (grid, grid, grid))
-            tables = [
-                t.to(dtype)[self.offsets] for t in (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
-            ]
+            query = self._wide_grid(query)
+            tables = self._frozen or self._tables(query.dtype)
             terms = [
                 torch.einsum(f"bndhwc,{axis}kc->bndhwk", query, table)
-                for axis, table in zip("dhw", tables, strict=True)
+                for axis, table in zip("dhw", tables[:3], strict=True)
             ]
             return torch.cat(terms, dim=-1).flatten(2, 4)
+
+    def _wide_grid(self, query: Tensor) -> Tensor:
+        """Return queries as (B, n, g, g, g, c), float32 or more."""
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        return query.to(dtype).unflatten(2, (self.grid_size,) * 3)
+
+    def _tables(self, dtype: torch.dtype) -> RelativeTables:
+        grid = self.grid_size
+        # (S, S, c) each; real queries need the first g rows, padded ones the rest of w
+        tables = (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
+        d, h, w = (table.to(dtype)[self.offsets] for table in tables)
+        b_pad = c_pad = None
+        if self.padded:
+            bias = self.qkv.bias.to(dtype).view(3, self.num_heads, -1)[0]
+            # The query at a padded place of the row is the bias: equal for every padded x in b,
+            # and read through another row of the table for every padded y in c.
+            b_pad = torch.einsum("nc,hjc->nhj", bias, h[:grid]) + math.log(self.table_size - grid)
+            c_pad = torch.logsumexp(torch.einsum("nc,yjc->nyj", bias, w[grid:]), dim=1)
+        return RelativeTables(d[:grid], h[:grid], w[:grid], b_pad, c_pad)
 
 
 def _padding_logit(a: Tensor, b: Tensor, c: Tensor, b_pad: Tensor, c_pad: Tensor) -> Tensor:
@@ -225,8 +245,8 @@ def attend(
 ) -> Tensor:
     """Return softmax(query key^T + relative) value: the one place that chooses a backend.
 
-    On CUDA the relative logits ride inside the dot product, so that fused kernels apply: flash_attn
-    where it is installed and takes the numbers, else PyTorch's. On the CPU a dense bias is faster.
+    On CUDA the relative logits ride inside the dot product, so that kernels without a bias apply.
+    On the CPU a dense bias is faster.
 
     Args:
         query: (B, n, N, c), scaled.
@@ -235,12 +255,37 @@ def attend(
         relative: The relative logits of the same queries, released or textbook.
         columns: `key_columns` or `textbook_key_columns` of the same keys.
     """
-    if not query.is_cuda:
-        if isinstance(relative, Tensor):
-            bias = (relative @ columns.to(relative.dtype).T).to(query.dtype)
-        else:
-            bias = dense_bias(relative).to(query.dtype)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+    chosen = attend_extended if query.is_cuda else attend_dense
+    return chosen(query, key, value, relative, columns)
+
+
+def attend_dense(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    relative: RelativeLogits | Tensor,
+    columns: Tensor,
+) -> Tensor:
+    """Attend with the relative logits as a bias of full size; see `attend`."""
+    if isinstance(relative, Tensor):
+        bias = relative @ columns.to(relative.dtype).T
+    else:
+        bias = dense_bias(relative)
+    bias = bias.to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+
+
+def attend_extended(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    relative: RelativeLogits | Tensor,
+    columns: Tensor,
+) -> Tensor:
+    """Attend with the relative logits inside the dot product; see `attend`.
+
+    By flash_attn where it is installed and takes the numbers, else by PyTorch's fused kernels.
+    """
     width = value.shape[-1]
     query, key = extend(query, key, relative, columns)
     half = query.dtype in (torch.float16, torch.bfloat16)

@@ -168,10 +168,10 @@ class ImageEncoderViT3D(nn.Module):
         return EncoderOutput(embedding, hidden_states)
 
     def _initialise(self) -> None:
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.pos_embed, std=0.02)
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from segment_anything.config import CELLS_PER_TOKEN, PromptConfig
 from segment_anything.modeling.common import LayerNorm3d, fold_cells
+from segment_anything.modeling.conv3D import DetailConv3d
 
 
 class PositionEmbeddingRandom3D(nn.Module):
@@ -73,7 +74,7 @@ class PromptEncoder3D(nn.Module):
             nn.Conv3d(16, embed_dim, kernel_size=1),
         )
         self.no_mask_embed = nn.Embedding(1, embed_dim)
-        self.mask_detail = nn.Conv3d(1, detail_chans, 3, padding=1) if detail_chans else None
+        self.mask_detail = DetailConv3d(1, detail_chans) if detail_chans else None
         self._dense_pe: tuple[Tensor, int, Tensor] | None = None  # matrix, its version, encoding
 
     def get_dense_pe(self) -> Tensor:

@@ -1,7 +1,11 @@
 """The released attention as it was written: pad to the window, attend among all tokens, crop.
 
-The slow and obvious form of `segment_anything.modeling.attention3D.Attention3D`, for comparison.
+The slow and obvious form of `segment_anything.modeling.attention3D.Attention3D` with the released
+relative terms: the tests' oracle, and what benchmarks/training.py compares with.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -36,3 +40,18 @@ def _by_offset(table: Tensor) -> Tensor:
     size = (len(table) + 1) // 2
     rows = [table[size - 1 + i - size + 1 : size + i].flip(0) for i in range(size)]
     return torch.stack(rows)
+
+
+@contextmanager
+def literal_windows() -> Iterator[None]:
+    """Let every window attention that pads, of all networks, take the literal form in the block."""
+    ours = Attention3D.forward
+
+    def forward(attn: Attention3D, x: Tensor) -> Tensor:
+        return literal_attention(attn, x) if attn.padded else ours(attn, x)
+
+    Attention3D.forward = forward
+    try:
+        yield
+    finally:
+        Attention3D.forward = ours

@@ -1,0 +1,187 @@
+"""From the start of a process to its first mask on disk: predict.py, begun anew each time.
+
+    python benchmarks/cold_start.py
+    python benchmarks/cold_start.py --checkpoints student.pth --runs 9 --json work_dir/cold.json
+    python benchmarks/cold_start.py --networks fastsam3d --engines eager compiled
+
+The challenge starts its container anew for every step, so this is part of every answer. The case
+is a made-up abdomen with the boxes of two organs and a click into one; networks get fresh random
+weights where no files are given. Networks and engines take turns; files are in the cache, as every
+one was read before. Parts are what predict.py --timing says; what is left of the whole process is
+the interpreter's own start and end. Every run must write the same mask with something in it.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measure import alternate, machine, machine_line, summary, table, write_json
+from segment_anything import checkpoint_payload, network_configs, sam_model_registry3D
+from utils.errors import InputError, exit_on_input_error
+from utils.phantoms import boxes_of, ct_phantom
+from utils.runtime import non_negative_int, positive_int
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("imports", "weights", "cases", "network", "writing")  # of predict.py --timing
+REST = "start and end"
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=sorted(network_configs),
+        default=["tiny_fastsam3d", "fastsam3d", "vit_b_ori"],
+        help="with random weights, where no --checkpoints are given (default: both students and "
+        "the teacher)",
+    )
+    parser.add_argument("--checkpoints", type=Path, nargs="+", help="files of ours instead")
+    parser.add_argument("--engines", nargs="+", help="for predict.py --engine (default: its own)")
+    parser.add_argument("--device", default="auto", help="(default: auto)")
+    parser.add_argument("--precision", default="auto", help="(default: auto)")
+    parser.add_argument("--runs", type=positive_int, default=5, help="of each (default: 5)")
+    parser.add_argument("--warmup", type=non_negative_int, default=1, help="(default: 1)")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="(default: 0)")
+    parser.add_argument("--json", type=Path, help="write the numbers here as well")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> dict[str, object]:
+    """Time every network with every engine; return a row for each, and where it was."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        case = write_case(folder / "CT_phantom.npz", args.seed)
+        checkpoints = args.checkpoints or [
+            save_random(folder / f"{network}.pth", network, args.seed) for network in args.networks
+        ]
+        starts = {}
+        for path in checkpoints:
+            for engine in args.engines or [None]:
+                title = path.stem if engine is None else f"{path.stem}, {engine}"
+                starts[title] = Start(case, path, folder / title, args, engine)
+        works = {title: start.run for title, start in starts.items()}
+        seconds = alternate(works, args.runs, args.warmup)
+        rows = [start.row(title, seconds[title]) for title, start in starts.items()]
+    report = {"machine": machine(), "device": args.device, "precision": args.precision}
+    report["rows"] = rows
+    if args.json:
+        write_json(args.json, report)
+    return report
+
+
+def write_case(path: Path, seed: int) -> Path:
+    """Write a challenge file: an abdomen, the boxes of two organs, a click into the first."""
+    rng = np.random.default_rng(seed)
+    phantom = ct_phantom(rng)
+    organs = np.unique(phantom.label)[1:3]
+    label = np.where(np.isin(phantom.label, organs), phantom.label, 0)
+    inside = np.argwhere(label == organs[0])
+    click = inside[len(inside) // 2].tolist()
+    np.savez_compressed(
+        path,
+        imgs=phantom.image,
+        spacing=phantom.spacing_xyz,
+        boxes=np.array(boxes_of(label, rng), dtype=object),
+        clicks=np.array([{"fg": [click], "bg": []}, {"fg": [], "bg": []}], dtype=object),
+    )
+    return path
+
+
+def save_random(path: Path, network: str, seed: int) -> Path:
+    """Write a checkpoint of a network with fresh weights."""
+    torch.manual_seed(seed)
+    torch.save(checkpoint_payload(sam_model_registry3D[network]()), path)
+    return path
+
+
+class Start:
+    """One way to start predict.py: what each run took, part by part, and the masks it wrote."""
+
+    def __init__(
+        self,
+        case: Path,
+        checkpoint: Path,
+        output: Path,
+        args: argparse.Namespace,
+        engine: str | None,
+    ) -> None:
+        self._answer = output / case.name
+        self._discard = args.warmup
+        self._parts: list[dict[str, float]] = []
+        self._masks: list[np.ndarray] = []
+        self._command = [
+            *(sys.executable, ROOT / "predict.py", "--timing"),
+            *("--input", case, "--output", output, "--checkpoint", checkpoint.resolve()),
+            *("--device", args.device, "--precision", args.precision),
+            *(("--engine", engine) if engine else ()),
+        ]
+
+    def run(self) -> None:
+        """Start it and wait for its end."""
+        self._answer.unlink(missing_ok=True)
+        done = subprocess.run(self._command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise InputError(f"{' '.join(map(str, self._command))} failed:\n{done.stderr}")
+        told = done.stdout.rpartition("seconds: ")[2]
+        self._parts.append({k: float(s) for k, s in re.findall(r"([a-z]+) ([\d.]+)[,;]", told)})
+        with np.load(self._answer) as answer:
+            self._masks.append(answer["segs"])
+
+    def row(self, title: str, wall: Sequence[float]) -> dict[str, object]:
+        """Say what all runs took; ``wall`` are the seconds of whole processes."""
+        parts = self._parts[self._discard :]
+        medians = {name: summary([p[name] for p in parts])["median"] for name in PARTS}
+        rest = [w - sum(p.values()) for w, p in zip(wall, parts, strict=True)]
+        return {
+            "start": title,
+            "parts": medians | {REST: summary(rest)["median"]},
+            "process": summary(wall),
+            "seconds": list(wall),
+            "voxels": int(np.count_nonzero(self._masks[0])),
+            "same_masks": all(map(partial(np.array_equal, self._masks[0]), self._masks)),
+        }
+
+
+def report_table(report: dict) -> str:
+    """Return the rows as Markdown, medians in seconds."""
+    headers = [
+        "network",
+        REST,
+        *PARTS,
+        "whole process (p10 … p90)",
+        "mask, voxels",
+        "same each run",
+    ]
+    rows = []
+    for row in report["rows"]:
+        median, p10, p90 = (f"{row['process'][key]:.2f}" for key in ("median", "p10", "p90"))
+        parts = [f"{row['parts'][part]:.2f}" for part in (REST, *PARTS)]
+        same = "yes" if row["same_masks"] else "NO"
+        rows.append([row["start"], *parts, f"{median} ({p10} … {p90})", row["voxels"], same])
+    return table(headers, rows)
+
+
+@exit_on_input_error
+def main() -> int:
+    args = parse_args()
+    report = run(args)
+    print(f"seconds, medians of {args.runs} starts in turns; {machine_line()}\n")
+    print(report_table(report))
+    return 0 if all(row["same_masks"] and row["voxels"] for row in report["rows"]) else 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""How long a volume and a click take: our networks, engines, precisions, and MedIM's SAM-Med3D.
+
+    python benchmarks/latency.py --json work_dir/latency.json
+    python benchmarks/latency.py --device cuda --engines eager compiled graph \\
+        --medim-batch-sizes 1 4 16 --medim-precisions float32 bfloat16
+    python benchmarks/latency.py --networks tiny_fastsam3d --no-medim --runs 5
+
+Parts, on crops that lie in the processor's memory and back to logits on the device:
+
+    encoder        crop → image embedding
+    first click    crop → embedding → one click → low-resolution logits → 128^3 logits
+    further click  embedding, one click and the mask so far → 128^3 logits
+
+All rivals of a part take turns in one process, warmed up and synchronised. Beside each time stand
+the most memory it takes and how far its output is from the reference: MedIM's with the same weights
+for the teacher, the plain network in float64 for the others. Weights are random, volumes waves and
+noise. Then, where files can be read, the same through predict.py: benchmarks/growth.py.
+
+Needs the medim package (requirements-dev.txt), or --no-medim.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import growth
+from benchmarks.measure import (
+    PeakMemory,
+    alternate,
+    machine,
+    machine_line,
+    relative_difference,
+    summary,
+    synchroniser,
+    table,
+    write_json,
+)
+from benchmarks.rivals import PARTS, Rival, medim_rival, our_rivals, prompts_for, reference_outputs
+from segment_anything import ENGINES, sam_model_registry3D
+from utils.errors import exit_on_input_error
+from utils.run_flags import PRECISIONS
+from utils.runtime import pick_device, positive_int
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--networks", nargs="+", default=["vit_b_ori", "fastsam3d"], choices=sam_model_registry3D)
+    add("--engines", nargs="+", default=["eager"], choices=ENGINES)
+    add("--precisions", nargs="+", default=["float32", "bfloat16"], choices=PRECISIONS[1:])
+    add("--parts", nargs="+", default=PARTS, choices=PARTS)
+    add("--batch-sizes", type=positive_int, nargs="+", default=[1, 4, 16])
+    add(
+        "--medim-batch-sizes",
+        type=positive_int,
+        nargs="*",
+        default=[1],
+        help="batches that MedIM is timed on too; a CPU takes it ten seconds a volume (default: 1)",
+    )
+    add("--medim-precisions", nargs="+", default=["float32"], choices=PRECISIONS[1:])
+    add("--medim", action=argparse.BooleanOptionalAction, default=True)
+    add("--runs", type=positive_int, default=20, help="timed runs at batch 1 (default: 20)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--threads", type=int, default=0, help="CPU threads; 0 = PyTorch's choice")
+    add("--growth", action=argparse.BooleanOptionalAction, default=True, help="predict.py as well")
+    add("--json", type=Path, help="write the numbers here as well")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> dict[str, object]:
+    """Measure everything that ``args`` name; return the rows of both tables."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = pick_device(args.device)
+    report = {"machine": machine(), "rows": []}
+    references = {name: reference_outputs(name, args.parts, args.medim) for name in args.networks}
+    for batch in args.batch_sizes:
+        rivals = []
+        if args.medim and batch in args.medim_batch_sizes:
+            rivals += [medim_rival(device, precision) for precision in args.medim_precisions]
+        for network in args.networks:
+            rivals += our_rivals(network, device, args.precisions, args.engines)
+        # A batch of 16 says as much in a quarter of the runs.
+        runs = max(3, args.runs // batch) if batch > 1 else args.runs
+        for part in args.parts:
+            report["rows"] += measured(rivals, part, batch, runs, device, references)
+    if args.growth:
+        network = args.networks[-1]
+        report["growth"] = growth.run(growth.parse_args(["--network", network, "--runs", "3"]))
+    if args.json:
+        write_json(args.json, report)
+    return report
+
+
+def measured(
+    rivals: Sequence[Rival],
+    part: str,
+    batch: int,
+    runs: int,
+    device: torch.device,
+    references: dict[str, dict[str, Tensor]],
+) -> list[dict[str, object]]:
+    """Time one part of all rivals in turns; return a row each."""
+    prompts = prompts_for(batch)
+    works = {rival.name: rival.work(part, prompts) for rival in rivals}
+    checked = {}
+    for rival in tqdm(rivals, desc=f"{part}, batch {batch}: outputs, memory", disable=None):
+        works[rival.name]()  # pays for compilation
+        with PeakMemory(device) as memory:
+            output = works[rival.name]()
+        expected = references[rival.network][part]
+        checked[rival.name] = relative_difference(output[:1].cpu(), expected), memory.growth
+    seconds = alternate(works, runs, synchronise=synchroniser(device))
+    medim = summary(seconds[rivals[0].name])["median"] if rivals[0].is_medim else None
+    rows = []
+    for rival in rivals:
+        times = summary(seconds[rival.name])
+        difference, peak = checked[rival.name]
+        row = {"part": part, "batch": batch, "rival": rival.name, "network": rival.network}
+        row |= {"seconds": times, "difference": difference, "peak_bytes": peak}
+        rows.append(row | {"faster_than_medim": medim and medim / times["median"]})
+    return rows
+
+
+def latency_table(rows: Sequence[dict]) -> str:
+    """Return the rows as a table."""
+    headers = ["part", "batch", "network, precision, engine", "median, ms", "10 … 90 %"]
+    headers += ["times MedIM", "difference", "peak memory, MiB"]
+    cells = []
+    for row in rows:
+        times, faster = row["seconds"], row["faster_than_medim"]
+        spread = f"{1e3 * times['p10']:.1f} … {1e3 * times['p90']:.1f}"
+        cells.append(
+            [
+                *(row["part"], row["batch"], row["rival"]),
+                *(f"{1e3 * times['median']:.1f}", spread, f"{faster:.1f}" if faster else ""),
+                *(f"{row['difference']:.1e}", f"{row['peak_bytes'] / 2**20:.0f}"),
+            ]
+        )
+    return table(headers, cells)
+
+
+@exit_on_input_error
+def main() -> None:
+    args = parse_args()
+    report = run(args)
+    print(f"{machine_line()}, median of {args.runs} runs at batch 1\n")
+    print(latency_table(report["rows"]))
+    if "growth" in report:
+        print(f"\n{growth.growth_table(report['growth'])}")
+
+
+if __name__ == "__main__":
+    main()

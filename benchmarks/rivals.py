@@ -1,0 +1,176 @@
+"""The networks that benchmarks/latency.py times: ours in every engine, and MedIM's SAM-Med3D.
+
+All have the same random weights where they have the same keys. A rival turns a part's name and
+prompts into a call without arguments.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segment_anything import (
+    ClickHistory,
+    InferenceEngine,
+    Sam3D,
+    autocast,
+    decode,
+    sam_model_registry3D,
+    upsample,
+)
+from segment_anything.prompting import decode_points
+
+PARTS = ("encoder", "first click", "further click")
+SIZE = 128  # voxels along each axis of a crop
+TEACHER = "vit_b_ori"
+#: How far the relative position terms, zero in a fresh network, are from it here.
+RELATIVE_SCALE = 0.2
+
+
+class Prompts(NamedTuple):
+    """What one call is given, in the processor's memory."""
+
+    images: Tensor  # (B, 1, 128, 128, 128)
+    coords: Tensor  # (B, 1, 3)
+    labels: Tensor  # (B, 1)
+    low_res_masks: Tensor  # (B, 1, 32, 32, 32)
+    no_masks: Tensor  # zeros of the same shape
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A network ready to be timed."""
+
+    name: str
+    network: str
+    work: Callable[[str, Prompts], Callable[[], Tensor]]
+    is_medim: bool = False
+
+
+def prompts_for(batch: int) -> Prompts:
+    """Return made-up prompts; the first sample is the same in every batch."""
+    generator = torch.Generator().manual_seed(0)
+    image = waves(generator)
+    coords = 20 + 90 * torch.rand(1, 1, 3, generator=generator)
+    masks = 4 * F.interpolate(torch.randn(1, 1, 8, 8, 8, generator=generator), scale_factor=4.0)
+    images = image.repeat(batch, 1, 1, 1, 1)
+    images[1:] += 0.1 * torch.randn(images[1:].shape, generator=generator)
+    labels = torch.ones(batch, 1, dtype=torch.long)
+    masks = masks.repeat(batch, 1, 1, 1, 1)
+    return Prompts(images, coords.repeat(batch, 1, 1), labels, masks, torch.zeros_like(masks))
+
+
+def waves(generator: torch.Generator) -> Tensor:
+    """Return a volume (1, 1, 128, 128, 128) of smooth waves and noise, mean 0, deviation 1."""
+    coarse = torch.randn(1, 1, 12, 12, 12, generator=generator)
+    volume = F.interpolate(coarse, size=(SIZE,) * 3, mode="trilinear", align_corners=False)
+    volume = volume + 0.3 * torch.randn(volume.shape, generator=generator)
+    return (volume - volume.mean()) / volume.std()
+
+
+@cache
+def network(name: str) -> Sam3D:
+    """Return a network with random weights, all parts of which have a say."""
+    torch.manual_seed(0)
+    model = sam_model_registry3D[name]().eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "rel_pos" in key:
+                parameter.copy_(RELATIVE_SCALE * torch.randn_like(parameter))
+    return model
+
+
+def our_rivals(
+    name: str, device: torch.device, precisions: Sequence[str], engines: Sequence[str]
+) -> list[Rival]:
+    """Return a network of ours in all precisions and engines."""
+    return [
+        Rival(f"{name}, {precision}, {engine}", name, _our_work(name, device, precision, engine))
+        for precision in precisions
+        for engine in engines
+    ]
+
+
+def _our_work(
+    name: str, device: torch.device, precision: str, engine_name: str
+) -> Callable[[str, Prompts], Callable[[], Tensor]]:
+    engine = InferenceEngine(network(name), device, getattr(torch, precision), engine_name)
+
+    def click(embedding: Tensor, prompts: Prompts, masks: Tensor) -> Tensor:
+        low_res, _ = engine.decode(embedding, prompts.coords, prompts.labels, masks)
+        return engine.upsample(low_res, SIZE)
+
+    def work(part: str, prompts: Prompts) -> Callable[[], Tensor]:
+        if part == "encoder":
+            return lambda: engine.encode(prompts.images)
+        if part == "first click":
+            return lambda: click(engine.encode(prompts.images), prompts, prompts.no_masks)
+        embedding = engine.encode(prompts.images)
+        return lambda: click(embedding, prompts, prompts.low_res_masks)
+
+    return work
+
+
+def medim_rival(device: torch.device, precision: str = "float32") -> Rival:
+    """Return MedIM's SAM-Med3D with the weights of our teacher, used as its own users do."""
+    model, dtype = medim_network().to(device), getattr(torch, precision)
+
+    @torch.inference_mode()
+    def encode(prompts: Prompts) -> Tensor:
+        with autocast(device, dtype):
+            return model.image_encoder(prompts.images.to(device))
+
+    @torch.inference_mode()
+    def click(embedding: Tensor, prompts: Prompts, masks: Tensor) -> Tensor:
+        points = prompts.coords.to(device), prompts.labels.to(device)
+        with autocast(device, dtype):
+            dense_pe = model.prompt_encoder.get_dense_pe()
+            low_res, _ = decode_points(model, embedding, *points, masks.to(device), dense_pe)
+        return F.interpolate(low_res, size=(SIZE,) * 3, mode="trilinear", align_corners=False)
+
+    def work(part: str, prompts: Prompts) -> Callable[[], Tensor]:
+        if part == "encoder":
+            return lambda: encode(prompts)
+        if part == "first click":
+            return lambda: click(encode(prompts), prompts, prompts.no_masks)
+        embedding = encode(prompts)
+        return lambda: click(embedding, prompts, prompts.low_res_masks)
+
+    return Rival(f"MedIM's SAM-Med3D, {precision}", TEACHER, work, is_medim=True)
+
+
+@cache
+def medim_network() -> torch.nn.Module:
+    import medim
+
+    model = medim.create_model("SAM-Med3D", pretrained=False).eval()
+    model.load_state_dict(network(TEACHER).state_dict(), strict=True)
+    return model
+
+
+def reference_outputs(name: str, parts: Sequence[str], medim: bool) -> dict[str, Tensor]:
+    """Return what a network's parts answer to the first sample, computed without our engines.
+
+    By MedIM for the teacher, in float64 by the plain network else.
+    """
+    prompts = prompts_for(1)
+    if medim and name == TEACHER:
+        rival = medim_rival(torch.device("cpu"))
+        return {part: rival.work(part, prompts)() for part in parts}
+    model = sam_model_registry3D[name]().eval().double()
+    model.load_state_dict(network(name).state_dict())
+    history = ClickHistory("last")
+    history.add(prompts.coords[:, 0].double(), prompts.labels[:, 0])
+    masks = {"first click": prompts.no_masks, "further click": prompts.low_res_masks}
+    with torch.inference_mode():
+        embedding = model.image_encoder(prompts.images.double())
+        return {
+            part: upsample(decode(model, embedding, history, masks[part].double())[0], SIZE)
+            if part in masks
+            else embedding
+            for part in parts
+        }

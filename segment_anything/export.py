@@ -1,0 +1,356 @@
+"""Write a network as two ONNX files, divided as SAM is: one image, then many prompts.
+
+Reads   --checkpoint  ours (student.pth), or a released file with --network
+Writes  --out         image_encoder.onnx   image -> image_embedding
+                      prompt_decoder.onnx  image_embedding, point_coords, point_labels, mask_input
+                                           -> low_res_masks, iou
+                      export.json          which network, its crops, inputs and outputs, differences
+
+Both take any batch size, the decoder any number of clicks from one on; "no click" is one click with
+the label -1, and "no mask yet" a mask of zeros. Both are held against PyTorch before they appear.
+
+    python -m segment_anything.export --checkpoint student.pth --out onnx
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from segment_anything.build_sam3D import build_from_checkpoint
+from segment_anything.checkpoint_keys import CheckpointError, fingerprint, open_checkpoint
+from segment_anything.modeling import PromptEncoder3D, Sam3D
+from segment_anything.onnx_encoder import FINGERPRINT, OnnxError, needed, open_session
+
+ENCODER, DECODER, FACTS = "image_encoder.onnx", "prompt_decoder.onnx", "export.json"
+OPSET = 20
+#: What the files may differ from PyTorch by: norm of the difference over the norm.
+TOLERANCE = 1e-4
+#: Batch sizes and numbers of clicks that are checked.
+BATCHES, CLICKS = (1, 2), (1, 2, 5)
+
+Inputs = dict[str, Tensor]
+Differences = dict[str, dict[str, float]]  # case -> output -> relative difference
+
+
+class PromptDecoder(nn.Module):
+    """Prompt encoder and mask decoder as one graph, the token grid's positions a constant of it."""
+
+    def __init__(self, model: Sam3D) -> None:
+        super().__init__()
+        self.prompt_encoder, self.mask_decoder = model.prompt_encoder, model.mask_decoder
+        self.register_buffer("dense_pe", model.prompt_encoder.get_dense_pe().clone())
+
+    def forward(
+        self,
+        image_embedding: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return low-resolution logits (B, 1, m, m, m) and their predicted IoU (B, 1).
+
+        Args:
+            image_embedding: (B, C, g, g, g).
+            point_coords: (B, N, 3) voxels in the network's axis order.
+            point_labels: (B, N) int64 in {1, 0, -1}.
+            mask_input: (B, 1, m, m, m) logits, m = 4 g.
+        """
+        prompts = self.prompt_encoder
+        sparse = prompts._embed_points(point_coords, point_labels)
+        if prompts.config.click_stamp_sigma > 0:
+            mask_input = stamp_at_once(prompts, mask_input, point_coords, point_labels)
+        dense = prompts._embed_mask(mask_input, mask_input.shape[0])
+        return self.mask_decoder(image_embedding, self.dense_pe, sparse, dense, False)
+
+
+def stamp_at_once(
+    prompts: PromptEncoder3D, masks: Tensor, coords: Tensor, labels: Tensor
+) -> Tensor:
+    """Return what stamping clicks one after the other comes to, without a loop over them.
+
+    A graph has no loop of unknown length. With weights w_k and logits l_k of N stamps, what is left
+    of the mask is prod(1 - w_k), and of stamp k it is w_k l_k times the product over later stamps.
+    Products over clicks are sums of logarithms, those over the later ones a triangular matrix.
+    """
+    size, sigma = prompts.low_res_size, prompts.config.click_stamp_sigma
+    cells = torch.arange(size, device=coords.device)
+    centres = (coords + 0.5) * (size / prompts.img_size) - 0.5  # in cells, (B, N, 3)
+    along = torch.exp(-((cells - centres[..., None]) ** 2) / (2 * sigma**2))  # (B, N, 3, m)
+    z, y, x = (along * (labels >= 0)[..., None, None]).unbind(2)
+    weight = z[..., None, None] * y[..., None, :, None] * x[..., None, None, :]
+    weight = weight.flatten(2)  # (B, N, m^3)
+    kept = torch.log1p(-weight.clamp(max=1 - 2**-24))  # never the logarithm of 0
+    order = torch.arange(coords.shape[1], device=coords.device)
+    later = (order[None] > order[:, None]).to(kept.dtype)
+    logits = (2.0 * labels - 1.0) * prompts.config.click_stamp_logit
+    stamps = (weight * torch.exp(later @ kept) * logits[..., None]).sum(1)
+    return (masks.flatten(1) * torch.exp(kept.sum(1)) + stamps).view_as(masks)
+
+
+def export(model: Sam3D, folder: Path, *, tolerance: float = TOLERANCE, **facts: Any) -> Path:
+    """Write both files and what is known of them; all of them, or none.
+
+    Args:
+        model: the network, on the CPU.
+        folder: made if need be.
+        tolerance: how much they may differ from PyTorch.
+        facts: what else export.json shall say.
+
+    Returns:
+        The path of export.json.
+
+    Raises:
+        OnnxError: a package is missing, or a file does not do what PyTorch does.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        needed(package)
+    model = model.eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as name:
+        temporary = Path(name)
+        differences: dict[str, Differences] = {}
+        for file, write, compare in (
+            (ENCODER, write_encoder, encoder_differences),
+            (DECODER, write_decoder, decoder_differences),
+        ):
+            write(model, temporary / file)
+            differences[file] = compare(model, temporary / file)
+            require_same(file, differences[file], tolerance)
+        content = {
+            "network": model.config.network,
+            FINGERPRINT: fingerprint(model),
+            **facts,
+            "config": model.config.to_dict(),
+            "opset": OPSET,
+            "files": {file: signature(temporary / file) for file in differences},
+            "relative_difference_to_pytorch": differences,
+        }
+        (temporary / FACTS).write_text(json.dumps(content, indent=1))
+        for file in (ENCODER, DECODER, FACTS):
+            os.replace(temporary / file, folder / file)
+    return folder / FACTS
+
+
+def write_encoder(model: Sam3D, path: Path) -> None:
+    """Write the image encoder."""
+    _write(
+        model.image_encoder,
+        path,
+        _image(model, 2),
+        {"image": ("batch",)},
+        ("image_embedding",),
+        model,
+    )
+
+
+def write_decoder(model: Sam3D, path: Path) -> None:
+    """Write prompt encoder and mask decoder."""
+    axes = {
+        "image_embedding": ("batch",),
+        "point_coords": ("batch", "clicks"),
+        "point_labels": ("batch", "clicks"),
+        "mask_input": ("batch",),
+    }
+    inputs = _prompts(model, 2, clicks=3)
+    _write(PromptDecoder(model).eval(), path, inputs, axes, ("low_res_masks", "iou"), model)
+
+
+def _write(
+    module: nn.Module,
+    path: Path,
+    inputs: Inputs,
+    axes: Mapping[str, tuple[str, ...]],
+    outputs: Sequence[str],
+    model: Sam3D,
+) -> None:
+    """Export a module; ``axes`` name the leading axes of each input that have any length."""
+    dims = {name: torch.export.Dim(name) for names in axes.values() for name in names}
+    shapes = {
+        name: {axis: dims[label] for axis, label in enumerate(labels)}
+        for name, labels in axes.items()
+    }
+    # Fused attention has strides of its own, with which the exporter's reshapes do not agree.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        program = torch.onnx.export(
+            module,
+            tuple(inputs[name] for name in axes),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(axes),
+            output_names=list(outputs),
+            dynamic_shapes=tuple(shapes[name] for name in axes),
+            external_data=False,
+            verbose=False,
+        )
+    program.model.metadata_props[FINGERPRINT] = fingerprint(model)
+    program.save(os.fspath(path))
+
+
+def encoder_differences(model: Sam3D, path: Path) -> Differences:
+    """Hold the file against PyTorch on random images."""
+
+    def encode(image: Tensor) -> tuple[Tensor]:
+        return (model.image_encoder(image),)
+
+    cases = {f"batch {batch}": _image(model, batch, seed=batch) for batch in BATCHES}
+    return differences_of(path, encode, cases)
+
+
+def decoder_differences(model: Sam3D, path: Path) -> Differences:
+    """Hold the file against PyTorch on random prompts about random images."""
+
+    def decode(
+        image_embedding: Tensor, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        points = (point_coords, point_labels)
+        sparse, dense = model.prompt_encoder(points=points, boxes=None, masks=mask_input)
+        dense_pe = model.prompt_encoder.get_dense_pe()
+        return model.mask_decoder(image_embedding, dense_pe, sparse, dense, False)
+
+    cases = {
+        f"batch {batch}, clicks {clicks}": _prompts(model, batch, clicks, seed=10 * batch + clicks)
+        for batch in BATCHES
+        for clicks in CLICKS
+    }
+    return differences_of(path, decode, cases)
+
+
+@torch.inference_mode()
+def differences_of(
+    path: Path, reference: Callable[..., tuple[Tensor, ...]], cases: Mapping[str, Inputs]
+) -> Differences:
+    """Run a file and its reference on the same inputs.
+
+    Returns:
+        By case and output, the norm of the difference over the norm of the reference's output.
+    """
+    session = open_session(path)
+    names = [output.name for output in session.get_outputs()]
+    differences: Differences = {}
+    for case, inputs in cases.items():
+        found = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
+        pairs = zip(map(torch.from_numpy, found), reference(**inputs), strict=True)
+        differences[case] = {
+            name: _difference(own, expected)
+            for name, (own, expected) in zip(names, pairs, strict=True)
+        }
+    return differences
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found - expected).norm() / expected.norm())
+
+
+def require_same(name: str, differences: Differences, tolerance: float) -> None:
+    """Raise `OnnxError` where a file differs from PyTorch by more than ``tolerance``."""
+    worst, case, output = max(
+        (value if value == value else float("inf"), case, output)  # NaN is no agreement
+        for case, of_case in differences.items()
+        for output, value in of_case.items()
+    )
+    if worst > tolerance:
+        raise OnnxError(
+            f"{name}: {output} ({case}) differs from PyTorch's by {worst:.1e} of its norm, "
+            f"expected at most {tolerance:.0e}; nothing was written.\n"
+            "Where attention logits reach hundreds, as in networks that were not trained to the "
+            "end, rounding alone can do that: if it is acceptable for you, raise --tolerance."
+        )
+
+
+def signature(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return names, axes and types of a file's inputs and outputs; named axes have any length."""
+    session = open_session(path)
+    sides = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
+    return {
+        side: {tensor.name: {"shape": tensor.shape, "type": tensor.type} for tensor in tensors}
+        for side, tensors in sides.items()
+    }
+
+
+def _image(model: Sam3D, batch: int, seed: int = 0) -> Inputs:
+    """Return a volume of noise, as normalised as crops are."""
+    size = model.config.encoder.img_size
+    generator = torch.Generator().manual_seed(seed)
+    return {"image": torch.randn(batch, 1, size, size, size, generator=generator)}
+
+
+@torch.no_grad()
+def _prompts(model: Sam3D, batch: int, clicks: int, seed: int = 0) -> Inputs:
+    """Return the decoder's inputs: an embedding that the encoder made, random clicks and logits."""
+    generator = torch.Generator().manual_seed(seed)
+    size, cells = model.config.encoder.img_size, model.prompt_encoder.low_res_size
+    return {
+        "image_embedding": model.image_encoder(_image(model, batch, seed)["image"]),
+        "point_coords": torch.rand(batch, clicks, 3, generator=generator) * (size - 1),
+        "point_labels": torch.arange(1, 1 + batch * clicks).view(batch, clicks) % 3 - 1,
+        "mask_input": 5 * torch.randn(batch, 1, cells, cells, cells, generator=generator),
+    }
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True)
+    add("--network", help="what a file without our configuration holds, such as vit_b_ori")
+    add("--teacher", type=Path, help="take prompt encoder and mask decoder from this file")
+    add("--out", type=Path, required=True, help="folder for the files; made if need be")
+    add(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help="how much the files may differ from PyTorch, of the norm (default: %(default)g)",
+    )
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Export as ``args`` say; return the path of export.json."""
+    checkpoint = open_checkpoint(args.checkpoint)
+    if args.teacher is None and not checkpoint.holds("mask_decoder"):
+        raise CheckpointError(
+            f"{args.checkpoint}: holds an image encoder alone, expected a mask decoder too.\n"
+            "Name the teacher's file, whose decoder it was distilled for (--teacher)."
+        )
+    model = build_from_checkpoint(checkpoint, args.network, args.teacher)
+    return export(
+        model,
+        args.out,
+        tolerance=args.tolerance,
+        checkpoint=args.checkpoint.name,
+        crop_rule=checkpoint.facts.get("crop_rule"),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, we do not
+    try:
+        path = run(args)
+    except (CheckpointError, OnnxError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    differences = json.loads(path.read_text())["relative_difference_to_pytorch"]
+    for file, cases in differences.items():
+        worst = max(value for case in cases.values() for value in case.values())
+        print(f"{path.parent / file}: differs from PyTorch by at most {worst:.1e} of the norm")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
