@@ -128,7 +128,19 @@ def test_no_batch_is_larger_than_allowed():
         answers.append(predictor.segmentation())
         assert predictor.network.engine.encoded == ([4, 4, 2] if batch_size == 4 else [10])
         assert predictor.network.engine.decoded == predictor.network.engine.encoded
-    np.testing.assert_array_equal(*answers)
+    assert (answers[0] != answers[1]).mean() < 1e-4
+
+
+def test_on_a_cpu_targets_answer_with_the_same_bits_whatever_is_asked_beside():
+    answers = []
+    for targets in ([2], [1, 2, 3]):
+        predictor = Predictor(small_sam(), RULE, options=PredictorOptions(zoom=STILL))
+        predictor.set_image(noise(LONG), (1.0, 1.0, 1.0))
+        for target in targets:
+            predictor.add_point((10, 12, 70 * target), target=target)
+        predictor.segmentation()
+        answers.append(predictor.part(2).logits)
+    assert np.array_equal(*answers)
 
 
 def prompted(**options):
@@ -165,7 +177,8 @@ def test_together_targets_become_what_they_become_one_at_a_time(options):
         assert alone.box == beside.box
         scale = np.abs(alone.logits).max(initial=1)
         np.testing.assert_allclose(beside.logits, alone.logits, rtol=1e-4, atol=1e-4 * scale)
-    np.testing.assert_array_equal(one_by_one.segmentation(), answer)
+    # Products of another batch size round differently, and logits about 0 may change sides.
+    assert (one_by_one.segmentation() != answer).mean() < 1e-4
     assert len(together.network.engine.decoded) < len(one_by_one.network.engine.decoded)
     assert sum(together.network.engine.decoded) == sum(one_by_one.network.engine.decoded)
     assert together.session.encoder_runs == one_by_one.session.encoder_runs

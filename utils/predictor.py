@@ -31,8 +31,9 @@ from utils.prompts import (
     checked_click,
 )
 
-#: Targets that go through the network at once. A CPU gains nothing by it, and loses its caches.
-GPU_BATCH, CPU_BATCH = 16, 4
+#: Targets that go through the network at once. A CPU gains nothing by it, and answers with the same
+#: bits whatever is asked beside.
+GPU_BATCH, CPU_BATCH = 16, 1
 #: Bytes of logits that are kept from one answer to the next: of hundreds of small targets.
 PART_BYTES = 2**29
 
