@@ -105,7 +105,8 @@ def importing() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
+        if not gc.get_freeze_count():  # once: what a later call finds may be rubbish
+            gc.freeze()
         gc.enable()
 
 

@@ -5,8 +5,9 @@
 
 Two floors for each part of the network: its multiplications and additions at the rate that the
 device's best matrix product reaches here, and the bytes it must read and write at least (weights,
-inputs, outputs) at the rate of a large copy. No program is faster than the larger of the two;
-beside it stands what the eager engine takes, and the kernels that take it.
+inputs, outputs) at the rate of a large copy. No program that computes the network this way, from
+memory that caches do not hold, is faster than the larger of the two. Beside it stands what the
+eager engine takes, and the kernels that take it.
 """
 
 import argparse
@@ -152,8 +153,10 @@ def kernels(function: Callable[[], object], device: torch.device, count: int) ->
     with profile(activities=activities, record_shapes=True) as profiler:
         function()
         if cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
     events = profiler.key_averages(group_by_input_shape=True)
+    if cuda:  # kernels, without the operations that launched them
+        events = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
 
     def microseconds(event) -> float:
         return event.self_device_time_total if cuda else event.self_cpu_time_total

@@ -3,9 +3,10 @@
     python benchmarks/growth.py --json work_dir/growth.json
     python benchmarks/growth.py --checkpoint student.pth --engine graph --device cuda
 
-A made-up challenge file with one click a target is answered by `predict.run`, in one process, so
-that imports are paid once; all cases take turns. The network has random weights unless a
-checkpoint is given. Beside each time stands how many targets have voxels in the answer.
+A made-up challenge file with one click a target is read, answered and written as predict.py does,
+in one process, so that imports and weights are paid once; all cases take turns. The network has
+random weights unless a checkpoint is given. Beside each time stands how many targets have voxels in
+the answer.
 """
 
 import argparse
@@ -23,10 +24,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import predict
 from benchmarks.measure import machine, machine_line, summary, table, write_json
 from segment_anything import checkpoint_payload, network_configs, sam_model_registry3D
+from utils.checkpoint import open_network
 from utils.errors import exit_on_input_error
 from utils.npz_io import read_npz
+from utils.prediction_cases import read_case
+from utils.predictor import Predictor
 from utils.run_flags import add_device_arguments, add_engine_arguments
-from utils.runtime import positive_int
+from utils.runtime import pick_device, pick_engine, pick_precision, positive_int
 
 SPACING_XYZ = (0.8, 0.8, 1.5)
 #: Parts of predict.py's time that a case takes, without imports and weights.
@@ -63,18 +67,27 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
     """Answer every case ``args.runs`` times in turns; return a row each."""
+    device = pick_device(args.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = args.checkpoint or random_checkpoint(folder / "random.pth", args.network)
+        model, rule = open_network(checkpoint, args.network, encoder=args.encoder)
+        predictor = Predictor(
+            model,
+            rule,
+            device=device,
+            precision=pick_precision(args.precision, device),
+            engine=pick_engine(args.engine, device),
+        )
         middle = args.shapes[min(1, len(args.shapes) - 1)]
         wanted = [(middle, count) for count in args.targets]
         wanted += [(shape, 4) for shape in args.shapes if (shape, 4) not in wanted]
         cases = {case: write_case(folder / "inputs", *case) for case in wanted}
-        rows = []
         seconds: dict[tuple, list[dict[str, float]]] = {case: [] for case in cases}
         for _ in tqdm(range(args.runs + 1), desc="rounds", disable=None):
             for case, path in cases.items():
-                seconds[case].append(_answered(path, folder / "out", checkpoint, args))
+                seconds[case].append(answered(path, folder / "out", predictor))
+        rows = []
         for (shape, targets), runs in seconds.items():
             answer = read_npz(folder / "out" / f"{_name(shape, targets)}.npz", ["segs"])["segs"]
             row = {"shape": shape, "targets": targets, "found": len(np.unique(answer)) - 1}
@@ -86,13 +99,17 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
-def _answered(path: Path, out: Path, checkpoint: Path, args: argparse.Namespace) -> dict:
-    words = ["--input", path, "--output", out, "--checkpoint", checkpoint]
-    words += ["--device", args.device, "--precision", args.precision, "--engine", args.engine]
-    report = predict.run(predict.parse_args(list(map(str, words))))
-    if report.failures:
-        raise RuntimeError(report.failures[0])
-    return report.seconds
+def answered(path: Path, out: Path, predictor: Predictor) -> dict[str, float]:
+    """Answer a case as predict.py does; return the seconds by part."""
+    words = ["--input", path, "--output", out, "--checkpoint", "unused"]
+    args, clock = predict.parse_args(list(map(str, words))), predict.Clock()
+    with clock.part("cases"):
+        case = read_case(path, args)
+    with clock.part("network"):
+        answer = case.ask(predictor)
+    with clock.part("writing"):
+        case.write(out, answer)
+    return clock
 
 
 def random_checkpoint(path: Path, network: str) -> Path:

@@ -14,6 +14,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ def cpu_name() -> str:
 
 def synchroniser(device: torch.device) -> Callable[[], None] | None:
     """Return what waits for a device's work; None where calls return when they are done."""
-    return torch.cuda.synchronize if device.type == "cuda" else None
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
 
 
 def alternate(

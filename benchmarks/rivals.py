@@ -47,21 +47,20 @@ class Rival:
 
     name: str
     network: str
+    precision: str
     work: Callable[[str, Prompts], Callable[[], Tensor]]
     is_medim: bool = False
 
 
 def prompts_for(batch: int) -> Prompts:
-    """Return made-up prompts; the first sample is the same in every batch."""
-    generator = torch.Generator().manual_seed(0)
-    image = waves(generator)
-    coords = 20 + 90 * torch.rand(1, 1, 3, generator=generator)
-    masks = 4 * F.interpolate(torch.randn(1, 1, 8, 8, 8, generator=generator), scale_factor=4.0)
-    images = image.repeat(batch, 1, 1, 1, 1)
-    images[1:] += 0.1 * torch.randn(images[1:].shape, generator=generator)
+    """Return made-up prompts; a sample is the same in every batch that holds it."""
+    generators = [torch.Generator().manual_seed(sample) for sample in range(batch)]
+    images = torch.cat([waves(generator) for generator in generators])
+    coords = torch.cat([20 + 90 * torch.rand(1, 1, 3, generator=g) for g in generators])
+    coarse = torch.cat([torch.randn(1, 1, 8, 8, 8, generator=g) for g in generators])
+    masks = 4 * F.interpolate(coarse, scale_factor=4.0)
     labels = torch.ones(batch, 1, dtype=torch.long)
-    masks = masks.repeat(batch, 1, 1, 1, 1)
-    return Prompts(images, coords.repeat(batch, 1, 1), labels, masks, torch.zeros_like(masks))
+    return Prompts(images, coords, labels, masks, torch.zeros_like(masks))
 
 
 def waves(generator: torch.Generator) -> Tensor:
@@ -89,7 +88,12 @@ def our_rivals(
 ) -> list[Rival]:
     """Return a network of ours in all precisions and engines."""
     return [
-        Rival(f"{name}, {precision}, {engine}", name, _our_work(name, device, precision, engine))
+        Rival(
+            f"{name}, {precision}, {engine}",
+            name,
+            precision,
+            _our_work(name, device, precision, engine),
+        )
         for precision in precisions
         for engine in engines
     ]
@@ -140,7 +144,7 @@ def medim_rival(device: torch.device, precision: str = "float32") -> Rival:
         embedding = encode(prompts)
         return lambda: click(embedding, prompts, prompts.low_res_masks)
 
-    return Rival(f"MedIM's SAM-Med3D, {precision}", TEACHER, work, is_medim=True)
+    return Rival(f"MedIM's SAM-Med3D, {precision}", TEACHER, precision, work, is_medim=True)
 
 
 @cache

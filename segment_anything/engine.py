@@ -6,7 +6,7 @@ Numerically the same network; how close, engine by engine, is in docs/performanc
 |----------|--------------------------------------|-----------------------------------------|
 | eager    | PyTorch's kernels, one by one        | nothing                                 |
 | compiled | kernels fused by `torch.compile`     | tens of seconds a shape, fewer if kept  |
-| graph    | the same, captured as a CUDA graph   | the same and a moment more; CUDA only   |
+| graph    | the same, captured as a CUDA graph   | the same and four runs; CUDA only       |
 
 Shapes are fixed: the compiled engines start anew for each batch size and each number of clicks.
 """
@@ -15,6 +15,7 @@ import copy
 import importlib.util
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -43,7 +44,8 @@ class EngineError(RuntimeError):
 class InferenceEngine:
     """The three steps of an interaction on batches: encode, decode, upsample. No gradients.
 
-    The weights are those of the moment: training the network afterwards may not show.
+    The weights are those of the moment. After training the network on, or loading others into it,
+    make a new engine: this one would mix old and new.
 
     Args:
         precision: of the arithmetic; images, clicks and masks are float32.
@@ -62,27 +64,39 @@ class InferenceEngine:
     ) -> None:
         require_engine(engine, device)
         self.device, self.precision, self.name = device, precision, engine
-        self.model = prepared(model.to(device).eval(), precision)
-        self._dense_pe = self.model.prompt_encoder.get_dense_pe()
-        self._steps = [self._encode, self._decode, upsample]
+        self.model = model = prepared(model.to(device).eval(), precision)
+        dense_pe = model.prompt_encoder.get_dense_pe()
+
+        # Neither refers to the engine: what is dropped is freed at once.
+        def encode(images: Tensor) -> Tensor:
+            with autocast(device, precision, keep_casts=False):
+                return model.image_encoder(images)
+
+        def decode(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+            with autocast(device, precision, keep_casts=False):
+                low_res, iou = decode_points(model, *inputs, dense_pe)
+            return low_res.float(), iou.float()
+
+        self._steps = [encode, decode, upsample]
         if engine == "eager":
             return
         keep_compiled_kernels()
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, MAX_SHAPES)
         # An encoder of an ONNX file has no blocks, and runs as it is.
-        blocks = getattr(self.model.image_encoder, "blocks", ())
+        blocks = getattr(model.image_encoder, "blocks", ())
         for block in blocks:  # those alike share their kernels: built in a quarter of the time
             block.compile(dynamic=False)
         self._steps[1:] = [torch.compile(step, dynamic=False) for step in self._steps[1:]]
         if engine == "graph":
             first = 0 if blocks else 1
-            self._steps[first:] = [Captured(step) for step in self._steps[first:]]
+            capture = CudaCapture(device)
+            self._steps[first:] = [Captured(step, capture) for step in self._steps[first:]]
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         """Return image embeddings (B, C, g, g, g) of normalised crops (B, 1, S, S, S)."""
-        with exact_float32():
+        with self._exactly():
             return self._steps[0](to_device(images, self.device))
 
     @torch.inference_mode()
@@ -101,74 +115,92 @@ class InferenceEngine:
             point_labels: (B, N) in {1, 0, -1}; -1 is no click.
             low_res_masks: (B, 1, 4g, 4g, 4g) logits; zeros where there are none yet.
         """
-        prompts = (to_device(t, self.device) for t in (point_coords, point_labels, low_res_masks))
-        with exact_float32():
-            return self._steps[1](image_embeddings, *prompts)
+        inputs = (image_embeddings, point_coords, point_labels, low_res_masks)
+        with self._exactly():
+            return self._steps[1](*(to_device(tensor, self.device) for tensor in inputs))
 
     @torch.inference_mode()
     def upsample(self, low_res_masks: Tensor, size: int) -> Tensor:
         """Return logits (B, 1, size, size, size)."""
-        return self._steps[2](low_res_masks, size)
+        return self._steps[2](to_device(low_res_masks, self.device), size)
 
-    def _encode(self, images: Tensor) -> Tensor:
-        with autocast(self.device, self.precision, keep_casts=False):
-            return self.model.image_encoder(images)
-
-    def _decode(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(self.device, self.precision, keep_casts=False):
-            low_res, iou = decode_points(self.model, *inputs, self._dense_pe)
-        return low_res.float(), iou.float()
+    def _exactly(self) -> AbstractContextManager:
+        """Keep cuDNN from its default, to round what float32 convolutions take to 10 bits."""
+        if self.device.type != "cuda" or self.precision != torch.float32:
+            return nullcontext()
+        cudnn = torch.backends.cudnn
+        return cudnn.flags(
+            enabled=cudnn.enabled,
+            benchmark=cudnn.benchmark,
+            deterministic=cudnn.deterministic,
+            allow_tf32=False,
+        )
 
 
 class Captured:
     """A function on the GPU, captured as a CUDA graph for each set of shapes, then replayed.
 
     A graph's launch costs the same for three hundred kernels as for one. Arguments that are no
-    tensors are part of the shape.
+    tensors are part of the shape. Threads take turns, on one CUDA stream.
     """
 
-    def __init__(self, function: Callable[..., Tensors], capture: Callable | None = None) -> None:
-        """Take a function; ``capture`` is `capture_cuda`, or something like it."""
-        self._function, self._capture = function, capture or capture_cuda
+    def __init__(self, function: Callable[..., Tensors], capture: Callable) -> None:
+        """Take a function; ``capture`` is a `CudaCapture`, or something like it."""
+        self._function, self._capture = function, capture
         self._graphs: dict[tuple, tuple[list[Tensor], Callable[[], None], Tensors]] = {}
+        self._turn = threading.Lock()
 
     def __call__(self, *args: Tensor | int) -> Tensors:
         given = [arg for arg in args if isinstance(arg, Tensor)]
         key = tuple((a.shape, a.dtype) if isinstance(a, Tensor) else a for a in args)
-        if key not in self._graphs:
-            fixed = [tensor.clone() for tensor in given]
-            replaced = iter(fixed)
-            inputs = [next(replaced) if isinstance(arg, Tensor) else arg for arg in args]
-            captured = self._capture(lambda: self._function(*inputs), fixed[0].device)
-            self._graphs[key] = (fixed, *captured)
-        fixed, replay, outputs = self._graphs[key]
-        for own, tensor in zip(fixed, given, strict=True):
-            own.copy_(tensor)
-        replay()
-        if isinstance(outputs, Tensor):
-            return outputs.clone()  # the next replay writes over it
-        return tuple(output.clone() for output in outputs)
+        with self._turn:
+            if key not in self._graphs:
+                fixed = [tensor.clone() for tensor in given]
+                replaced = iter(fixed)
+                inputs = [next(replaced) if isinstance(arg, Tensor) else arg for arg in args]
+                captured = self._capture(lambda: self._function(*inputs))
+                self._graphs[key] = (fixed, *captured)
+            fixed, replay, outputs = self._graphs[key]
+            for own, tensor in zip(fixed, given, strict=True):
+                own.copy_(tensor)
+            replay()
+            if isinstance(outputs, Tensor):
+                return outputs.clone()  # the next replay writes over it
+            return tuple(output.clone() for output in outputs)
 
 
-def capture_cuda(
-    function: Callable[[], Tensors], device: torch.device
-) -> tuple[Callable[[], None], Tensors]:
-    """Capture a function without arguments; return what replays it, and where its outputs appear.
+class CudaCapture:
+    """Captures functions without arguments, all in one pool of memory and on one stream.
 
-    The runs before it, on a stream of their own, pay for compilation, allocation and kernel choice,
-    which must not happen while capturing.
+    Sharing is safe where a graph's outputs are copied before another graph is replayed.
     """
-    with torch.cuda.device(device):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                function()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = function()
-    return graph.replay, outputs
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+        """Return what replays the function, and where its outputs appear.
+
+        The runs before pay for compilation, allocation and kernel choice, which must not happen
+        while capturing.
+        """
+        with torch.cuda.device(self._device):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                for _ in range(3):
+                    function()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(
+                graph,
+                pool=self._pool,
+                stream=self._stream,
+                capture_error_mode="thread_local",
+            ):
+                outputs = function()
+        return graph.replay, outputs
 
 
 def prepared(model: Sam3D, precision: torch.dtype) -> Sam3D:
@@ -177,7 +209,10 @@ def prepared(model: Sam3D, precision: torch.dtype) -> Sam3D:
     It shares with ``model`` whatever is not changed. Norms, position tables and embeddings stay in
     float32; what is multiplied is cast once instead of in every call.
     """
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    # Numbers are shared, tensors are not: a model that moves to another device takes its own along.
+    shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in model.buffers()}
+    for parameter in model.parameters():
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
     model = copy.deepcopy(model, memo=shared)
     for module in model.modules():
         if isinstance(module, Attention3D):
@@ -208,20 +243,9 @@ def autocast(
     return torch.autocast(device.type, dtype, cache_enabled=keep_casts)
 
 
-def exact_float32() -> AbstractContextManager:
-    """Keep cuDNN from rounding what float32 convolutions take to 10 bits (TF32), its default."""
-    cudnn = torch.backends.cudnn
-    return cudnn.flags(
-        enabled=cudnn.enabled,
-        benchmark=cudnn.benchmark,
-        deterministic=cudnn.deterministic,
-        allow_tf32=False,
-    )
-
-
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Send a tensor; to a GPU from pinned memory, so that the processor need not wait for it."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
@@ -248,9 +272,10 @@ def require_engine(engine: str, device: torch.device) -> None:
             f"engine '{engine}': found no triton package, with which torch.compile writes kernels "
             "for CUDA.\nInstall it, or use eager."
         )
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
+    variable, usual = ("CC", "gcc") if device.type == "cuda" else ("CXX", "g++")
+    compiler = os.environ.get(variable, usual)
+    if shutil.which(compiler) is None:
         raise EngineError(
-            f"engine '{engine}': found no C++ compiler '{compiler}', with which torch.compile "
-            "builds kernels for the CPU.\nInstall one (g++), name it in CXX, or use eager."
+            f"engine '{engine}': found no compiler '{compiler}', with which torch.compile builds "
+            f"kernels.\nInstall one ({usual}), name it in {variable}, or use eager."
         )

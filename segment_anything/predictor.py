@@ -4,6 +4,7 @@ SAM's own division of work (arXiv:2304.02643). Where crops lie on a volume, and 
 masks there, is the business of whoever uses this.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -56,8 +57,9 @@ class CropPredictor:
         found = []
         for first in range(0, len(crops), self.batch_size):
             batch = torch.stack(list(crops[first : first + self.batch_size]))[:, None]
+            embeddings = self.engine.encode(self._rounded(batch))[: len(batch)]
             # Clones: a view would keep the embeddings of all of the batch.
-            found += [embedding.clone() for embedding in self.engine.encode(batch).split(1)]
+            found += [embedding.clone() for embedding in embeddings.split(1)]
         return found
 
     def decode(
@@ -82,14 +84,22 @@ class CropPredictor:
         for numbers in alike.values():
             for first in range(0, len(numbers), self.batch_size):
                 batch = numbers[first : first + self.batch_size]
-                low_res, _ = self.engine.decode(
-                    torch.cat([targets[n].image_embedding for n in batch]),
-                    torch.cat([points[n][0] for n in batch]),
-                    torch.cat([points[n][1] for n in batch]),
-                    torch.cat([self._mask(targets[n]) for n in batch]),
+                inputs = (
+                    [targets[n].image_embedding for n in batch],
+                    [points[n][0] for n in batch],
+                    [points[n][1] for n in batch],
+                    [self._mask(targets[n]) for n in batch],
                 )
-                found.update(zip(batch, low_res.split(1), strict=True))
+                low_res, _ = self.engine.decode(*(self._rounded(torch.cat(t)) for t in inputs))
+                found.update(zip(batch, low_res[: len(batch)].split(1), strict=True))
         return [found[number] for number in range(len(targets))]
+
+    def _rounded(self, batch: Tensor) -> Tensor:
+        """Fill a batch up to the next power of two where each size costs kernels of its own."""
+        if self.engine.name == "eager":
+            return batch
+        missing = 2 ** math.ceil(math.log2(len(batch))) - len(batch)
+        return torch.cat([batch, batch[:1].expand(missing, *batch.shape[1:])])
 
     def _shown(self, clicks: Sequence[CropClick]) -> tuple[Tensor, Tensor]:
         """Return the clicks that the network sees: (1, N, 3) and (1, N), still on the CPU."""

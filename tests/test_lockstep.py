@@ -45,6 +45,11 @@ def test_several_answers_go_to_who_asked_for_them():
     assert results[1:] == [[], [("c", 0, 0), ("c", 1, 0)]]
 
 
+def test_an_answer_too_few_is_not_passed_over():
+    with pytest.raises(ValueError, match="2 requests got 1 answers"):
+        in_lockstep([adding("a", 1, 2)], lambda requests: requests[:1])
+
+
 def test_nothing_to_ask_asks_nobody():
     assert in_lockstep([], None) == []
     assert in_lockstep([adding("a", 0)], None) == [[]]
@@ -64,6 +69,7 @@ class Watched:
 
     def __init__(self, engine):
         self.engine, self.encoded, self.decoded = engine, [], []
+        self.name = engine.name
 
     def encode(self, images):
         self.encoded.append(len(images))
@@ -141,6 +147,17 @@ def test_on_a_cpu_targets_answer_with_the_same_bits_whatever_is_asked_beside():
         predictor.segmentation()
         answers.append(predictor.part(2).logits)
     assert np.array_equal(*answers)
+
+
+def test_engines_that_build_kernels_for_each_batch_size_see_few_sizes():
+    answers = []
+    for name in ("eager", "compiled"):
+        predictor = predictor_on(noise((24, 28, 30)), zoom=STILL)
+        predictor.network.engine.name = name
+        click_six(predictor)
+        answers.append(predictor.segmentation())
+        assert predictor.network.engine.decoded == [6 if name == "eager" else 8]
+    assert (answers[0] != answers[1]).mean() < 1e-4
 
 
 def prompted(**options):

@@ -216,6 +216,7 @@ def _shown_settings(
     fit = ", finer where the whole volume fits" if rule.fit else ""
     return {
         "checkpoint": checkpoint.path.name,
+        **({"encoder": checkpoint.encoder.name} if checkpoint.encoder else {}),
         "crops": f"{rule.size}³ voxels of {rule.spacing_mm:g} mm{fit}",
         "prompts": f"{'boxes where there are any, then ' if args.boxes else ''}"
         f"{args.num_clicks} clicks",

@@ -113,12 +113,8 @@ class PredictorAnswerer:
 def score_case(job: Job) -> tuple[str, CaseScore | str]:
     """Run the protocol on one case and write what came out; return its scores or what is wrong."""
     try:
-        device = pick_device(job.device)
-        predictor = Predictor(
-            *opened(job.checkpoint, job.settings, job.threads),
-            device=device,
-            precision=pick_precision(job.precision, device),
-            engine=pick_engine(job.engine, device),
+        predictor = opened(
+            job.checkpoint, job.settings, job.threads, job.device, job.precision, job.engine
         )
         case = read_challenge_case(job.image_path)
         labels = read_npz(job.label_path, ["gts"])["gts"]
@@ -145,7 +141,7 @@ def score_case(job: Job) -> tuple[str, CaseScore | str]:
             spacing_xyz=case.spacing_xyz,
             has_box=boxes is not None,
             seconds=tuple(steps.seconds),
-            peak_memory_mib=peak_memory_mib(device),
+            peak_memory_mib=peak_memory_mib(predictor.network.device),
             targets=targets,
         )
     except InputError as error:
@@ -161,10 +157,18 @@ def score_case(job: Job) -> tuple[str, CaseScore | str]:
 
 
 @lru_cache(maxsize=1)
-def opened(checkpoint: Checkpoint, settings: str, threads: int) -> tuple[Sam3D, CropRule]:
+def opened(
+    checkpoint: Checkpoint, settings: str, threads: int, device: str, precision: str, engine: str
+) -> Predictor:
     """Open the network once a process; ``settings`` tells another one under the same name."""
     torch.set_num_threads(threads)
-    return checkpoint.open()
+    where = pick_device(device)
+    return Predictor(
+        *checkpoint.open(),
+        device=where,
+        precision=pick_precision(precision, where),
+        engine=pick_engine(engine, where),
+    )
 
 
 def kept_score(job: Job) -> CaseScore | None:

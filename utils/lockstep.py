@@ -33,6 +33,9 @@ def in_lockstep(
             except StopIteration as end:
                 results[number] = end.value
         together = [request for requests in asked.values() for request in requests]
-        found = iter(answer(together) if together else [])
+        answered = answer(together) if together else []
+        if len(answered) != len(together):
+            raise ValueError(f"{len(together)} requests got {len(answered)} answers")
+        found = iter(answered)
         answers = {number: list(islice(found, len(own))) for number, own in asked.items()}
     return results

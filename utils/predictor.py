@@ -140,6 +140,7 @@ class Predictor:
             raise PromptError(f"target {target} has no prompt to take back.")
         self._prompts[target].pop()
         del self._states[target][len(self._prompts[target]) :]
+        self._parts.pop(target, None)
 
     def reset(self, target: int | None = None) -> None:
         """Forget the prompts of a target, or of all; the image stays."""

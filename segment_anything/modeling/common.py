@@ -54,7 +54,11 @@ class LayerNorm3d(nn.Module):
 
 
 class ChannelNorm3d(nn.LayerNorm):
-    """The same norm by the fused kernel: faster, for all layers that lead to no such attention."""
+    """The same norm by the fused kernel: faster.
+
+    For layers that no released weights pin down, and those behind large products, whose last bits
+    are not the reference's anyway.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)

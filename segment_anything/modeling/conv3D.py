@@ -53,10 +53,10 @@ class DetailConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if plain or x.is_cuda or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        if not torch.backends.mkldnn.is_available():
+        recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        if recorded or x.device.type != "cpu" or not plain or not onednn:
             return super().forward(x)
         one = (1, 1, 1)
         return torch.mkldnn_convolution(x, self.weight, self.bias, one, one, one, 1)
