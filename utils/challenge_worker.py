@@ -113,7 +113,7 @@ class PredictorAnswerer:
 def score_case(job: Job) -> tuple[str, CaseScore | str]:
     """Run the protocol on one case and write what came out; return its scores or what is wrong."""
     try:
-        predictor = opened(
+        predictor = ready(
             job.checkpoint, job.settings, job.threads, job.device, job.precision, job.engine
         )
         case = read_challenge_case(job.image_path)
@@ -157,18 +157,24 @@ def score_case(job: Job) -> tuple[str, CaseScore | str]:
 
 
 @lru_cache(maxsize=1)
-def opened(
+def ready(
     checkpoint: Checkpoint, settings: str, threads: int, device: str, precision: str, engine: str
 ) -> Predictor:
-    """Open the network once a process; ``settings`` tells another one under the same name."""
-    torch.set_num_threads(threads)
+    """Make a network ready to answer, once a process."""
     where = pick_device(device)
     return Predictor(
-        *checkpoint.open(),
+        *opened(checkpoint, settings, threads),
         device=where,
         precision=pick_precision(precision, where),
         engine=pick_engine(engine, where),
     )
+
+
+@lru_cache(maxsize=1)
+def opened(checkpoint: Checkpoint, settings: str, threads: int) -> tuple[Sam3D, CropRule]:
+    """Open the network once a process; ``settings`` tells another one under the same name."""
+    torch.set_num_threads(threads)
+    return checkpoint.open()
 
 
 def kept_score(job: Job) -> CaseScore | None:
