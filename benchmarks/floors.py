@@ -56,25 +56,27 @@ class Part:
     run: Callable[[], object]
     flops: int
     bytes: int
+    dtype: torch.dtype
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
     """Measure the device's two rates and the parts; return the rows and the kernels."""
     device, dtype = pick_device(args.device), getattr(torch, args.precision)
-    flops_per_s, bytes_per_s = peak_flops(device, dtype), peak_bandwidth(device)
+    flops_per_s = {kind: peak_flops(device, kind) for kind in {dtype, torch.float32}}
+    bytes_per_s = peak_bandwidth(device)
     engine = InferenceEngine(network(args.network), device, dtype)
     parts = parts_of(engine, prompts_for(args.batch_size))
     works = {part.name: part.run for part in parts}
     seconds = alternate(works, args.runs, synchronise=synchroniser(device))
     rows = []
     for part in parts:
-        by_flops, by_bytes = part.flops / flops_per_s, part.bytes / bytes_per_s
+        by_flops, by_bytes = part.flops / flops_per_s[part.dtype], part.bytes / bytes_per_s
         measured = statistics.median(seconds[part.name])
         row = {"part": part.name, "flops": part.flops, "bytes": part.bytes}
         row |= {"flops_floor_s": by_flops, "bytes_floor_s": by_bytes, "measured_s": measured}
         rows.append(row | {"times_the_floor": measured / max(by_flops, by_bytes)})
     report = {"machine": machine(), "network": args.network, "precision": args.precision}
-    report |= {"flops_per_s": flops_per_s, "bytes_per_s": bytes_per_s, "rows": rows}
+    report |= {"flops_per_s": flops_per_s[dtype], "bytes_per_s": bytes_per_s, "rows": rows}
     if args.kernels:
         report["kernels"] = {part.name: kernels(part.run, device, args.kernels) for part in parts}
     if args.json:
@@ -127,9 +129,18 @@ def parts_of(engine: InferenceEngine, prompts: Prompts) -> list[Part]:
             lambda: engine.encode(images),
             flops_of(lambda: engine.encode(images)),
             weight_bytes(model.image_encoder) + images.nbytes + embedding.nbytes,
+            engine.precision,
         ),
-        Part("decoder", decode, flops_of(decode), decoder + embedding.nbytes + 2 * low_res.nbytes),
-        Part("upsampling", upsample, flops_of(upsample), low_res.nbytes + full.nbytes),
+        Part(
+            "decoder",
+            decode,
+            flops_of(decode),
+            decoder + embedding.nbytes + 2 * low_res.nbytes,
+            engine.precision,
+        ),
+        Part(
+            "upsampling", upsample, flops_of(upsample), low_res.nbytes + full.nbytes, torch.float32
+        ),
     ]
 
 
