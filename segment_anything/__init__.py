@@ -13,6 +13,7 @@ from segment_anything.checkpoint_keys import (
     load_checkpoint,
     open_checkpoint,
     read_checkpoint,
+    require_decoder,
     student_num_heads,
     student_payload,
 )
@@ -33,7 +34,14 @@ from segment_anything.engine import (
 )
 from segment_anything.modeling import EncoderOutput, Sam3D
 from segment_anything.predictor import CropPredictor, Prompted
-from segment_anything.prompting import NO_CLICK, ClickHistory, decode, low_res_size, upsample
+from segment_anything.prompting import (
+    NO_CLICK,
+    ClickHistory,
+    decode,
+    low_res_size,
+    no_mask,
+    upsample,
+)
 
 __all__ = [
     "ENGINES",
@@ -61,8 +69,10 @@ __all__ = [
     "load_checkpoint",
     "low_res_size",
     "network_configs",
+    "no_mask",
     "open_checkpoint",
     "read_checkpoint",
+    "require_decoder",
     "require_engine",
     "sam_model_registry3D",
     "student_num_heads",

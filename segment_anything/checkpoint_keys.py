@@ -295,3 +295,12 @@ def _advice(model: Sam3D, checkpoint: Checkpoint, parts: Sequence[str]) -> str:
                 "name the network that wrote the file (a teacher is no student)."
             )
     return "Name the network that wrote the file."
+
+
+def require_decoder(checkpoint: Checkpoint) -> None:
+    """Raise `CheckpointError` for an image encoder alone."""
+    if not checkpoint.holds("mask_decoder"):
+        raise CheckpointError(
+            f"{checkpoint.path}: holds an image encoder alone, expected a mask decoder too.\n"
+            "Name the teacher's file, whose decoder it was distilled for (--teacher)."
+        )

@@ -28,9 +28,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from segment_anything.build_sam3D import build_from_checkpoint
-from segment_anything.checkpoint_keys import CheckpointError, fingerprint, open_checkpoint
+from segment_anything.checkpoint_keys import (
+    CheckpointError,
+    fingerprint,
+    open_checkpoint,
+    require_decoder,
+)
 from segment_anything.modeling import PromptEncoder3D, Sam3D
 from segment_anything.onnx_encoder import FINGERPRINT, OnnxError, needed, open_session
+from segment_anything.prompting import decode_points
 
 ENCODER, DECODER, FACTS = "image_encoder.onnx", "prompt_decoder.onnx", "export.json"
 OPSET = 20
@@ -211,13 +217,9 @@ def encoder_differences(model: Sam3D, path: Path) -> Differences:
 def decoder_differences(model: Sam3D, path: Path) -> Differences:
     """Hold the file against PyTorch on random prompts about random images."""
 
-    def decode(
-        image_embedding: Tensor, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        points = (point_coords, point_labels)
-        sparse, dense = model.prompt_encoder(points=points, boxes=None, masks=mask_input)
+    def decode(mask_input: Tensor, **prompts: Tensor) -> tuple[Tensor, Tensor]:
         dense_pe = model.prompt_encoder.get_dense_pe()
-        return model.mask_decoder(image_embedding, dense_pe, sparse, dense, False)
+        return decode_points(model, **prompts, low_res_masks=mask_input, dense_pe=dense_pe)
 
     cases = {
         f"batch {batch}, clicks {clicks}": _prompts(model, batch, clicks, seed=10 * batch + clicks)
@@ -322,11 +324,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> Path:
     """Export as ``args`` say; return the path of export.json."""
     checkpoint = open_checkpoint(args.checkpoint)
-    if args.teacher is None and not checkpoint.holds("mask_decoder"):
-        raise CheckpointError(
-            f"{args.checkpoint}: holds an image encoder alone, expected a mask decoder too.\n"
-            "Name the teacher's file, whose decoder it was distilled for (--teacher)."
-        )
+    if args.teacher is None:
+        require_decoder(checkpoint)
     model = build_from_checkpoint(checkpoint, args.network, args.teacher)
     return export(
         model,

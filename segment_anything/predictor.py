@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segment_anything.engine import Engine, InferenceEngine
 from segment_anything.modeling import Sam3D
-from segment_anything.prompting import NO_CLICK, ClickHistory, low_res_size
+from segment_anything.prompting import NO_CLICK, ClickHistory, no_mask
 
 #: A click: crop voxels in the network's axis order, and whether the target is there.
 CropClick = tuple[Sequence[float], bool]
@@ -112,5 +112,4 @@ class CropPredictor:
     def _mask(self, target: Prompted) -> Tensor:
         if target.low_res_mask is not None:
             return target.low_res_mask.to(self.device)
-        size = low_res_size(self.model)
-        return torch.zeros(1, 1, size, size, size, device=self.device)
+        return no_mask(self.model, self.device)

@@ -18,6 +18,11 @@ def low_res_size(model: Sam3D) -> int:
     return 4 * model.config.encoder.grid_size
 
 
+def no_mask(model: Sam3D, device: torch.device) -> Tensor:
+    """Return the mask prompt before the first click, as the released recipe: (1, 1, m, m, m)."""
+    return torch.zeros(1, 1, *[low_res_size(model)] * 3, device=device)
+
+
 class ClickHistory:
     """The clicks given so far for a batch, and which of them the network is shown.
 

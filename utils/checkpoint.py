@@ -19,6 +19,7 @@ from segment_anything import (
     load_checkpoint,
     open_checkpoint,
     read_checkpoint,
+    require_decoder,
 )
 from segment_anything.onnx_encoder import OnnxError, use_onnx_encoder
 from utils.atomic import atomic_path
@@ -84,11 +85,8 @@ def open_network(
     """
     with _checkpoint_errors():
         checkpoint = open_checkpoint(path)
-        if decoder_checkpoint is None and not checkpoint.holds("mask_decoder"):
-            raise InputError(
-                f"{path}: holds an image encoder alone, expected a mask decoder too.\n"
-                "Name the teacher's file, whose decoder it was distilled for (--teacher)."
-            )
+        if decoder_checkpoint is None:
+            require_decoder(checkpoint)
         model = build_from_checkpoint(checkpoint, network, decoder_checkpoint)
         stored = checkpoint.facts.get("crop_rule", {})
     broken = [name for name, p in model.state_dict().items() if not _is_finite(p)]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segment_anything import ClickHistory, Engine, InferenceEngine, Sam3D, low_res_size
+from segment_anything import ClickHistory, Engine, InferenceEngine, Sam3D, no_mask
 from utils.baselines import ball_dsc_curve
 from utils.cases import Case, read_case, targets_of
 from utils.click_method import challenge_click, mended_share
@@ -132,7 +132,7 @@ class Evaluator:
         image = torch.from_numpy(crop.image)[None, None]
         embedding, result.encoder_ms = self._timed(self.engine.encode, image)
         history = ClickHistory(self.model.config.prompt.click_memory)
-        low_res, mask = self._no_mask(), np.zeros_like(target)
+        low_res, mask = no_mask(self.model, self.device), np.zeros_like(target)
         for _ in range(self.num_clicks):
             click = challenge_click(mask, reachable)
             if click is not None:
@@ -149,9 +149,6 @@ class Evaluator:
     def _decode(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         low_res, _ = self.engine.decode(*inputs)
         return low_res, self.engine.upsample(low_res, self.rule.size)
-
-    def _no_mask(self) -> Tensor:
-        return torch.zeros(1, 1, *[low_res_size(self.model)] * 3, device=self.device)
 
     def _timed(self, function, *inputs):
         """Return the result and the synchronised time in ms."""
@@ -172,7 +169,7 @@ class Evaluator:
         history = ClickHistory(self.model.config.prompt.click_memory)
         for _ in range(self.num_clicks):
             history.add(torch.full((1, 3), size / 2), torch.ones(1, dtype=torch.long))
-            self._decode(embedding, *history.shown(), self._no_mask())
+            self._decode(embedding, *history.shown(), no_mask(self.model, self.device))
 
 
 def peak_memory_mib(device: torch.device) -> float:
