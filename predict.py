@@ -68,18 +68,17 @@ def run(args: argparse.Namespace, clock: "Clock | None" = None) -> Report:
     with clock.part("imports"), importing():  # only now, so that --help is quick
         from utils.checkpoint import open_network
         from utils.prediction_cases import find_cases, read_case
-        from utils.predictor import Predictor
-        from utils.runtime import make_folder, pick_device, pick_engine, pick_precision
+        from utils.predictor import ready_predictor
+        from utils.runtime import make_folder
     paths = find_cases(args.input, args.output)
     make_folder(args.output)
     with clock.part("weights"):
-        device = pick_device(args.device)
         model, rule = open_network(
             args.checkpoint, args.network, args.teacher, encoder=args.encoder
         )
-        precision = pick_precision(args.precision, device)
-        engine = pick_engine(args.engine, device)
-        predictor = Predictor(model, rule, device=device, precision=precision, engine=engine)
+        predictor = ready_predictor(
+            model, rule, device=args.device, precision=args.precision, engine=args.engine
+        )
     written, failures = [], []
     for path in progress(paths):
         try:

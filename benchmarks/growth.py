@@ -28,9 +28,9 @@ from utils.checkpoint import open_network
 from utils.errors import exit_on_input_error
 from utils.npz_io import read_npz
 from utils.prediction_cases import read_case
-from utils.predictor import Predictor
+from utils.predictor import Predictor, ready_predictor
 from utils.run_flags import add_device_arguments, add_engine_arguments
-from utils.runtime import pick_device, pick_engine, pick_precision, positive_int
+from utils.runtime import positive_int
 
 SPACING_XYZ = (0.8, 0.8, 1.5)
 #: Parts of predict.py's time that a case takes, without imports and weights.
@@ -67,17 +67,12 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
     """Answer every case ``args.runs`` times in turns; return a row each."""
-    device = pick_device(args.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = args.checkpoint or random_checkpoint(folder / "random.pth", args.network)
         model, rule = open_network(checkpoint, args.network, encoder=args.encoder)
-        predictor = Predictor(
-            model,
-            rule,
-            device=device,
-            precision=pick_precision(args.precision, device),
-            engine=pick_engine(args.engine, device),
+        predictor = ready_predictor(
+            model, rule, device=args.device, precision=args.precision, engine=args.engine
         )
         middle = args.shapes[min(1, len(args.shapes) - 1)]
         wanted = [(middle, count) for count in args.targets]

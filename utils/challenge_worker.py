@@ -27,9 +27,8 @@ from utils.geometry import CropRule
 from utils.label_table import LabelTableError, read_label_table
 from utils.labels import as_label
 from utils.npz_io import read_npz
-from utils.predictor import Predictor
+from utils.predictor import Predictor, ready_predictor
 from utils.prompts import Prompt
-from utils.runtime import pick_device, pick_engine, pick_precision
 
 log = logging.getLogger(__name__)
 
@@ -161,13 +160,8 @@ def ready(
     checkpoint: Checkpoint, settings: str, threads: int, device: str, precision: str, engine: str
 ) -> Predictor:
     """Make a network ready to answer, once a process."""
-    where = pick_device(device)
-    return Predictor(
-        *opened(checkpoint, settings, threads),
-        device=where,
-        precision=pick_precision(precision, where),
-        engine=pick_engine(engine, where),
-    )
+    network = opened(checkpoint, settings, threads)
+    return ready_predictor(*network, device=device, precision=precision, engine=engine)
 
 
 @lru_cache(maxsize=1)

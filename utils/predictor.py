@@ -30,6 +30,7 @@ from utils.prompts import (
     checked_box,
     checked_click,
 )
+from utils.runtime import pick_device, pick_engine, pick_precision
 
 #: Targets that go through the network at once. A CPU gains nothing by it, and answers with the same
 #: bits whatever is asked beside.
@@ -238,6 +239,24 @@ class Predictor:
         if self.session is None:
             raise InputError("there is no image yet. Call set_image first.")
         return self.session.scene.shape
+
+
+def ready_predictor(
+    model: Sam3D, rule: CropRule, *, device: str, precision: str, engine: str
+) -> Predictor:
+    """Make a predictor as ``--device``, ``--precision`` and ``--engine`` say.
+
+    Raises:
+        InputError: the machine has no such device, or cannot run the engine.
+    """
+    where = pick_device(device)
+    return Predictor(
+        model,
+        rule,
+        device=where,
+        precision=pick_precision(precision, where),
+        engine=pick_engine(engine, where),
+    )
 
 
 class ForegroundClicks:
