@@ -32,23 +32,23 @@ from typing import Any
 
 import numpy as np
 
-from utils.check_tree import Report, check_tree
-from utils.cleaning import (
+from utils.cases.label_table import DatasetLabels, LabelTable, LabelTableError, read_label_table
+from utils.errors import InputError, exit_on_input_error
+from utils.files.nifti import read_nifti, read_nifti_grid, write_nifti
+from utils.preparation.check_tree import Report, check_tree
+from utils.preparation.cleaning import (
     CleaningRule,
     add_cleaning_flags,
     clean_instances,
     clean_mask,
     cleaning_rule,
 )
-from utils.errors import InputError, exit_on_input_error
-from utils.executor import run_all
-from utils.find_files import require_folder
-from utils.label_table import DatasetLabels, LabelTable, LabelTableError, read_label_table
-from utils.labels import as_label, count_values
-from utils.ledger import Entry, Job, Ledger
-from utils.nifti_io import read_nifti, read_nifti_grid, write_nifti
-from utils.preparation import Step, Summary, add_run_flags, plan_job, prepare, progress
-from utils.records import Found
+from utils.preparation.find_files import require_folder
+from utils.preparation.ledger import Entry, Job, Ledger
+from utils.preparation.loop import Step, Summary, add_run_flags, plan_job, prepare, progress
+from utils.preparation.records import Found
+from utils.run.executor import run_all
+from utils.volumes.labels import as_label, count_values
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

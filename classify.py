@@ -24,17 +24,17 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.cases.label_table import LabelTable, read_label_table
 from utils.errors import InputError, exit_on_input_error
-from utils.find_files import Role, file_of, find_npz
-from utils.geometry import affine_from_spacing
-from utils.label_table import LabelTable, read_label_table
-from utils.labels import as_label, count_values
-from utils.ledger import Entry, Job, Ledger
-from utils.nifti_io import write_nifti
-from utils.npz_archive import NpzArchive, member_sizes
-from utils.npz_io import checked_arrays, read_npz
-from utils.preparation import Step, Summary, add_run_flags, plan_job, prepare
-from utils.records import Found
+from utils.files.nifti import write_nifti
+from utils.files.npz import checked_arrays, read_npz
+from utils.files.npz_archive import NpzArchive, member_sizes
+from utils.preparation.find_files import Role, file_of, find_npz
+from utils.preparation.ledger import Entry, Job, Ledger
+from utils.preparation.loop import Step, Summary, add_run_flags, plan_job, prepare
+from utils.preparation.records import Found
+from utils.volumes.geometry import affine_from_spacing
+from utils.volumes.labels import as_label, count_values
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

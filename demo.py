@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from zlib import crc32
 
+from utils.cases.phantoms import write_phantoms
 from utils.errors import InputError, exit_on_input_error
-from utils.phantoms import write_phantoms
-from utils.pictures import draw_click_curve
+from utils.results.pictures import draw_click_curve
 
 ROOT = Path(__file__).resolve().parent
 TRAIN_PHANTOMS, VAL_PHANTOMS = 24, 6

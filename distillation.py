@@ -35,22 +35,22 @@ from segment_anything import (
     sam_model_registry3D,
     student_payload,
 )
-from utils.checkpoint import copy_teacher_blocks, open_network, save_payload, trained_on
-from utils.crop_cache import read_index
-from utils.data_loader import CropDataset, add_crop_arguments
-from utils.distillation_tasks import (
+from utils.errors import InputError, exit_on_input_error
+from utils.run.ranks import joined
+from utils.run.start import positive_int, rank, start_run, world_size
+from utils.training.checkpoint import copy_teacher_blocks, open_network, save_payload, trained_on
+from utils.training.crop_cache import read_index
+from utils.training.data_loader import CropDataset, add_crop_arguments
+from utils.training.distillation import (
     DistillationPlan,
     EncoderDistillation,
     OnlineDistillation,
     matching_layers,
     require_stored_layers,
 )
-from utils.distributed import joined
-from utils.errors import InputError, exit_on_input_error
-from utils.runtime import positive_int, rank, start_run, world_size
-from utils.teacher_store import TEACHER, TeacherOutputs, open_store, require_teacher
-from utils.trainer import FitReport, add_training_arguments, fit, fit_config
-from utils.validation_crops import (
+from utils.training.teacher_store import TEACHER, TeacherOutputs, open_store, require_teacher
+from utils.training.trainer import FitReport, add_training_arguments, fit, fit_config
+from utils.training.validation_crops import (
     add_crop_validation_arguments,
     lay_down_validation,
     open_validation,

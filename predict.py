@@ -2,7 +2,7 @@
 
 Reads   --input       a challenge NPZ (imgs, spacing, boxes, clicks), a NIfTI image, or a folder
         --checkpoint  ours (student.pth), or a released file with --network
-        --prompts     for NIfTI: JSON as utils/prompt_files.py says; or --fg, --bg, --box
+        --prompts     for NIfTI: JSON as utils/prompts/files.py says; or --fg, --bg, --box
 Writes  --output      <name>.npz with segs (D, H, W): k where the k-th entry's class is;
                       for NIfTI <name>.nii.gz on the image's grid: the targets' ids
 
@@ -34,9 +34,9 @@ class Report(NamedTuple):
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    from utils.intensity import add_intensity_arguments
-    from utils.prompt_files import add_prompt_arguments, protect_minus
-    from utils.run_flags import add_device_arguments, add_engine_arguments
+    from utils.prompts.files import add_prompt_arguments, protect_minus
+    from utils.run.flags import add_device_arguments, add_engine_arguments
+    from utils.volumes.intensity import add_intensity_arguments
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,10 +66,10 @@ def run(args: argparse.Namespace, clock: "Clock | None" = None) -> Report:
     """Answer every case; what goes wrong with one is logged, and the rest goes on."""
     clock = Clock() if clock is None else clock
     with clock.part("imports"), importing():  # only now, so that --help is quick
-        from utils.checkpoint import open_network
-        from utils.prediction_cases import find_cases, read_case
-        from utils.predictor import ready_predictor
-        from utils.runtime import make_folder
+        from utils.cases.prediction import find_cases, read_case
+        from utils.prediction.predictor import ready_predictor
+        from utils.run.start import make_folder
+        from utils.training.checkpoint import open_network
     paths = find_cases(args.input, args.output)
     make_folder(args.output)
     with clock.part("weights"):

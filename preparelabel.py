@@ -31,16 +31,11 @@ from segment_anything import (
     load_checkpoint,
     network_configs,
 )
-from utils.checkpoint import open_network, save_payload, trained_on
-from utils.crop_cache import CropIndex, build_cache, read_index
-from utils.data_loader import CropDataset, add_crop_arguments
 from utils.data_paths import img_datas
-from utils.distributed import joined
 from utils.errors import InputError, exit_on_input_error
-from utils.geometry import CropRule
-from utils.labels import InstanceRule
-from utils.network_flags import changed
-from utils.runtime import (
+from utils.run.network_flags import changed
+from utils.run.ranks import joined
+from utils.run.start import (
     make_folder,
     non_negative_int,
     pick_precision,
@@ -48,8 +43,11 @@ from utils.runtime import (
     rank,
     start_run,
 )
-from utils.tasks import InteractiveTask
-from utils.teacher_store import (
+from utils.training.checkpoint import open_network, save_payload, trained_on
+from utils.training.crop_cache import CropIndex, build_cache, read_index
+from utils.training.data_loader import CropDataset, add_crop_arguments
+from utils.training.tasks import InteractiveTask
+from utils.training.teacher_store import (
     TEACHER,
     TeacherStore,
     add_store_arguments,
@@ -57,12 +55,14 @@ from utils.teacher_store import (
     store_config,
     store_outputs,
 )
-from utils.trainer import FitReport, add_training_arguments, fit, fit_config
-from utils.validation_crops import (
+from utils.training.trainer import FitReport, add_training_arguments, fit, fit_config
+from utils.training.validation_crops import (
     add_crop_validation_arguments,
     lay_down_validation,
     open_validation,
 )
+from utils.volumes.geometry import CropRule
+from utils.volumes.labels import InstanceRule
 
 logger = logging.getLogger(__name__)
 

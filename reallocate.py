@@ -6,10 +6,9 @@ Writes  --tree     <organ>/<data set>/imagesTr/<case>.nii.gz on the grid of its 
                    An image is written once; the other organs of the case get hard links to it
                    (copies where the disk has none). Then comes preparelabel.py.
 
-A label whose image is there already and has no NPZ (utils/prepare_nnunet.py writes both) is left
-alone. A case that cannot be used is listed, the others are done, and the exit code is 1. Inputs are
-only read. A second run skips what is unchanged; a run that was stopped or killed goes on where it
-was. What became of each case is in <tree>/manifest_reallocate.csv.
+A label whose image is there already and has no NPZ (utils/preparation/nnunet.py writes both) is
+left alone. A case that cannot be used is listed, the others are done, and the exit code is 1.
+Inputs are only read. A second run skips what is unchanged; a stopped or killed run resumes.
 
     python reallocate.py --images data/npz
     python reallocate.py --images val --tree data/medical_validation
@@ -21,20 +20,20 @@ from functools import partial
 from pathlib import Path
 
 from utils.errors import InputError, exit_on_input_error
-from utils.find_files import Findings, Role, file_of, find_npz, require_folder
-from utils.geometry import affine_from_spacing
-from utils.ledger import Entry, Job, Ledger
-from utils.nifti_io import (
+from utils.files.nifti import (
     Grid,
     read_nifti_grid,
     require_same_grid,
     write_deflated_nifti,
     write_nifti,
 )
-from utils.npz_archive import NpzArchive, member_sizes
-from utils.npz_io import checked_arrays, require_keys, require_volume_shape
-from utils.preparation import Step, Summary, add_run_flags, link_to_first, plan_job, prepare
-from utils.records import Found
+from utils.files.npz import checked_arrays, require_keys, require_volume_shape
+from utils.files.npz_archive import NpzArchive, member_sizes
+from utils.preparation.find_files import Findings, Role, file_of, find_npz, require_folder
+from utils.preparation.ledger import Entry, Job, Ledger
+from utils.preparation.loop import Step, Summary, add_run_flags, link_to_first, plan_job, prepare
+from utils.preparation.records import Found
+from utils.volumes.geometry import affine_from_spacing
 
 IMAGE = ""  # the image's role among the sources of a case; a label's is its organ
 
@@ -81,7 +80,7 @@ def run(args: argparse.Namespace) -> Summary:
 def has_its_image(key: str, labels: list[Path], images: Findings, ledger: Ledger) -> bool:
     """Tell whether the labels of a case have an image that is not ours to look after now.
 
-    That is one of another origin, such as utils/prepare_nnunet.py; or ours, the NPZ gone since
+    That is one of another origin, such as utils/preparation/nnunet.py; or ours, the NPZ gone since
     and the labels as they were.
     """
     record = ledger.read(key)

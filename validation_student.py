@@ -7,7 +7,7 @@ Writes  --out-dir       cases.csv, organs.csv, summary.json, dsc.png, nsd.png, a
                         predictions and pictures
 
 With --protocol challenge, whole volumes from prompts alone by the challenge's rules
-(utils/challenge_validation.py): reads challenge NPZ, --images and --labels, and leaves
+(utils/validation/run_challenge.py): reads challenge NPZ, --images and --labels, and leaves
 challenge.csv, targets.csv, groups.csv, report.html, and the folders cases and predictions.
 
     python validation_student.py
@@ -21,15 +21,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segment_anything import sam_model_registry3D
-from utils.challenge_validation import (
+from utils.errors import exit_on_input_error
+from utils.validation.run_challenge import (
     ChallengeSummary,
     add_challenge_arguments,
     print_challenge,
     run_challenge,
 )
-from utils.challenge_worker import Checkpoint
-from utils.errors import exit_on_input_error
-from utils.report import Summary, add_validation_arguments, print_summary, run_validation
+from utils.validation.summary import (
+    Summary,
+    add_validation_arguments,
+    print_summary,
+    run_validation,
+)
+from utils.validation.worker import Checkpoint
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

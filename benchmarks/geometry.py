@@ -3,7 +3,7 @@
     python benchmarks/geometry.py --images val --labels val_gts --checkpoint student.pth --workers 2
     python benchmarks/geometry.py ... --variants prompts "no zoom" --no-boxes
 
-Runs the challenge's protocol (utils/challenge_protocol.py) on every case with each variant:
+Runs the challenge's protocol (utils/validation/challenge.py) on every case with each variant:
 
 * ``truth``: crops centred on the truth, what a network reaches when somebody else finds the target;
 * ``prompts``: regions found from prompts alone, what we do;
@@ -30,22 +30,22 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from utils.atomic import atomic_path
-from utils.challenge_case import read_challenge_case
-from utils.challenge_protocol import evaluate, ranked
-from utils.challenge_validation import find_challenge_cases
-from utils.challenge_worker import Checkpoint, PredictorAnswerer, opened
-from utils.crops import grid_on_target
+from utils.cases.challenge import read_challenge_case
 from utils.errors import exit_on_input_error
-from utils.executor import run_all
-from utils.geometry import CropGrid, Triple, bounding_box_centre
-from utils.image_session import ImageSession, Looking, PredictorOptions, State
-from utils.metrics import CHALLENGE_DSC_FLOOR
-from utils.npz_io import read_npz
-from utils.predictor import Predictor
-from utils.prompts import BoxPrompt, Click, Prompt
-from utils.region import Region
-from utils.runtime import positive_int
+from utils.files.atomic import atomic_path
+from utils.files.npz import read_npz
+from utils.prediction.predictor import Predictor
+from utils.prediction.region import Region
+from utils.prediction.session import ImageSession, Looking, PredictorOptions, State
+from utils.prompts.kinds import BoxPrompt, Click, Prompt
+from utils.results.metrics import CHALLENGE_DSC_FLOOR
+from utils.run.executor import run_all
+from utils.run.start import positive_int
+from utils.validation.challenge import evaluate, ranked
+from utils.validation.run_challenge import find_challenge_cases
+from utils.validation.worker import Checkpoint, PredictorAnswerer, opened
+from utils.volumes.crops import grid_on_target
+from utils.volumes.geometry import CropGrid, Triple, bounding_box_centre
 
 
 class TruthSession(ImageSession):

@@ -24,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import predict
 from benchmarks.measure import machine, machine_line, summary, table, write_json
 from segment_anything import checkpoint_payload, network_configs, sam_model_registry3D
-from utils.checkpoint import open_network
+from utils.cases.prediction import read_case
 from utils.errors import exit_on_input_error
-from utils.npz_io import read_npz
-from utils.prediction_cases import read_case
-from utils.predictor import Predictor, ready_predictor
-from utils.run_flags import add_device_arguments, add_engine_arguments
-from utils.runtime import positive_int
+from utils.files.npz import read_npz
+from utils.prediction.predictor import Predictor, ready_predictor
+from utils.run.flags import add_device_arguments, add_engine_arguments
+from utils.run.start import positive_int
+from utils.training.checkpoint import open_network
 
 SPACING_XYZ = (0.8, 0.8, 1.5)
 #: Parts of predict.py's time that a case takes, without imports and weights.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.atomic import atomic_path
+from utils.files.atomic import atomic_path
 
 SAMPLED_EVERY_S = 0.002  # the resident set
 STATM = Path("/proc/self/statm")

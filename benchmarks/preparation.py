@@ -29,12 +29,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.atomic import atomic_path
-from utils.label_table import organ_slug, read_label_table
-from utils.labels import count_values
-from utils.nifti_io import read_nifti, write_deflated_nifti, write_nifti
-from utils.npz_archive import NpzArchive
-from utils.phantoms import ct_phantom
+from utils.cases.label_table import organ_slug, read_label_table
+from utils.cases.phantoms import ct_phantom
+from utils.files.atomic import atomic_path
+from utils.files.nifti import read_nifti, write_deflated_nifti, write_nifti
+from utils.files.npz_archive import NpzArchive
+from utils.volumes.labels import count_values
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASET = "CT_Phantom"

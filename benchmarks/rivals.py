@@ -22,7 +22,7 @@ from segment_anything import (
     sam_model_registry3D,
     upsample,
 )
-from segment_anything.prompting import decode_points
+from segment_anything.decoding import decode_points
 
 PARTS = ("encoder", "first click", "further click")
 SIZE = 128  # voxels along each axis of a crop

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from utils.challenge_protocol import click_all, scores_of
 from utils.errors import exit_on_input_error
-from utils.runtime import positive_int
+from utils.run.start import positive_int
+from utils.validation.challenge import click_all, scores_of
 
 SPACING_XYZ = (0.8, 0.8, 2.5)
 
@@ -59,7 +59,7 @@ def _fill(volume: np.ndarray, centre: np.ndarray, radii: np.ndarray, number: int
 
 
 def ours(truth: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, list]:
-    """Score a step as `utils.challenge_protocol` does: (3, classes), and a click a class."""
+    """Score a step as `utils.validation.challenge` does: (3, classes), and a click a class."""
     classes = int(truth.max())
     prompts: list[list] = [[] for _ in range(classes)]
     click_all(truth, answer, prompts, [[] for _ in range(classes)])

@@ -46,15 +46,15 @@ from benchmarks.measure import (
     write_json,
 )
 from segment_anything import Sam3D, SamConfig, autocast, build_sam3D, network_configs
-from utils.checkpoint import copy_teacher_blocks
-from utils.crop_cache import read_index
-from utils.data_loader import CropDataset, collate
-from utils.distillation_tasks import DistillationPlan, OnlineDistillation
 from utils.errors import InputError, exit_on_input_error
-from utils.geometry import CropRule
-from utils.network_flags import changed
-from utils.runtime import add_run_arguments, pick_device, pick_precision, positive_int
-from utils.tasks import InteractiveTask, Task
+from utils.run.network_flags import changed
+from utils.run.start import add_run_arguments, pick_device, pick_precision, positive_int
+from utils.training.checkpoint import copy_teacher_blocks
+from utils.training.crop_cache import read_index
+from utils.training.data_loader import CropDataset, collate
+from utils.training.distillation import DistillationPlan, OnlineDistillation
+from utils.training.tasks import InteractiveTask, Task
+from utils.volumes.geometry import CropRule
 
 FORMS = {"ours": nullcontext, "literal": literal_windows}
 CLIP = 1.0
@@ -214,7 +214,7 @@ STEPS: dict[str, Callable[[Sam3D, argparse.Namespace], Step]] = {
 
 
 class Trainer:
-    """Takes one step again and again, in either form, as utils/trainer.py takes it."""
+    """Takes one step again and again, in either form, as utils/training/trainer.py takes it."""
 
     def __init__(
         self, step: Step, batch: dict, device: torch.device, precision: torch.dtype

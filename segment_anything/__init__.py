@@ -6,7 +6,7 @@ from segment_anything.build_sam3D import (
     network_configs,
     sam_model_registry3D,
 )
-from segment_anything.checkpoint_keys import (
+from segment_anything.checkpoint import (
     CheckpointError,
     checkpoint_payload,
     fingerprint,
@@ -24,6 +24,15 @@ from segment_anything.config import (
     PromptConfig,
     SamConfig,
 )
+from segment_anything.crop_predictor import CropPredictor, Prompted
+from segment_anything.decoding import (
+    NO_CLICK,
+    ClickHistory,
+    decode,
+    low_res_size,
+    no_mask,
+    upsample,
+)
 from segment_anything.engine import (
     ENGINES,
     Engine,
@@ -33,15 +42,6 @@ from segment_anything.engine import (
     require_engine,
 )
 from segment_anything.modeling import EncoderOutput, Sam3D
-from segment_anything.predictor import CropPredictor, Prompted
-from segment_anything.prompting import (
-    NO_CLICK,
-    ClickHistory,
-    decode,
-    low_res_size,
-    no_mask,
-    upsample,
-)
 
 __all__ = [
     "ENGINES",

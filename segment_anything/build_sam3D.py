@@ -21,7 +21,7 @@ from pathlib import Path
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from segment_anything.checkpoint_keys import (
+from segment_anything.checkpoint import (
     DECODER_PARTS,
     Checkpoint,
     CheckpointError,

@@ -24,9 +24,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from segment_anything.decoding import decode_points, upsample
 from segment_anything.modeling import Sam3D
 from segment_anything.modeling.attention3D import Attention3D
-from segment_anything.prompting import decode_points, upsample
 
 Engine = Literal["eager", "compiled", "graph"]
 ENGINES: tuple[str, ...] = get_args(Engine)

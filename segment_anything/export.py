@@ -28,15 +28,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from segment_anything.build_sam3D import build_from_checkpoint
-from segment_anything.checkpoint_keys import (
+from segment_anything.checkpoint import (
     CheckpointError,
     fingerprint,
     open_checkpoint,
     require_decoder,
 )
+from segment_anything.decoding import decode_points
 from segment_anything.modeling import PromptEncoder3D, Sam3D
 from segment_anything.onnx_encoder import FINGERPRINT, OnnxError, needed, open_session
-from segment_anything.prompting import decode_points
 
 ENCODER, DECODER, FACTS = "image_encoder.onnx", "prompt_decoder.onnx", "export.json"
 OPSET = 20

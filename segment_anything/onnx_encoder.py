@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segment_anything.checkpoint_keys import fingerprint
+from segment_anything.checkpoint import fingerprint
 from segment_anything.modeling import Sam3D
 
 #: The entry of a file's metadata that says of which network it is a part.
@@ -34,7 +34,7 @@ class OnnxImageEncoder(nn.Module):
     precision of the rest. Copies and other processes open the file anew.
 
     Args:
-        path: what segment_anything/export.py or utils/quantise_encoder.py wrote.
+        path: what segment_anything/export.py or utils/training/quantise_encoder.py wrote.
 
     Raises:
         OnnxError: ONNX Runtime is not installed, or the file is not an image encoder.

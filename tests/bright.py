@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from small import RULE, small_sam
 
 from segment_anything import CropPredictor
-from utils.geometry import CropRule
-from utils.image_session import PredictorOptions
-from utils.predictor import Predictor
+from utils.prediction.predictor import Predictor
+from utils.prediction.session import PredictorOptions
+from utils.volumes.geometry import CropRule
 
 
 class BrightNetwork(CropPredictor):

@@ -17,15 +17,15 @@ from small import RULE, small_sam, small_student
 from test_trainer import CONFIG
 
 from segment_anything import checkpoint_payload, student_payload
-from utils.crop_cache import read_index
-from utils.data_loader import CropDataset
-from utils.distillation_tasks import DistillationPlan, EncoderDistillation
-from utils.distributed import joined
 from utils.errors import InputError, exit_on_input_error
-from utils.runtime import rank
-from utils.tasks import InteractiveTask
-from utils.teacher_store import StoreConfig, TeacherOutputs, open_store, store_outputs
-from utils.trainer import fit
+from utils.run.ranks import joined
+from utils.run.start import rank
+from utils.training.crop_cache import read_index
+from utils.training.data_loader import CropDataset
+from utils.training.distillation import DistillationPlan, EncoderDistillation
+from utils.training.tasks import InteractiveTask
+from utils.training.teacher_store import StoreConfig, TeacherOutputs, open_store, store_outputs
+from utils.training.trainer import fit
 
 
 class Dying(InteractiveTask):

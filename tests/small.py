@@ -15,8 +15,8 @@ from segment_anything import (
     checkpoint_payload,
     student_payload,
 )
-from utils.geometry import CropRule, affine_from_spacing
-from utils.nifti_io import write_nifti
+from utils.files.nifti import write_nifti
+from utils.volumes.geometry import CropRule, affine_from_spacing
 
 RULE = CropRule(size=32, spacing_mm=1.0)
 

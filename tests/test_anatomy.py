@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from utils import anatomy
-from utils.anatomy import REPORT_GROUPS, group_of, report_group
-from utils.label_table import read_label_table
+from utils.cases.label_table import read_label_table
+from utils.results import anatomy
+from utils.results.anatomy import REPORT_GROUPS, group_of, report_group
 
 ENTRIES = json.loads(Path(anatomy.__file__).with_suffix(".json").read_text("utf-8"))
 ALL_ENTRIES = [entry for entries in ENTRIES.values() for entry in entries]
-TABLE = read_label_table(Path(anatomy.__file__).parent.parent / "CVPR25.json")
+TABLE = read_label_table(Path(anatomy.__file__).parents[2] / "CVPR25.json")
 
 
 @pytest.mark.parametrize("dataset", sorted(TABLE.datasets))

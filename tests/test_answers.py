@@ -4,8 +4,8 @@ import cc3d
 import numpy as np
 import pytest
 
-from utils.answers import Part, compete, honour_clicks, keep_prompted
-from utils.prompts import Click
+from utils.prediction.masks import Part, compete, honour_clicks, keep_prompted
+from utils.prompts.kinds import Click
 
 SHAPE = (20, 24, 28)
 VOXEL_MM = (1.0, 1.0, 1.0)

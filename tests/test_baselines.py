@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from utils.baselines import ball_dsc_curve, best_fixed_radius
 from utils.errors import InputError
-from utils.metrics import dsc
+from utils.results.ball import ball_dsc_curve, best_fixed_radius
+from utils.results.metrics import dsc
 
 
 @pytest.mark.parametrize("click", [(4, 5, 6), (0, 0, 0), (8, 2, 11)], ids=str)

@@ -11,8 +11,8 @@ from small import ball, save_student, small_sam
 from benchmarks import cold_start, geometry, literal_attention, measure, scoring, training
 from segment_anything.build_sam3D import FASTSAM3D, VIT_B_ORI
 from segment_anything.modeling.attention3D import Attention3D
+from utils.cases.phantoms import boxes_of
 from utils.errors import InputError
-from utils.phantoms import boxes_of
 
 SMALL = (
     "img_size=32 patch_size=8 embed_dim=24 depth=2 num_heads=2 out_chans=48 window_size=5 "

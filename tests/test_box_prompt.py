@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils.box_prompt import PEAK_LOGIT, Box, box_around, ellipsoid_logits
+from utils.prompts.box import PEAK_LOGIT, Box, box_around, ellipsoid_logits
 
 
 def block(start=(4, 8, 12), stop=(12, 20, 28), size=32):

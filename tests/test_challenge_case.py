@@ -6,9 +6,9 @@ from conftest import SHAPE, SPACING_XYZ, write_case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from utils.challenge_case import read_challenge_case, write_segs
+from utils.cases.challenge import read_challenge_case, write_segs
 from utils.errors import InputError
-from utils.prompts import BoxPrompt, Click
+from utils.prompts.kinds import BoxPrompt, Click
 
 BOX = {
     "z_min": 1, "z_max": 2, "z_mid": 1,

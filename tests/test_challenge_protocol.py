@@ -9,13 +9,13 @@ import pytest
 from bright import bright_predictor
 from small import RULE, save_student, small_student
 
-from utils.challenge_case import read_challenge_case
-from utils.challenge_protocol import evaluate, ranked
-from utils.challenge_worker import PredictorAnswerer
-from utils.click_method import Click, challenge_click
-from utils.metrics import dsc, nsd
-from utils.predictor import Predictor
-from utils.prompts import BoxPrompt
+from utils.cases.challenge import read_challenge_case
+from utils.prediction.predictor import Predictor
+from utils.prompts.click_method import Click, challenge_click
+from utils.prompts.kinds import BoxPrompt
+from utils.results.metrics import dsc, nsd
+from utils.validation.challenge import evaluate, ranked
+from utils.validation.worker import PredictorAnswerer
 
 ROOT = Path(__file__).parent.parent
 SPACING_XYZ = (1.0, 1.2, 2.0)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from score_helpers import row, target
 
-from utils.challenge_pictures import case_overlay, score_curves
-from utils.challenge_report import step_times, worst_cases, write_report
-from utils.challenge_scores import CaseScore
 from utils.errors import InputError
+from utils.validation.curves import case_overlay, score_curves
+from utils.validation.report import step_times, worst_cases, write_report
+from utils.validation.scores import CaseScore
 
 #: Elements that have no end.
 VOID = {"meta", "img", "wbr"}

@@ -6,8 +6,8 @@ import math
 import pytest
 from score_helpers import row, target
 
-from utils.challenge_scores import CaseScore
 from utils.errors import InputError
+from utils.validation.scores import CaseScore
 
 
 def test_a_case_scores_the_mean_over_its_targets():

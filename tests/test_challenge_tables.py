@@ -5,8 +5,9 @@ import csv
 import pytest
 from score_helpers import row, target
 
-from utils.challenge_scores import CaseScore
-from utils.challenge_tables import (
+from utils.errors import InputError
+from utils.validation.scores import CaseScore
+from utils.validation.tables import (
     anatomy_table,
     challenge_rows,
     grouped,
@@ -14,7 +15,6 @@ from utils.challenge_tables import (
     target_rows,
     write_tables,
 )
-from utils.errors import InputError
 
 #: With a box, two targets; without, one; without, one, over the time limit.
 BOXED = row(

@@ -12,10 +12,10 @@ from small import RULE, ball, save_student, save_teacher, small_student
 import validation
 import validation_student
 from segment_anything import student_payload
-from utils.challenge_validation import find_challenge_cases, print_challenge
+from utils.cases.phantoms import boxes_of
 from utils.errors import InputError
-from utils.metrics import dsc
-from utils.phantoms import boxes_of
+from utils.results.metrics import dsc
+from utils.validation.run_challenge import find_challenge_cases, print_challenge
 
 CLASSES = {"CT_A": {"1": ["Liver"], "4": ["Spleen"], "instance_label": 0}}
 

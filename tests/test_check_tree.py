@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from preparation_helpers import CLASSES, categorize_all, state_of
 
-from utils.check_tree import Finding, Kind, check_tree
+from utils.cases.label_table import DatasetLabels, LabelTable
 from utils.errors import InputError
-from utils.geometry import affine_from_spacing
-from utils.label_table import DatasetLabels, LabelTable
-from utils.nifti_io import write_nifti
+from utils.files.nifti import write_nifti
+from utils.preparation.check_tree import Finding, Kind, check_tree
+from utils.volumes.geometry import affine_from_spacing
 
 SHAPE = (4, 6, 9)
 AFFINE = affine_from_spacing((0.7, 0.9, 5.0))

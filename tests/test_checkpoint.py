@@ -6,9 +6,9 @@ import torch
 from small import RULE, save_student, save_teacher, small_sam, small_student
 
 from segment_anything import checkpoint_payload, fingerprint
-from utils.atomic import WriteError, atomic_path
-from utils.checkpoint import copy_teacher_blocks, open_network, save_payload
 from utils.errors import InputError
+from utils.files.atomic import WriteError, atomic_path
+from utils.training.checkpoint import copy_teacher_blocks, open_network, save_payload
 
 
 @pytest.fixture

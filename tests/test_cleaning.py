@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from utils.cleaning import (
+from utils.errors import InputError
+from utils.preparation.cleaning import (
     CleaningRule,
     add_cleaning_flags,
     clean_instances,
     clean_mask,
     cleaning_rule,
 )
-from utils.errors import InputError
 
 SHAPE = (6, 9, 14)
 SPACING_ZYX = (5.0, 0.5, 2.0)  # a voxel has 5 mm3

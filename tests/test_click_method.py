@@ -8,14 +8,14 @@ import pytest
 from scipy import ndimage
 
 from benchmarks.scoring import plain_click
-from utils.click_method import (
+from utils.errors import InputError
+from utils.prompts.click_method import (
     Click,
     _squared_distances,
     challenge_click,
     mended_share,
     training_click,
 )
-from utils.errors import InputError
 
 PARITY = np.load(Path(__file__).parent / "data" / "metrics_seed0.npz")
 

@@ -183,7 +183,7 @@ def test_the_recipe_is_what_the_challenge_expects():
     ("path", "ignored"),
     [
         ("predict.py", False),
-        ("utils/geometry.py", False),
+        ("utils/volumes/geometry.py", False),
         ("docker/weights/student.pth", False),
         ("work_dir/student/student.pth", False),
         ("work_dir/student/run.log", True),

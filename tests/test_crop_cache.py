@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from small import RULE, ball, write_prepared
 
-from utils.atomic import WriteError
-from utils.augment import FILL, place
-from utils.cases import find_cases, read_case
-from utils.crop_cache import build_cache, read_index, read_target
-from utils.crops import cut
+from utils.cases.prepared import find_cases, read_case
 from utils.errors import InputError
-from utils.geometry import CropRule, affine_from_spacing
-from utils.labels import InstanceRule
-from utils.nifti_io import read_nifti, write_nifti
+from utils.files.atomic import WriteError
+from utils.files.nifti import read_nifti, write_nifti
+from utils.training.augment import FILL, place
+from utils.training.crop_cache import build_cache, read_index, read_target
+from utils.volumes.crops import cut
+from utils.volumes.geometry import CropRule, affine_from_spacing
+from utils.volumes.labels import InstanceRule
 
 
 def build(tmp_path, folder, **options):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from small import RULE, ball
 
-from utils.crops import cut, normalise
-from utils.geometry import CropRule, affine_from_spacing
+from utils.volumes.crops import cut, normalise
+from utils.volumes.geometry import CropRule, affine_from_spacing
 
 
 def test_normalise_takes_mean_and_deviation_over_positive_voxels():

@@ -6,7 +6,9 @@ import torch
 from small import ball, small_sam, small_student
 
 from segment_anything import network_configs
-from utils.distillation_tasks import (
+from utils.errors import InputError
+from utils.run.start import CLICKING
+from utils.training.distillation import (
     DistillationPlan,
     EncoderDistillation,
     OnlineDistillation,
@@ -14,9 +16,7 @@ from utils.distillation_tasks import (
     matching_layers,
     require_stored_layers,
 )
-from utils.errors import InputError
-from utils.runtime import CLICKING
-from utils.teacher_outputs import teacher_outputs
+from utils.training.teacher_outputs import teacher_outputs
 
 EMBEDDING_ONLY = DistillationPlan(10, logit_weight=0, truth_weight=0)
 LAYERED = DistillationPlan(20, (1, 2), layer_share=0.4, embedding_share=0.2, tune_share=0.2)

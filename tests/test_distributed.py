@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from small import write_prepared
 
-from utils.crop_cache import build_cache
-from utils.tensor_shards import open_shards
+from utils.training.crop_cache import build_cache
+from utils.training.tensor_shards import open_shards
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
 
@@ -123,7 +123,7 @@ def test_ranks_wait_until_rank_0_has_come(tmp_path):
         "import os, sys, time\n"
         "from pathlib import Path\n"
         f"sys.path.insert(0, {str(Path(WORKER).parent.parent)!r})\n"
-        "from utils.distributed import joined\n"
+        "from utils.run.ranks import joined\n"
         "if os.environ['RANK'] == '0':\n"
         "    time.sleep(3)\n"
         f"    Path({str(mark)!r}).touch()\n"

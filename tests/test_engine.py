@@ -28,7 +28,7 @@ from segment_anything import (
     upsample,
 )
 from segment_anything.engine import Captured, prepared
-from utils import run_flags
+from utils.run import flags as run_flags
 
 CPU = torch.device("cpu")
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}

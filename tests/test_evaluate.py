@@ -3,11 +3,11 @@ import pytest
 import torch
 from small import RULE, ball, small_sam, write_prepared
 
-from utils.cases import find_cases
-from utils.evaluate import BALL_RADII_MM, Evaluator
-from utils.geometry import CropRule
-from utils.metrics import dsc
-from utils.nifti_io import read_nifti, write_nifti
+from utils.cases.prepared import find_cases
+from utils.files.nifti import read_nifti, write_nifti
+from utils.results.metrics import dsc
+from utils.validation.clicks import BALL_RADII_MM, Evaluator
+from utils.volumes.geometry import CropRule
 
 CPU = {"device": torch.device("cpu"), "precision": torch.float32}
 

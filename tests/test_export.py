@@ -40,9 +40,9 @@ from segment_anything.onnx_encoder import (
     open_session,
     use_onnx_encoder,
 )
-from utils import quantise_encoder
-from utils.crop_cache import build_cache
 from utils.errors import InputError
+from utils.training import quantise_encoder
+from utils.training.crop_cache import build_cache
 
 
 def released_form() -> SamConfig:
@@ -194,7 +194,7 @@ def test_a_missing_package_is_one_message(package, tmp_path, monkeypatch, capsys
 
 def test_importing_the_modules_imports_no_onnx():
     code = (
-        "import sys, segment_anything.export, utils.quantise_encoder; "
+        "import sys, segment_anything.export, utils.training.quantise_encoder; "
         "print([name for name in sys.modules if name.startswith('onnx')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

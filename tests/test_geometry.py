@@ -2,7 +2,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from utils.geometry import (
+from utils.volumes.geometry import (
     CropGrid,
     CropRule,
     GeometryError,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from utils.errors import InputError
-from utils.intensity import add_intensity_arguments, looks_hounsfield, map_intensity
+from utils.volumes.intensity import add_intensity_arguments, looks_hounsfield, map_intensity
 
 SHAPE = (2, 3, 4)
 

@@ -4,7 +4,7 @@ import torch
 from small import ball, small_sam
 
 from segment_anything import NO_CLICK, ClickHistory, decode, low_res_size, upsample
-from utils.interaction import coarsen, simulate_clicks
+from utils.training.clicks import coarsen, simulate_clicks
 
 
 def _label(radius=6.0):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.label_table import LabelTableError, organ_slug, read_label_table
+from utils.cases.label_table import LabelTableError, organ_slug, read_label_table
 
 CHALLENGE = Path(__file__).parent.parent / "CVPR25.json"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from utils.errors import InputError
-from utils.labels import InstanceRule, as_label, count_values
+from utils.volumes.labels import InstanceRule, as_label, count_values
 
 
 def instances(**sizes):

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from utils.errors import InputError
-from utils.ledger import Job, Ledger
-from utils.records import Found
+from utils.preparation.ledger import Job, Ledger
+from utils.preparation.records import Found
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def settle(*paths):
 def test_unchanged_case_is_current_without_reading_its_sources(ledger, source, monkeypatch):
     copy(ledger, job_of(source))
     settle(ledger.path_of("CT/a"))
-    monkeypatch.setattr("utils.ledger._sha256_of", None)  # would raise
+    monkeypatch.setattr("utils.preparation.ledger._sha256_of", None)  # would raise
 
     assert ledger.is_current(job_of(source))
 

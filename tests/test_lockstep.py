@@ -7,13 +7,13 @@ import pytest
 from bright import bright_predictor
 from small import RULE, small_sam
 
-from utils import image_session
-from utils import predictor as predictor_module
-from utils.geometry import CropRule
-from utils.image_session import PredictorOptions
-from utils.lockstep import in_lockstep
-from utils.predictor import Predictor
-from utils.region import ZoomRule
+from utils.prediction import predictor as predictor_module
+from utils.prediction import session as image_session
+from utils.prediction.lockstep import in_lockstep
+from utils.prediction.predictor import Predictor
+from utils.prediction.region import ZoomRule
+from utils.prediction.session import PredictorOptions
+from utils.volumes.geometry import CropRule
 
 STILL = ZoomRule(passes=0)
 LONG = (20, 24, 300)

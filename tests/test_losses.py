@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from utils.losses import dice_ce, embedding_loss
+from utils.training.losses import dice_ce, embedding_loss
 
 
 def test_dice_ce_by_hand():

@@ -8,7 +8,7 @@ from scipy import ndimage
 from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
 
 from utils.errors import InputError
-from utils.metrics import (
+from utils.results.metrics import (
     dsc,
     interaction_auc,
     multi_class_dsc,

@@ -7,7 +7,7 @@ import pytest
 from preparelabel import build_teacher, parse_args
 from segment_anything import network_configs
 from utils.errors import InputError
-from utils.network_flags import changed
+from utils.run.network_flags import changed
 
 TINY, VIT_B_ORI = network_configs["tiny"], network_configs["vit_b_ori"]
 

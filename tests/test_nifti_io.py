@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from utils.atomic import WriteError
 from utils.errors import InputError
-from utils.geometry import GeometryError, affine_from_spacing
-from utils.nifti_io import (
+from utils.files.atomic import WriteError
+from utils.files.nifti import (
     Grid,
     Volume,
     read_nifti,
@@ -20,7 +19,8 @@ from utils.nifti_io import (
     write_deflated_nifti,
     write_nifti,
 )
-from utils.npz_archive import NpzArchive, member_sizes
+from utils.files.npz_archive import NpzArchive, member_sizes
+from utils.volumes.geometry import GeometryError, affine_from_spacing
 
 AFFINE = affine_from_spacing((0.7, 0.9, 5.0))
 

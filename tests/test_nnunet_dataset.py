@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import InputError
-from utils.nnunet_dataset import (
+from utils.preparation.nnunet_dataset import (
     Description,
     chosen_channels,
     classes_of_flags,

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from utils.errors import InputError
-from utils.npz_archive import NpzArchive
-from utils.npz_io import read_npz
-from utils.safe_pickle import UnsafePickleError
+from utils.files.npz import read_npz
+from utils.files.npz_archive import NpzArchive
+from utils.files.safe_pickle import UnsafePickleError
 
 IMAGE = np.arange(4 * 6 * 9, dtype=np.uint8).reshape(4, 6, 9)
 SPACING = np.array([0.7, 0.9, 5.0])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from utils.errors import InputError
-from utils.npz_io import read_npz
+from utils.files.npz import read_npz
 
 
 def counting(shape=(4, 6, 9), dtype=np.uint8):

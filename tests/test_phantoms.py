@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from utils.challenge_case import read_challenge_case
+from utils.cases.challenge import read_challenge_case
+from utils.cases.phantoms import CT_CLASSES, MR_CLASSES, ct_phantom, mr_phantom, write_phantoms
 from utils.errors import InputError
-from utils.phantoms import CT_CLASSES, MR_CLASSES, ct_phantom, mr_phantom, write_phantoms
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from utils.errors import InputError
-from utils.pictures import (
+from utils.results.pictures import (
     BACKGROUND_COLOUR,
     FOREGROUND_COLOUR,
     PREDICTION_COLOUR,

@@ -21,8 +21,8 @@ import validation
 import validation_student
 from segment_anything import checkpoint_payload
 from utils.errors import InputError
-from utils.geometry import GeometryError
-from utils.tensor_shards import open_shards
+from utils.training.tensor_shards import open_shards
+from utils.volumes.geometry import GeometryError
 
 SPACING_XYZ = (1.2, 1.1, 1.0)
 SMALL_LOSS = ["--loss-size", "16"]

@@ -13,12 +13,12 @@ from small import RULE, ball, save_student, save_teacher, small_student
 from test_pipeline import Watched
 
 import predict
-from utils.challenge_case import read_challenge_case
+from utils.cases.challenge import read_challenge_case
 from utils.errors import InputError
-from utils.geometry import affine_from_spacing
-from utils.nifti_io import read_nifti, write_nifti
-from utils.predictor import Predictor
-from utils.run_flags import PRECISIONS
+from utils.files.nifti import read_nifti, write_nifti
+from utils.prediction.predictor import Predictor
+from utils.run.flags import PRECISIONS
+from utils.volumes.geometry import affine_from_spacing
 
 SHAPE = (20, 24, 28)
 SPACING_XYZ = (1.2, 1.1, 1.0)

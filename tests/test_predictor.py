@@ -7,11 +7,11 @@ from bright import ball_image, bright_predictor
 from small import RULE, small_sam
 
 from utils.errors import InputError
-from utils.geometry import CropRule, affine_from_spacing
-from utils.image_session import PredictorOptions
-from utils.metrics import dsc
-from utils.predictor import Predictor
-from utils.prompts import PromptError
+from utils.prediction.predictor import Predictor
+from utils.prediction.session import PredictorOptions
+from utils.prompts.kinds import PromptError
+from utils.results.metrics import dsc
+from utils.volumes.geometry import CropRule, affine_from_spacing
 
 SPACING = (1.1, 0.9, 2.5)
 

@@ -22,11 +22,11 @@ from preparation_helpers import (
 )
 
 import categorize
-from utils.atomic import TEMPORARY, atomic_path
 from utils.errors import InputError
-from utils.nifti_io import read_nifti
-from utils.npz_archive import NpzArchive
-from utils.npz_io import read_npz
+from utils.files.atomic import TEMPORARY, atomic_path
+from utils.files.nifti import read_nifti
+from utils.files.npz import read_npz
+from utils.files.npz_archive import NpzArchive
 
 pytestmark = pytest.mark.usefixtures("workplace")
 NPZ = Path("data/npz")
@@ -323,7 +323,7 @@ def test_archive_of_hundreds_of_members_is_refused(make_case):
 
 
 def test_tree_in_its_own_input_is_refused():
-    from utils import prepare_nnunet
+    from utils.preparation import nnunet
 
     Path("ct").mkdir()
     Path("ct/a.nii.gz").touch()
@@ -331,7 +331,7 @@ def test_tree_in_its_own_input_is_refused():
     shutil.copytree("ct", "ct2")
 
     with pytest.raises(InputError, match="lies in ct, which is read"):
-        prepare_nnunet.run(prepare_nnunet.parse_args([*flags, "--out", "ct/tree"]))
+        nnunet.run(nnunet.parse_args([*flags, "--out", "ct/tree"]))
     assert state_of("ct").keys() == {"ct/a.nii.gz"}
 
 

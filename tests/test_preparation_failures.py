@@ -15,8 +15,8 @@ from preparation_helpers import (
     state_of,
 )
 
-from utils.atomic import WriteError
 from utils.errors import InputError
+from utils.files.atomic import WriteError
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

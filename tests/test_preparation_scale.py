@@ -25,7 +25,7 @@ from preparation_helpers import (
 
 import categorize
 from utils.errors import InputError
-from utils.find_files import find_npz
+from utils.preparation.find_files import find_npz
 
 pytestmark = pytest.mark.usefixtures("workplace")
 NAMESPACES = ["unshare", "--map-root-user", "--mount"]
@@ -246,7 +246,8 @@ def test_read_only_inputs_are_enough(make_case):
 def test_worker_that_is_killed_ends_the_run_with_a_message(make_case):
     make_many(make_case)
     Path("sitecustomize.py").write_text(
-        "import os, utils.npz_io\nutils.npz_io.read_npz = lambda *_, **__: os.kill(os.getpid(), 9)"
+        "import os, utils.files.npz\n"
+        "utils.files.npz.read_npz = lambda *_, **__: os.kill(os.getpid(), 9)"
     )
     command = [sys.executable, ROOT / "classify.py", "--workers", "2"]
     environment = {**os.environ, "PYTHONPATH": f"{Path.cwd()}:{ROOT}"}
@@ -269,7 +270,7 @@ def test_worker_that_is_killed_ends_the_run_with_a_message(make_case):
     ],
 )
 def test_flags_that_cannot_be_are_refused(make_case, monkeypatch, flags, found):
-    monkeypatch.setattr("utils.executor.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("utils.run.executor.CONNECT_SECONDS", 1)
     make_case(Path("data/npz"), "CT_A_1")
 
     with pytest.raises(InputError, match=found):

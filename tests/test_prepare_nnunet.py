@@ -1,4 +1,4 @@
-"""nnU-Net folders, and folders of images and labels -> utils/prepare_nnunet.py -> the tree."""
+"""nnU-Net folders, and folders of images and labels -> utils/preparation/nnunet.py -> the tree."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ import SimpleITK as sitk
 from nibabel.eulerangles import euler2mat
 from preparation_helpers import reallocate_all, run_script, state_of
 
-from utils import ledger, prepare_nnunet
-from utils.cases import find_cases, read_case
+from utils.cases.prepared import find_cases, read_case
 from utils.errors import InputError
-from utils.nifti_io import read_nifti
+from utils.files.nifti import read_nifti
+from utils.preparation import ledger, nnunet
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -86,7 +86,7 @@ def make_pairs(label=None, name="case 1"):
 
 def prepare(*flags):
     flags = ["--workers", "1", *map(str, flags)]
-    return prepare_nnunet.run(prepare_nnunet.parse_args(flags))
+    return nnunet.run(nnunet.parse_args(flags))
 
 
 def prepare_pairs(*flags, classes=("1=liver", "2=left kidney")):
@@ -513,10 +513,10 @@ def test_too_fine_a_spacing_is_a_failure_of_the_case():
 
 
 def test_help_is_the_manual_and_failures_give_exit_code_1():
-    manual = run_script("utils/prepare_nnunet.py", "--help")
-    failed = run_script("utils/prepare_nnunet.py", "--nnunet", "raw/none")
+    manual = run_script("utils/preparation/nnunet.py", "--help")
+    failed = run_script("utils/preparation/nnunet.py", "--nnunet", "raw/none")
 
-    for part in ("Reads", "Writes", "--workers", "python -m utils.prepare_nnunet --nnunet"):
+    for part in ("Reads", "Writes", "--workers", "python -m utils.preparation.nnunet --nnunet"):
         assert part in manual.stdout
     assert failed.returncode == 1
     assert failed.stderr.startswith("InputError: raw/none/dataset.json: no such file")

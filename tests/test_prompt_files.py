@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from utils.errors import InputError
-from utils.prompt_files import (
+from utils.prompts.files import (
     PromptSpace,
     add_prompt_arguments,
     find_prompts,
@@ -16,7 +16,7 @@ from utils.prompt_files import (
     protect_minus,
     read_prompt_file,
 )
-from utils.prompts import BoxPrompt, Click
+from utils.prompts.kinds import BoxPrompt, Click
 
 SHAPE = (10, 20, 30)
 # x grows to patient left, as in most scans: 2 mm, 1 mm, 5 mm voxels, none at the origin.

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from utils.geometry import CropRule, affine_from_spacing
-from utils.prompts import BoxPrompt
-from utils.region import Extent, Region, Scene, ZoomRule, extent_in, extent_of
+from utils.prediction.region import Extent, Region, Scene, ZoomRule, extent_in, extent_of
+from utils.prompts.kinds import BoxPrompt
+from utils.volumes.geometry import CropRule, affine_from_spacing
 
 RULE = CropRule(size=64, spacing_mm=1.5)
 SHAPE = (60, 200, 200)

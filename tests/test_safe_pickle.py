@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import safe_pickle
 from utils.errors import InputError
-from utils.safe_pickle import MAX_BYTES, MAX_LEVELS, UnsafePickleError, load_objects
+from utils.files import safe_pickle
+from utils.files.safe_pickle import MAX_BYTES, MAX_LEVELS, UnsafePickleError, load_objects
 
 WHERE = "case.npz, 'boxes'"
 PROTOCOLS = (2, 3, 4, 5)
@@ -232,7 +232,7 @@ NAMED = [
     ("numpy._core.multiarray", "fromfile"), ("numpy.f2py.diagnose", "run_command"),
     ("functools", "partial"), ("operator", "attrgetter"), ("copyreg", "_reconstructor"),
     ("_codecs", "decode"), ("numpy.dtypes", "StringDType"), ("", ""), ("a", "b" * 999),
-    ("utils.safe_pickle", "_Array"), ("builtins", "bytes"), ("numpy", "dtype "),
+    ("utils.files.safe_pickle", "_Array"), ("builtins", "bytes"), ("numpy", "dtype "),
 ]  # fmt: skip
 INJECTION = b"}" + text("__setstate__") + DTYPE + b"s"
 ARRAY = array_of(b")", b"]Na")

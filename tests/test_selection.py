@@ -8,10 +8,10 @@ import torch
 from small import RULE, small_sam, write_prepared
 
 from segment_anything import checkpoint_payload, load_checkpoint
-from utils.crop_cache import CropIndex, build_cache
 from utils.errors import InputError
-from utils.selection import Selection
-from utils.validation_crops import CropValidation, split_by_patient
+from utils.training.crop_cache import CropIndex, build_cache
+from utils.training.selection import Selection
+from utils.training.validation_crops import CropValidation, split_by_patient
 
 
 def crops_of(folder, dataset="CT_A", cases=3):

@@ -6,11 +6,11 @@ import torch
 from small import ball, small_sam
 
 from segment_anything import NO_CLICK, upsample
-from utils import tasks
-from utils.box_prompt import box_around, ellipsoid_logits
-from utils.metrics import dsc
-from utils.tasks import InteractiveTask
-from utils.teacher_outputs import teacher_outputs
+from utils.prompts.box import box_around, ellipsoid_logits
+from utils.results.metrics import dsc
+from utils.training import tasks
+from utils.training.tasks import InteractiveTask
+from utils.training.teacher_outputs import teacher_outputs
 
 
 def batch(count=3):

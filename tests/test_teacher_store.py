@@ -6,13 +6,12 @@ import torch
 from small import RULE, ball, small_sam, write_prepared
 
 from segment_anything import fingerprint
-from utils import teacher_store
-from utils.crop_cache import build_cache, read_target
-from utils.data_loader import Draw
 from utils.errors import InputError
-from utils.geometry import CropRule
-from utils.nifti_io import read_nifti, write_nifti
-from utils.teacher_store import (
+from utils.files.nifti import read_nifti, write_nifti
+from utils.training import teacher_store
+from utils.training.crop_cache import build_cache, read_target
+from utils.training.data_loader import Draw
+from utils.training.teacher_store import (
     StoreConfig,
     TeacherOutputs,
     bytes_per_sample,
@@ -20,6 +19,7 @@ from utils.teacher_store import (
     require_teacher,
     store_outputs,
 )
+from utils.volumes.geometry import CropRule
 
 CONFIG = StoreConfig(num_clicks=3, layers=(1, 2), precision="float16", seed=0)
 

@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 
 from utils.errors import InputError
-from utils.tensor_shards import ShardWriter, finish, open_shards, written_rows
+from utils.training.tensor_shards import ShardWriter, finish, open_shards, written_rows
 
 
 def tensors(number):

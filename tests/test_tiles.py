@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from bright import bright_predictor
 
-from utils.answers import Part
-from utils.geometry import CropRule, affine_from_spacing
-from utils.metrics import dsc
-from utils.region import Extent, Scene, ZoomRule
-from utils.tiles import blended, lattice
+from utils.prediction.masks import Part
+from utils.prediction.region import Extent, Scene, ZoomRule
+from utils.prediction.tiles import blended, lattice
+from utils.results.metrics import dsc
+from utils.volumes.geometry import CropRule, affine_from_spacing
 
 SHAPE = (50, 90, 120)
 WHOLE = tuple(slice(0, n) for n in SHAPE)

@@ -1,0 +1,117 @@
+"""Prepared folders -> targets: which mask to segment in which volume (no torch).
+
+A prepared folder is ``<organ>/<data set>`` with ``imagesTr/<case>.nii.gz`` and
+``labelsTr/<case>.nii.gz``, as written by reallocate.py and listed in utils/data_paths.py.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.files.nifti import Volume, read_nifti, require_same_grid
+from utils.volumes.labels import InstanceRule, as_label
+
+SUFFIX = ".nii.gz"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One label of one organ and its image."""
+
+    organ: str
+    dataset: str
+    case_id: str
+    image_path: Path
+    label_path: Path
+
+    @property
+    def sample_id(self) -> str:
+        """``organ/data set/case``: unique in a prepared tree."""
+        return f"{self.organ}/{self.dataset}/{self.case_id}"
+
+    @property
+    def is_ct(self) -> bool:
+        """Whether values may be Hounsfield units; the challenge's data set keys begin so."""
+        return self.dataset.startswith("CT")
+
+
+def find_cases(folders: Iterable[Path | str]) -> list[Case]:
+    """List the cases of prepared ``<organ>/<data set>`` folders, sorted.
+
+    Hidden folders are left out: a glob ``tree/*/*`` also finds those of the preparation's records.
+
+    Raises:
+        InputError: no folder given, a folder lacks labelsTr, or none holds a label.
+    """
+    folders = [Path(folder) for folder in folders]
+    folders = [f for f in folders if not f.name.startswith(".") and f.parent.name[:1] != "."]
+    if not folders:
+        raise InputError(
+            "no prepared folders: expected <organ>/<data set> folders with imagesTr and labelsTr.\n"
+            "Run classify.py, categorize.py and reallocate.py, or edit utils/data_paths.py."
+        )
+    cases = []
+    for folder in sorted(set(folders)):
+        labels = folder / "labelsTr"
+        if not labels.is_dir():
+            raise InputError(
+                f"{folder}: found no labelsTr folder, expected {labels}.\n"
+                "Name <organ>/<data set> folders as reallocate.py leaves them."
+            )
+        for label_path in sorted(labels.glob(f"*{SUFFIX}")):
+            if label_path.name.startswith("."):
+                continue
+            cases.append(
+                Case(
+                    organ=folder.parent.name,
+                    dataset=folder.name,
+                    case_id=label_path.name.removesuffix(SUFFIX),
+                    image_path=folder / "imagesTr" / label_path.name,
+                    label_path=label_path,
+                )
+            )
+    twice = [sample_id for sample_id, n in Counter(c.sample_id for c in cases).items() if n > 1]
+    if twice:
+        raise InputError(
+            f"{len(twice)} cases are in two of the {len(folders)} folders, {twice[0]} first; "
+            "expected each <organ>/<data set>/<case> once.\nLeave one of the trees out, or rename "
+            "its data set folder."
+        )
+    if not cases:
+        raise InputError(
+            f"{len(folders)} folders, the first {folders[0]}: found no labelsTr/*{SUFFIX}.\n"
+            "Run categorize.py and reallocate.py on this tree first."
+        )
+    return cases
+
+
+def read_case(case: Case) -> tuple[Volume, Volume]:
+    """Read image and label, checked to lie on one grid.
+
+    Raises:
+        InputError: a file is missing or unreadable, the grids differ, or the label is empty.
+    """
+    if not case.image_path.exists():
+        raise InputError(
+            f"{case.sample_id}: {case.label_path} has no image, expected {case.image_path}.\n"
+            "Run reallocate.py on this tree."
+        )
+    image, label = read_nifti(case.image_path), read_nifti(case.label_path)
+    require_same_grid(image, label, case.image_path, case.label_path)
+    label = Volume(as_label(label.array, case.label_path), label.affine)
+    if not label.array.any():
+        raise InputError(
+            f"{case.label_path}: the label is empty, expected at least one voxel of {case.organ}.\n"
+            "Remove the file from the tree or run categorize.py again."
+        )
+    return image, label
+
+
+def targets_of(case: Case, label: np.ndarray, rule: InstanceRule) -> list[tuple[str, int]]:
+    """Return the id and label value of each target of a case; instances get ``#value``."""
+    values = rule.values_of(label)
+    return [(case.sample_id + (f"#{v}" if len(values) > 1 else ""), v) for v in values]

@@ -1,0 +1,241 @@
+"""NIfTI files, read and written (no torch).
+
+The one place where file order and array order meet: arrays are ``(D, H, W)``, that is
+``(z, y, x)``; NIfTI stores ``(x, y, z)``, and the axes are reversed here on reading and on
+writing, nowhere else.
+
+Files appear whole or not at all (`utils.files.atomic`), and the same voxels give the same bytes:
+the gzip header holds neither name nor time. Gzip is Intel's ISA-L (package ``isal``), several times
+as fast as zlib. Whatever is wrong with a file raises `InputError` with the file in front; what
+cannot be written raises `WriteError`.
+"""
+
+import math
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel as nib
+import numpy as np
+from isal import igzip, isal_zlib
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+
+from utils.errors import InputError
+from utils.files.atomic import atomic_path
+from utils.files.npz import require_real_and_finite
+from utils.files.npz_archive import MAX_VOXELS, Deflated
+from utils.files.safe_read import open_regular, reading
+from utils.volumes import geometry
+
+EXPECTED = "a complete 3-D NIfTI file"
+DAMAGED = (ImageFileError, HeaderDataError, WrapStructError)  # what nibabel raises
+SCANNER = 1  # NIfTI's code for "coordinates of the scanner", what a case's affine is
+COMPRESSION = 2  # of ISA-L's 0 to 3: 3 is far slower on labels and no smaller
+BLOCK = 2**22  # bytes at a time
+
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_HEADER = GZIP_MAGIC + b"\x08" + bytes(6) + b"\xff"  # deflate, no name, no time, system unknown
+HEADER_SIZE = 352  # NIfTI-1 header and the four bytes that announce extensions
+
+# float32 headers keep seven digits; tools round spacing to five. All are relative.
+AXIS_TOLERANCE = 1e-4  # of a voxel's side, a voxel
+ORIGIN_TOLERANCE = 1e-2  # of the smallest voxel's side
+FLOAT32_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where voxels lie: the part of a volume that its header alone tells."""
+
+    shape: tuple[int, int, int]  # (D, H, W)
+    affine: np.ndarray  # (4, 4) float64, (x, y, z) voxel centres to RAS+ mm
+
+    @property
+    def spacing_zyx(self) -> tuple[float, float, float]:
+        """Voxel size in mm, in array order."""
+        return geometry.spacing_zyx(self.affine)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """Voxels and where they lie."""
+
+    array: np.ndarray  # (D, H, W)
+    affine: np.ndarray  # (4, 4) float64, (x, y, z) voxel centres to RAS+ mm
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W)."""
+        return self.array.shape
+
+    @property
+    def spacing_zyx(self) -> tuple[float, float, float]:
+        """Voxel size in mm, in array order."""
+        return geometry.spacing_zyx(self.affine)
+
+
+def read_nifti(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
+    """Read a 3-D NIfTI file; a fourth dimension of length 1 is dropped.
+
+    The array keeps the file's dtype in native byte order (float64 where the header scales).
+    """
+    with _opened(path) as stream:
+        image = _image_of(stream)
+        grid = _grid_of(image, path)
+        if math.prod(grid.shape) > max_voxels:
+            raise InputError(
+                f"{path}: has {math.prod(grid.shape):,} voxels. Expected at most {max_voxels:,}: "
+                "if that is right and the memory is there, raise --max-voxels."
+            )
+        array = np.asanyarray(image.dataobj).reshape(grid.shape[::-1], order="F").T
+        while stream.read(BLOCK):  # up to the end, where gzip's checksum is
+            pass
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    require_real_and_finite(array, path, "the volume")
+    return Volume(array, grid.affine)
+
+
+def read_nifti_grid(path: Path) -> Grid:
+    """Read shape and affine of a NIfTI file from its header, without decoding the voxels."""
+    with _opened(path) as stream:
+        return _grid_of(_image_of(stream), path)
+
+
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Write a (D, H, W) array as ``.nii.gz`` in one piece, dtype kept (bool becomes uint8).
+
+    Sform and qform both hold ``affine`` with code 1, units are mm.
+
+    Raises:
+        InputError: NIfTI cannot hold such an array.
+        WriteError: the disk is full, or the folder does not let us write.
+    """
+    if array.ndim != 3:
+        raise ValueError(f"{path}: a volume is (D, H, W), got shape {array.shape}")
+    array = np.ascontiguousarray(array)
+    array = array.view(np.uint8) if array.dtype == bool else array
+    header = _header_of(path, array.shape, array.dtype, affine)
+    voxels = memoryview(array.reshape(-1).view(np.uint8))
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+        igzip.IGzipFile("", "wb", COMPRESSION, file, mtime=0) as stream,
+    ):
+        stream.write(header.binaryblock + bytes(4))
+        for start in range(0, len(voxels), BLOCK):
+            stream.write(voxels[start : start + BLOCK])
+
+
+def write_deflated_nifti(path: Path, source: Deflated, affine: np.ndarray) -> None:
+    """Write an array of an NPZ archive as ``.nii.gz`` without inflating and deflating it again.
+
+    An NPZ member and NIfTI's voxels are the same bytes in the same order, both deflated: C order of
+    (z, y, x) is Fortran order of (x, y, z). So the gzip stream is the NIfTI header, stored as it
+    is, followed by the member's own deflated bytes. These begin with a ``.npy`` header, which lies
+    between NIfTI's header and the voxels as a header extension with code 0, "ignore".
+
+    Raises:
+        InputError: the source is damaged; nothing is written.
+        WriteError: as in `write_nifti`.
+    """
+    padding = -(8 + source.header.length) % 16  # an extension's length is a multiple of 16
+    extension = struct.pack("<ii", 8 + padding + source.header.length, 0) + bytes(padding)
+    header = _header_of(path, source.header.shape, source.header.dtype, affine)
+    header["vox_offset"] = HEADER_SIZE + len(extension) + source.header.length
+    front = header.binaryblock + b"\x01\0\0\0" + extension
+    crc = isal_zlib.crc32_combine(isal_zlib.crc32(front), source.crc, source.size)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(GZIP_HEADER)
+        file.write(struct.pack("<BHH", 0, len(front), ~len(front) & 0xFFFF) + front)
+        for chunk in source.chunks:
+            file.write(chunk)
+        file.write(struct.pack("<II", crc, (len(front) + source.size) & 0xFFFFFFFF))
+
+
+def require_same_grid(
+    image: Volume | Grid, label: Volume | Grid, image_path: Path, label_path: Path
+) -> None:
+    """Raise `GeometryError` unless image and label have one shape and one affine."""
+    if image.shape == label.shape and _is_same_affine(image.affine, label.affine):
+        return
+    case_id = Path(label_path).name.removesuffix(".nii.gz")
+    hint = ""
+    if image.shape == label.shape and np.allclose(image.spacing_zyx, label.spacing_zyx):
+        hint = "Shape and spacing agree, origin or direction of the axes do not.\n"
+    raise geometry.GeometryError(
+        f"{case_id}: label and image are on different grids.\n"
+        f"  label  {label_path}  {_describe(label)}\n"
+        f"  image  {image_path}  {_describe(image)}\n{hint}"
+        f"Expected one grid: prepare {case_id} again from files that belong together, or leave it "
+        "out."
+    )
+
+
+def _is_same_affine(first: np.ndarray, second: np.ndarray) -> bool:
+    """Compare two affines at the scale of their voxels, which may be nanometres or centimetres."""
+    voxel = np.linalg.norm(first[:3, :3], axis=0)
+    axes = np.abs(first[:3, :3] - second[:3, :3]) <= AXIS_TOLERANCE * voxel
+    room = ORIGIN_TOLERANCE * voxel.min() + FLOAT32_TOLERANCE * np.abs(first[:3, 3]).max()
+    return bool(axes.all() and (np.abs(first[:3, 3] - second[:3, 3]) <= room).all())
+
+
+def _describe(grid: Volume | Grid) -> str:
+    spacing = ", ".join(f"{s:.6g}" for s in grid.spacing_zyx)
+    return f"shape (D, H, W) {tuple(grid.shape)}, spacing_zyx ({spacing}) mm"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Yield the file's inflated content; what goes wrong in the block names the file."""
+    with reading(path, EXPECTED, DAMAGED), open_regular(path) as file:
+        zipped = file.read(2) == GZIP_MAGIC
+        file.seek(0)
+        yield igzip.IGzipFile(fileobj=file, mode="rb") if zipped else file
+
+
+def _image_of(stream: BinaryIO) -> nib.Nifti1Image:
+    nifti2 = stream.read(4) in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # its header takes 540 bytes
+    stream.seek(0)
+    return (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_stream(stream)
+
+
+def _header_of(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray
+) -> nib.Nifti1Header:
+    header = nib.Nifti1Header(endianness="<" if dtype.newbyteorder("<") == dtype else ">")
+    try:
+        header.set_data_dtype(dtype)
+        header.set_data_shape(shape[::-1])
+    except HeaderDataError as error:
+        raise InputError(
+            f"{path}: NIfTI cannot hold shape (D, H, W) {shape}, dtype {dtype} ({error}). Expected "
+            "at most 32,767 voxels an axis and a common dtype: convert or split the volume."
+        ) from error
+    header.set_sform(affine, SCANNER)
+    header.set_qform(affine, SCANNER)
+    header.set_xyzt_units("mm")
+    header["vox_offset"] = HEADER_SIZE
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["magic"] = b"n+1"
+    return header
+
+
+def _grid_of(image: nib.Nifti1Image, path: Path) -> Grid:
+    shape = image.shape[:-1] if len(image.shape) == 4 and image.shape[3] == 1 else image.shape
+    if len(shape) != 3 or 0 in shape:
+        raise InputError(
+            f"{path}: shape (x, y, z, ...) {image.shape}. Expected one 3-D volume: "
+            "split time points or channels into files of their own."
+        )
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        raise InputError(
+            f"{path}: affine {affine.tolist()} maps the voxels to no volume. Expected three "
+            "independent finite axes: repair the header."
+        )
+    return Grid(shape[::-1], affine)

@@ -1,0 +1,102 @@
+"""Arrays of a challenge NPZ file, checked (no torch).
+
+Volumes are (D, H, W), that is (z, y, x); ``spacing`` is (x, y, z) in mm, the reverse order, and
+`utils.volumes.geometry.affine_from_spacing` makes the affine of it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.files.npz_archive import MAX_VOXELS, NpzArchive
+
+SPACING_MM = (1e-9, 1e9)  # what is not a slip: an atom, a planet
+VOLUME_KEYS = frozenset({"imgs", "gts", "segs", "prev_pred"})
+
+
+def read_npz(
+    path: Path,
+    keys: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    max_voxels: int = MAX_VOXELS,
+) -> dict[str, np.ndarray]:
+    """Read the named arrays of a challenge file, and no others.
+
+    Args:
+        path: the ``.npz`` file.
+        keys: arrays that must be there.
+        optional: arrays that are left out of the result where the file lacks them.
+        max_voxels: largest array that is read.
+
+    Returns:
+        name -> array. Volumes (``imgs``, ``gts``, ``segs``, ``prev_pred``) are (D, H, W) and
+        finite; ``spacing`` is three positive float64, (x, y, z) in mm.
+    """
+    with NpzArchive(path, max_voxels) as npz:
+        return checked_arrays(npz, keys, optional=optional)
+
+
+def checked_arrays(
+    npz: NpzArchive, keys: Sequence[str], *, optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Read the named arrays of an open challenge file; see `read_npz`."""
+    path = npz.path
+    require_keys(npz, keys)
+    arrays = {key: npz.array(key) for key in (*keys, *optional) if key in npz.headers}
+    for key in VOLUME_KEYS & arrays.keys():
+        require_volume_shape(arrays[key].shape, path, key)
+        require_real_and_finite(arrays[key], path, repr(key))
+    if "spacing" in arrays:
+        arrays["spacing"] = _checked_spacing(arrays["spacing"], path)
+    return arrays
+
+
+def require_keys(npz: NpzArchive, keys: Sequence[str]) -> None:
+    """Raise `InputError` where the file lacks one of the arrays."""
+    missing = [key for key in keys if key not in npz.headers]
+    if missing:
+        held = str(list(npz.headers))
+        raise InputError(
+            f"{npz.path}: lacks {', '.join(map(repr, missing))}, holds "
+            f"{held if len(held) < 200 else held[:200] + '...'}.\n"
+            f"Expected {list(keys)}: check which folder is given for images and for labels."
+        )
+
+
+def require_volume_shape(shape: tuple[int, ...], path: Path, key: str) -> None:
+    """Raise `InputError` unless a volume is (D, H, W) and has a voxel."""
+    if len(shape) != 3 or 0 in shape:
+        raise InputError(
+            f"{path}: {key!r} has shape {shape}. Expected three dimensions (D, H, W), none "
+            "of them 0: a 2-D picture or a multi-channel volume is no case of this challenge."
+        )
+
+
+def require_real_and_finite(array: np.ndarray, path: Path, what: str) -> None:
+    """Raise `InputError` for complex numbers, text, NaN and infinity; plane by plane."""
+    if array.dtype.kind not in "buif":
+        raise InputError(
+            f"{path}: {what} has dtype {array.dtype}. Expected real numbers: convert it first."
+        )
+    if array.dtype.kind == "f":
+        count = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in array)
+        if count:
+            raise InputError(
+                f"{path}: {what} has {count} voxels that are NaN or infinite. Expected finite "
+                "values: export it again, or fill those voxels."
+            )
+
+
+def _checked_spacing(spacing: np.ndarray, path: Path) -> np.ndarray:
+    good = spacing.shape == (3,) and spacing.dtype.kind in "uif"
+    if not good or not ((spacing >= SPACING_MM[0]) & (spacing <= SPACING_MM[1])).all():
+        found = spacing.tolist() if spacing.size <= 4 else f"of shape {spacing.shape}"
+        raise InputError(
+            f"{path}: 'spacing' is {found}. Expected three positive numbers, the voxel "
+            f"size (x, y, z) in mm, from {SPACING_MM[0]:g} to {SPACING_MM[1]:g}: write the "
+            "scanner's values into the file."
+        )
+    return spacing.astype(np.float64)

@@ -1,0 +1,1 @@
+"""From prompts on an image to masks on its grid."""

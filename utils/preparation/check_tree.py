@@ -1,0 +1,267 @@
+"""What is wrong in a prepared tree: reads all of it, changes nothing (no torch).
+
+Reading is the cost: the files of one case are read together, and an image that organs share once.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from utils.cases.label_table import LabelTable
+from utils.errors import InputError
+from utils.files.nifti import Grid, read_nifti, require_same_grid
+from utils.files.npz_archive import MAX_VOXELS
+from utils.volumes.labels import as_label
+
+IMAGES, LABELS, SUFFIX = "imagesTr", "labelsTr", ".nii.gz"
+LAYOUT = f"<organ>/<data set>/{{{IMAGES},{LABELS}}}/<case>{SUFFIX}"
+ORGAN, DATASET, FOLDER, FILE = range(4)  # depths of LAYOUT
+BESIDE_ORGANS = re.compile(r"\.(?!tmp-)|manifest.*\.csv$")  # .records/, .lock: not ours to judge
+
+
+class Kind(str, Enum):
+    """What can be wrong, in the order of the report."""
+
+    DUPLICATE = "duplicate"
+    EMPTY_LABEL = "empty label"
+    GRID_MISMATCH = "grid mismatch"
+    MISSING_IMAGE = "missing image"
+    MISSING_LABEL = "missing label"
+    NOT_BINARY = "not binary"
+    STRAY = "stray"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """One thing that is wrong with a file or folder of the tree."""
+
+    kind: Kind
+    path: Path
+    message: str
+
+
+@dataclass(order=True)
+class CaseReport:
+    """The files of one case of one data set, and what reading them has shown."""
+
+    tree: Path
+    dataset: str
+    case_id: str
+    images: dict[str, bytes | None] = field(default_factory=dict)  # organ -> digest, when read
+    labels: dict[str, bytes | None] = field(default_factory=dict)  # organ -> digest, None if empty
+    image_files: set[object] = field(default_factory=set)
+    findings: list[Finding] = field(default_factory=list)
+    instance_labels: int = 0
+    voxels: int = 0
+
+    def path(self, organ: str, folder: str) -> Path:
+        """Return where the file in ``imagesTr`` or ``labelsTr`` of an organ lies."""
+        return self.tree / organ / self.dataset / folder / f"{self.case_id}{SUFFIX}"
+
+    def add(self, kind: Kind, path: Path, message: object) -> None:
+        """Add a finding; its message becomes one line, with paths relative to the tree."""
+        text = str(message).removeprefix(f"{path}: ").replace(f" {self.tree}{os.sep}", " ")
+        self.findings.append(Finding(kind, path, " ".join(text.split())))
+
+    @contextmanager
+    def noting(self, kind: Kind, path: Path) -> Iterator[None]:
+        """Make it a finding if the block cannot read a file, or finds it wrong."""
+        try:
+            yield
+        except (InputError, OSError, MemoryError) as error:
+            self.add(kind, path, error)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings in a tree, by kind and path, and how much was read."""
+
+    tree: Path
+    findings: list[Finding]
+    totals: dict[str, int]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if anything is wrong."""
+        return 1 if self.findings else 0
+
+    def __str__(self) -> str:
+        counts = Counter(finding.kind for finding in self.findings)
+        lines = [f"{kind.value:<25} {counts[kind]:>15,}" for kind in Kind]
+        lines += ["", f"findings: {len(self.findings):,}"]
+        for f in self.findings:
+            lines.append(f"{f.kind.value:<13}  {f.path.relative_to(self.tree)}: {f.message}")
+        lines += ["", *(f"{name:<25} {count:>15,}" for name, count in self.totals.items())]
+        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # any name prints
+
+
+def check_tree(
+    tree: Path,
+    table: LabelTable | None,
+    run: Callable[..., Iterable],
+    max_voxels: int = MAX_VOXELS,
+) -> Report:
+    """Read a whole tree and report what is wrong in it.
+
+    ``table`` says which data sets number instances; those that it lacks do where they are uint16.
+    ``run`` is ``map`` or does the same in many processes, in any order. Volumes of more than
+    ``max_voxels`` are not read, and count as unreadable.
+    """
+    cases, findings = find_pairs(tree)
+    if not any(case.labels for case in cases):
+        found = f"; {findings[0].path}: {findings[0].message}" if findings else ""
+        raise InputError(
+            f"{tree}: holds no label{found}.\nExpected {LAYOUT}: run categorize.py and "
+            "reallocate.py first, or give the folder that holds the organs."
+        )
+    instances = {name: labels.instance for name, labels in table.datasets.items()} if table else {}
+    cases = sorted(run(partial(check_case, instances=instances, max_voxels=max_voxels), cases))
+    _add_duplicates(cases)
+    findings += [finding for case in cases for finding in case.findings]
+    return Report(tree, sorted(findings), _totals(cases))
+
+
+def find_pairs(tree: Path) -> tuple[list[CaseReport], list[Finding]]:
+    """List the cases of a tree, sorted and not yet read, and what lies in it out of place."""
+    cases, findings = {}, []
+    for path in _files(tree, ORGAN, tree, findings):
+        organ, dataset, folder, name = path.parts[-4:]
+        case = cases.setdefault((dataset, name), CaseReport(tree, dataset, name[: -len(SUFFIX)]))
+        (case.images if folder == IMAGES else case.labels)[organ] = None
+    return sorted(cases.values()), findings
+
+
+def _files(folder: Path, depth: int, tree: Path, findings: list[Finding]) -> list[Path]:
+    """List the case files below a folder whose entries are at ``depth``; note what is stray."""
+    files, known = [], len(findings)
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        findings.append(Finding(Kind.UNREADABLE, folder, f"cannot be listed: {error.strerror}"))
+        return []
+    for entry in entries:
+        path = folder / entry.name
+        if depth == ORGAN and BESIDE_ORGANS.match(entry.name):
+            continue
+        if message := _why_stray(path, entry, depth, tree):
+            findings.append(Finding(Kind.STRAY, path, message))
+        else:
+            files += [path] if depth == FILE else _files(path, depth + 1, tree, findings)
+    if depth in (DATASET, FOLDER) and not files and len(findings) == known:
+        findings.append(Finding(Kind.STRAY, folder, "holds no file: remove the folder"))
+    return files
+
+
+def _why_stray(path: Path, entry: os.DirEntry, depth: int, tree: Path) -> str | None:
+    if entry.name.startswith(".tmp-"):
+        return "left by an interrupted run: delete it"
+    is_folder = path.is_dir() if entry.is_symlink() else entry.is_dir()
+    fits = {FOLDER: entry.name in (IMAGES, LABELS), FILE: entry.name.endswith(SUFFIX)}
+    if is_folder != (depth < FILE) or entry.name.startswith(".") or not fits.get(depth, True):
+        return f"{'folder' if is_folder else 'file'} out of place, expected {LAYOUT}: move it"
+    if is_folder and entry.is_symlink():  # followed, it might lead in a circle
+        target, root = path.resolve(), tree.resolve()
+        if target.is_relative_to(root) or root.is_relative_to(target):
+            return "link to a folder of this tree: remove the link"
+    return None
+
+
+def check_case(case: CaseReport, *, instances: dict[str, bool], max_voxels: int) -> CaseReport:
+    """Read the files of one case, one at a time; whatever is wrong with them is a finding."""
+    read, grids = {}, {}  # an image by inode and device, which hard links have in common
+    for organ in case.images:
+        path = case.path(organ, IMAGES)
+        if organ not in case.labels:
+            case.add(Kind.MISSING_LABEL, path, "has no label: remove it")
+        file = os.stat(path)[1:3] if os.path.exists(path) else path
+        read[file] = read.get(file) or _read_image(case, path, max_voxels)
+        case.images[organ], grids[organ] = read[file]
+    case.image_files = set(read)
+    for organ in case.labels:
+        _check_label(case, organ, grids.get(organ), instances, max_voxels)
+    return case
+
+
+def _read_image(case: CaseReport, path: Path, max_voxels: int) -> tuple[bytes | None, Grid | None]:
+    with case.noting(Kind.UNREADABLE, path):
+        volume = read_nifti(path, max_voxels)
+        case.voxels += volume.array.size
+        return _digest(volume.array, volume.affine), Grid(volume.shape, volume.affine)
+    return None, None
+
+
+def _check_label(
+    case: CaseReport, organ: str, grid: Grid | None, instances: dict[str, bool], max_voxels: int
+) -> None:
+    path = case.path(organ, LABELS)
+    if organ not in case.images:
+        case.add(Kind.MISSING_IMAGE, path, "has no image: run reallocate.py")
+    with case.noting(Kind.UNREADABLE, path):
+        volume = read_nifti(path, max_voxels)
+        case.voxels += volume.array.size
+        with case.noting(Kind.GRID_MISMATCH, path):
+            require_same_grid(grid or volume, volume, case.path(organ, IMAGES), path)
+        instance = instances.get(case.dataset, volume.array.dtype == np.uint16)
+        case.instance_labels += instance
+        with case.noting(Kind.NOT_BINARY, path):
+            label = as_label(volume.array, path)
+            if not label.any():
+                case.add(Kind.EMPTY_LABEL, path, "holds only 0: remove it and its image")
+                return
+            case.labels[organ] = _digest(label, volume.affine)
+            if instance and volume.array.dtype != np.uint16:
+                raise InputError(f"instances in {volume.array.dtype}, expected uint16")
+            if not instance and label.max() > 1:
+                raise InputError(f"values up to {label.max()}, expected 0 and 1")
+
+
+def _digest(array: np.ndarray, affine: np.ndarray) -> bytes:
+    voxel = np.linalg.norm(affine[:3, :3], axis=0).min()
+    affine = np.round(affine / voxel, 3) + 0.0  # at the scale of a voxel; without negative zeros
+    grid = f"{array.dtype} {array.shape} {voxel:.4g} {affine.tolist()}"
+    digest = blake2b(grid.encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array))
+    return digest.digest()
+
+
+def _add_duplicates(cases: list[CaseReport]) -> None:
+    """Add labels that an organ has twice: equal voxels, on images of equal voxels.
+
+    Names do not tell: unrelated data sets may both have a case_001, and the channels of one case
+    have a label in common. Files that are empty or could not be read are not compared.
+    """
+    seen: dict[tuple, Path] = {}
+    for case in cases:
+        for organ, label in case.labels.items():
+            image = case.images.get(organ)
+            if label is None or image is None:
+                continue
+            path = case.path(organ, LABELS)
+            first = seen.setdefault((organ, label, image), path)
+            if first != path:
+                message = f"label and image have the same voxels as {first} and its image"
+                case.add(Kind.DUPLICATE, path, f"{message}: remove one pair")
+
+
+def _totals(cases: list[CaseReport]) -> dict[str, int]:
+    images = Counter(image for case in cases for image in {*case.images.values()} - {None})
+    shared = Counter(count for count in images.values() if count > 1)
+    return {
+        "organs": len({organ for case in cases for organ in (*case.images, *case.labels)}),
+        "data sets": len({case.dataset for case in cases}),
+        "cases": len(cases),
+        "labels": sum(len(case.labels) for case in cases),
+        "instance labels": sum(case.instance_labels for case in cases),
+        "images (distinct files)": len({file for case in cases for file in case.image_files}),
+        "voxels read": sum(case.voxels for case in cases),
+    } | {f"images shared by {count} cases": shared[count] for count in sorted(shared)}

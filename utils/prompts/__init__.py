@@ -1,0 +1,1 @@
+"""What is said about a target, and the rule by which a simulated user says it."""

@@ -1,0 +1,179 @@
+"""Where the simulated user clicks next: the challenge's rule, and training's (no torch).
+
+Both compare a predicted with a true mask, (D, H, W) booleans, and return a `Click`: the voxel
+``(z, y, x)`` and whether the object is there (foreground) or not (background); None where the
+masks agree. Distances are in voxels, not mm, as in the challenge's evaluator. NumPy's global
+random state is neither read nor changed.
+"""
+
+import math
+
+import cc3d
+import numpy as np
+from scipy import ndimage
+
+from utils.errors import InputError
+from utils.prompts.kinds import Click
+
+#: Padded boxes with more voxels than this are max-pooled 2x2x2 before distances are measured.
+MAX_BOX_VOXELS = 60_000_000
+
+#: Voxels worked on at a time, so that they stay in the processor's cache.
+_SLAB_VOXELS = 65_536
+
+
+def challenge_click(
+    pred_mask: np.ndarray, gt_mask: np.ndarray, *, max_box_voxels: int = MAX_BOX_VOXELS
+) -> Click | None:
+    """Return the evaluator's next click: the deepest voxel of the largest error.
+
+    Errors are joined over faces, edges and corners; the first in C order wins among equally large
+    ones. Of its equally deep voxels one is drawn as after ``numpy.random.seed(42)``. In a pooled
+    box, that can be a voxel beside the error, as it can in the evaluator.
+    """
+    error, gt_mask = _error(pred_mask, gt_mask)
+    return _centre_click(error, gt_mask, max_box_voxels)
+
+
+def training_click(
+    pred_mask: np.ndarray,
+    gt_mask: np.ndarray,
+    rng: np.random.Generator,
+    centre_probability: float = 0.5,
+) -> Click | None:
+    """Return the challenge's click with ``centre_probability``, else any error voxel at random."""
+    error, gt_mask = _error(pred_mask, gt_mask)
+    if rng.random() < centre_probability:
+        return _centre_click(error, gt_mask, MAX_BOX_VOXELS)
+    places = np.flatnonzero(error)
+    if len(places) == 0:
+        return None
+    return _click(np.unravel_index(rng.choice(places), error.shape), gt_mask)
+
+
+def mended_share(before: np.ndarray, after: np.ndarray, gt_mask: np.ndarray, click: Click) -> float:
+    """Return how much of the clicked error a click has mended, from 0 to 1.
+
+    The clicked error is the component, joined over faces, edges and corners, in which the click
+    lies; after a click inside a missed part, this is the share of it that got filled. NaN for a
+    click beside any error.
+    """
+    error, gt_mask = _error(before, gt_mask)
+    if not error[click.zyx]:
+        return math.nan
+    (outer,) = ndimage.find_objects(error.view(np.uint8))
+    labels = cc3d.connected_components(np.ascontiguousarray(error[outer]), connectivity=26)
+    place = tuple(c - side.start for c, side in zip(click.zyx, outer, strict=True))
+    clicked = labels == labels[place]
+    return float((after[outer].astype(bool) == gt_mask[outer])[clicked].mean())
+
+
+def _error(pred_mask: np.ndarray, gt_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the masks differ and the truth, both boolean and in C order."""
+    pred_mask, gt_mask = np.asarray(pred_mask), np.asarray(gt_mask)
+    if pred_mask.shape != gt_mask.shape or gt_mask.ndim != 3:
+        raise InputError(
+            f"the prediction has shape {pred_mask.shape} and the truth {gt_mask.shape}; expected "
+            "two masks (D, H, W) of one class on one grid. Paste the prediction back first."
+        )
+    gt_mask = gt_mask.astype(bool, copy=False)
+    return np.ascontiguousarray(pred_mask.astype(bool, copy=False) ^ gt_mask), gt_mask
+
+
+def _click(voxel: tuple[np.intp, ...], gt_mask: np.ndarray) -> Click:
+    z, y, x = (int(index) for index in voxel)
+    return Click((z, y, x), bool(gt_mask[z, y, x]))
+
+
+def _centre_click(error: np.ndarray, gt_mask: np.ndarray, max_box_voxels: int) -> Click | None:
+    component = _largest_component(error)
+    if component is None:
+        return None
+    component, start = component
+    depths = _depths(component, max_box_voxels)
+    deepest = np.flatnonzero(depths == depths.max())
+    drawn = np.random.RandomState(42).choice(len(deepest))
+    voxel = np.unravel_index(deepest[drawn], component.shape)
+    return _click(tuple(voxel + start), gt_mask)
+
+
+def _largest_component(error: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the largest 26-connected component cut to its box, and the box's first voxel."""
+    boxes = ndimage.find_objects(error.view(np.uint8))
+    if not boxes:
+        return None
+    (outer,) = boxes
+    labels, count = cc3d.connected_components(
+        np.ascontiguousarray(error[outer]), connectivity=26, return_N=True
+    )
+    start = np.array([side.start for side in outer])
+    if count == 1:
+        return error[outer], start
+    sizes = np.bincount(labels.ravel())
+    largest = labels == 1 + np.argmax(sizes[1:])
+    (inner,) = ndimage.find_objects(largest.view(np.uint8))
+    return largest[inner], start + [side.start for side in inner]
+
+
+def _depths(component: np.ndarray, max_box_voxels: int) -> np.ndarray:
+    """Return a number per voxel that grows with the distance to the component's outside.
+
+    A component fills its box, and the evaluator pads that by a quarter (at least one voxel) on
+    every side. The first layer of the padding is nearest, so one layer gives the same distances;
+    only pooling depends on all of it.
+    """
+    padding = np.maximum(np.array(component.shape) // 4, 1)
+    if np.prod(component.shape + 2 * padding) > max_box_voxels:
+        return _pooled_depths(component, padding)
+    return _squared_distances(np.pad(component, 1))[1:-1, 1:-1, 1:-1]
+
+
+def _pooled_depths(component: np.ndarray, padding: np.ndarray) -> np.ndarray:
+    """Return distances measured after 2x2x2 max-pooling, repeated onto the original voxels."""
+    even = (np.array(component.shape) + 2 * padding) % 2  # one more voxel where the length is odd
+    box = np.pad(component, [(p, p + e) for p, e in zip(padding, even, strict=True)])
+    d, h, w = (n // 2 for n in box.shape)
+    pooled = box.reshape(d, 2, h, 2, w, 2).any(axis=(1, 3, 5))
+    depths = ndimage.distance_transform_edt(pooled)
+    for axis in range(3):
+        depths = depths.repeat(2, axis=axis)
+    return depths[tuple(slice(p, p + n) for p, n in zip(padding, component.shape, strict=True))]
+
+
+def _squared_distances(mask: np.ndarray) -> np.ndarray:
+    """Return the squared Euclidean distance in voxels to the nearest False.
+
+    Exact integers: runs along the first axis, then the minimum over parabolas along the other two
+    (Felzenszwalb and Huttenlocher, 2012), plane by plane. Two to seven times as fast as SciPy.
+
+    Args:
+        mask: (D, H, W) booleans, False on the whole border.
+    """
+    depth, height, width = mask.shape
+    # Runs reach depth / 2, and no more than its square is added to their squares below.
+    squared = np.zeros(mask.shape, np.int16 if depth <= 256 else np.int32)
+    for z in range(1, depth):
+        np.multiply(squared[z - 1] + 1, mask[z], out=squared[z])
+    for z in range(depth - 2, 0, -1):
+        np.minimum(squared[z], squared[z + 1] + 1, out=squared[z])
+    np.multiply(squared, squared, out=squared)
+    planes = max(1, _SLAB_VOXELS // (height * width))
+    for z in range(0, depth, planes):
+        slab = squared[z : z + planes]
+        _lower_parabolas(slab, axis=1)
+        _lower_parabolas(slab, axis=2)
+    return squared
+
+
+def _lower_parabolas(squared: np.ndarray, axis: int) -> None:
+    """Replace ``f(i)`` by the minimum over k of ``f(i + k) + k**2`` along ``axis``, in place."""
+    before = squared.copy()
+    raised = np.empty_like(squared)
+    k = 1
+    while k * k < squared.max():
+        head = (slice(None),) * axis + (slice(None, -k),)
+        tail = (slice(None),) * axis + (slice(k, None),)
+        np.add(before, before.dtype.type(k * k), out=raised)
+        np.minimum(squared[tail], raised[head], out=squared[tail])
+        np.minimum(squared[head], raised[tail], out=squared[head])
+        k += 1

@@ -1,0 +1,284 @@
+"""Prompts for images from anywhere: a JSON file, or flags on the command line (no torch).
+
+    {"coordinates": "zyx",
+     "targets": [{"id": 1, "name": "liver",
+                  "box": {"from": [30, 180, 200], "to": [50, 240, 310]},
+                  "points": [{"at": [40, 210, 260]}, {"at": [38, 190, 220], "positive": false}]}]}
+
+``coordinates`` says what all numbers of the file are:
+
+* ``zyx``: voxel indices from 0 of the array (D, H, W), slice first;
+* ``xyz``: voxel indices from 0 in the file's own order, as NIfTI viewers show them;
+* ``mm``: world coordinates x, y, z in millimetres, RAS+, taken to the nearest voxel.
+
+A box has two opposite corners, both inside. A target's box comes first, then its points in the
+order listed; ``id`` is the target's number in the answer. ``name``, ``box``, ``points`` and
+``positive`` can be left out.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.files.safe_read import open_regular, reading
+from utils.prompts.kinds import BoxPrompt, Click, Prompt, PromptError, checked_box, checked_click
+from utils.volumes.geometry import Triple
+
+COORDINATES = ("zyx", "xyz", "mm")
+MAX_ID = 2**16 - 1  # the answer is uint16 where an id needs it
+
+
+class TargetPrompts(NamedTuple):
+    """What was said about one target."""
+
+    id: int
+    name: str
+    prompts: list[Prompt]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptSpace:
+    """The image that prompts are for, and how their coordinates are meant."""
+
+    coordinates: str  # one of COORDINATES
+    shape: tuple[int, int, int]  # (D, H, W)
+    affine: np.ndarray  # (x, y, z) voxel centres to RAS+ mm
+
+    def click(self, at: Triple, positive: bool) -> Click:
+        """Return the click on a voxel.
+
+        Raises:
+            PromptError: there is no such voxel.
+        """
+        return checked_click(self.voxel(at), positive, self.shape)
+
+    def box(self, corner: Triple, opposite: Triple) -> BoxPrompt:
+        """Return the box that holds both corners, cut to the image.
+
+        Raises:
+            PromptError: it lies beside the image.
+        """
+        corners = np.array([self.voxel(corner), self.voxel(opposite)])
+        return checked_box(corners.min(axis=0), corners.max(axis=0) + 1, self.shape)
+
+    def voxel(self, at: Triple) -> Triple:
+        """Return a place as (z, y, x) of the array."""
+        if self.coordinates == "zyx":
+            return tuple(at)
+        if self.coordinates == "xyz":
+            return tuple(at)[::-1]
+        x, y, z, _ = np.rint(np.linalg.solve(self.affine, [*at, 1.0])).tolist()
+        return z, y, x
+
+
+def read_prompt_file(
+    path: Path, shape: tuple[int, int, int], affine: np.ndarray
+) -> list[TargetPrompts]:
+    """Read a JSON file of prompts for an image of this shape and affine.
+
+    Raises:
+        InputError: not such a file, or a prompt beside the image; the message says which.
+    """
+    with reading(path, "a JSON file of prompts"), open_regular(path) as file:
+        text = file.read().decode("utf-8", "replace")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: is no JSON ({error}). Expected an object with coordinates and targets: "
+            "correct it there."
+        ) from error
+    with _naming(str(path)):
+        fields = _fields(content, ("coordinates", "targets"))
+        if fields["coordinates"] not in COORDINATES:
+            _refuse("coordinates", fields["coordinates"], f"one of {', '.join(COORDINATES)}")
+        space = PromptSpace(fields["coordinates"], shape, affine)
+        targets = []
+        for number, entry in enumerate(_list(fields["targets"], "targets")):
+            with _naming(f"targets[{number}]"):
+                targets.append(_target(entry, space))
+        ids = [target.id for target in targets]
+        if len(set(ids)) < len(ids):
+            _refuse("the ids", ids, "each once: join the prompts of one target")
+    return targets
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that give prompts; read them after `protect_minus`."""
+    group = parser.add_argument_group("prompts for NIfTI images (challenge files hold their own)")
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        help="a JSON file, or a folder with a <name>.json for every <name>.nii.gz (default: "
+        "<name>.json beside the image)",
+    )
+    for flag, what in (("--fg", "clicks on the target"), ("--bg", "clicks beside it, after --fg")):
+        group.add_argument(
+            flag,
+            type=_numbers_flag(3),
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="Z,Y,X",
+            help=f"{what}: one target, without a file",
+        )
+    group.add_argument(
+        "--box",
+        type=_numbers_flag(6),
+        metavar="Z0,Y0,X0,Z1,Y1,X1",
+        help="two opposite corners of a box around it, both inside",
+    )
+    group.add_argument(
+        "--coordinates",
+        choices=COORDINATES,
+        default="zyx",
+        help="of --fg, --bg and --box: voxels of the array, voxels as viewers show them, or RAS+ "
+        "millimetres x,y,z (default: zyx)",
+    )
+
+
+def protect_minus(argv: Sequence[str] | None = None) -> list[str]:
+    """Return the command line with a blank before ``-1.5,3,4``, else a flag to argparse."""
+    argv = sys.argv[1:] if argv is None else argv
+    return [f" {word}" if re.match(r"-[\d.]+(e[-+]?\d+)?,", word) else word for word in argv]
+
+
+def gives_prompts(args: argparse.Namespace) -> bool:
+    """Say whether the command line names any prompts."""
+    return bool(args.prompts or args.fg or args.bg or args.box)
+
+
+def find_prompts(
+    args: argparse.Namespace, image_path: Path, shape: tuple[int, int, int], affine: np.ndarray
+) -> list[TargetPrompts]:
+    """Return the prompts for an image: from the flags, from --prompts, or from beside the image.
+
+    Raises:
+        InputError: there are none, or in two places.
+    """
+    name = f"{image_stem(image_path)}.json"
+    path = image_path.with_name(name) if args.prompts is None else args.prompts
+    if args.fg or args.bg or args.box:
+        if args.prompts:
+            raise InputError(
+                f"--prompts {args.prompts}: found --fg, --bg or --box too. Expected prompts in one "
+                "place: leave one of them out."
+            )
+        return [_flag_target(args, PromptSpace(args.coordinates, shape, affine))]
+    path = path / name if path.is_dir() else path
+    if not path.exists():
+        raise InputError(
+            f"{image_path}: has no prompts, found no {path}. Expected that file: write it, name "
+            "another with --prompts, or give --fg, --bg or --box."
+        )
+    return read_prompt_file(path, shape, affine)
+
+
+def image_stem(path: Path) -> str:
+    """Return a file's name without ``.nii.gz``, ``.nii`` or ``.npz``."""
+    return re.sub(r"\.(nii\.gz|nii|npz)$", "", path.name)
+
+
+def _flag_target(args: argparse.Namespace, space: PromptSpace) -> TargetPrompts:
+    prompts: list[Prompt] = []
+    if args.box:
+        with _naming("--box"):
+            prompts.append(space.box(args.box[:3], args.box[3:]))
+    for flag, places in (("--fg", args.fg), ("--bg", args.bg)):
+        for place in places:
+            with _naming(flag):
+                prompts.append(space.click(place, flag == "--fg"))
+    return TargetPrompts(1, "", prompts)
+
+
+def _numbers_flag(count: int) -> Callable[[str], Triple]:
+    def parse(text: str) -> Triple:
+        try:
+            numbers = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != count or not all(map(math.isfinite, numbers)):
+            raise argparse.ArgumentTypeError(
+                f"found {text.strip()!r}, expected {count} numbers with commas between"
+            )
+        return numbers
+
+    return parse
+
+
+def _target(entry: object, space: PromptSpace) -> TargetPrompts:
+    fields = _fields(entry, ("id",), {"name": "", "box": None, "points": []})
+    number, name = fields["id"], fields["name"]
+    if type(number) is not int or not 1 <= number <= MAX_ID:
+        _refuse("id", number, f"a whole number from 1 to {MAX_ID}")
+    if not isinstance(name, str):
+        _refuse("name", name, "text")
+    prompts: list[Prompt] = []
+    if fields["box"] is not None:
+        with _naming("box"):
+            box = _fields(fields["box"], ("from", "to"))
+            prompts.append(space.box(*(_place(box[key], key) for key in ("from", "to"))))
+    for k, point in enumerate(_list(fields["points"], "points")):
+        with _naming(f"points[{k}]"):
+            prompts.append(_point(point, space))
+    return TargetPrompts(number, name, prompts)
+
+
+def _point(entry: object, space: PromptSpace) -> Click:
+    fields = _fields(entry, ("at",), {"positive": True})
+    if not isinstance(fields["positive"], bool):
+        _refuse("positive", fields["positive"], "true or false")
+    return space.click(_place(fields["at"], "at"), fields["positive"])
+
+
+def _place(value: object, key: str) -> Triple:
+    good = isinstance(value, list) and len(value) == 3
+    if not good or not all(type(c) in (int, float) and abs(c) < 1e9 for c in value):
+        _refuse(key, value, "three numbers in brackets")
+    return tuple(value)
+
+
+def _fields(entry: object, required: tuple[str, ...], optional: dict | None = None) -> dict:
+    """Return the entries of a JSON object, those that are left out by their defaults."""
+    optional = optional or {}
+    keys = (*required, *optional)
+    if not isinstance(entry, dict):
+        _refuse("the entry", entry, f"an object with {', '.join(keys)}")
+    unknown = [key for key in entry if key not in keys]
+    missing = [key for key in required if key not in entry]
+    if unknown or missing:
+        faults = {"unknown": unknown, "missing": missing}
+        found = ", ".join(f"{fault} {key!r}" for fault, those in faults.items() for key in those)
+        raise PromptError(f"{found[:200]}. Expected the keys {', '.join(keys)}: correct the file.")
+    return optional | entry
+
+
+def _list(value: object, key: str) -> list:
+    if not isinstance(value, list):
+        _refuse(key, value, "a list in brackets")
+    return value
+
+
+def _refuse(what: str, found: object, expected: str) -> None:
+    text = json.dumps(found)
+    text = text if len(text) <= 80 else f"{text[:80]}..."
+    raise PromptError(f"{what} is {text}. Expected {expected}.")
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Put the place of a prompt before what is wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise PromptError(f"{where}: {error}") from error

@@ -1,0 +1,82 @@
+"""Simulated clicks for training: into the error of the low-resolution prediction.
+
+Coordinates given to the network are crop voxels in the network's axis order
+(utils/volumes/geometry.py).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segment_anything import NO_CLICK
+from utils.prompts.click_method import training_click
+
+
+def simulate_clicks(
+    low_res_masks: Tensor | None,
+    coarse_label: np.ndarray,
+    label: np.ndarray,
+    rngs: Sequence[np.random.Generator],
+) -> tuple[Tensor, Tensor]:
+    """Click once a sample into the error of the low-resolution prediction.
+
+    The place is chosen on the coarse grid, half of the time at the centre of the largest error and
+    half anywhere in the error, then refined to a voxel of ``label`` that really has the class.
+
+    Args:
+        low_res_masks: (B, 1, s, s, s) logits, or None before the first click.
+        coarse_label: (B, s, s, s) bool, from `coarsen`.
+        label: (B, S, S, S) bool at the network's input size.
+        rngs: a generator for each sample, so that its clicks don't depend on the others.
+
+    Returns:
+        coords (B, 3) float and labels (B,) int on the CPU; NO_CLICK where no error is left.
+    """
+    if low_res_masks is None:
+        predicted = np.zeros_like(coarse_label)
+    else:
+        predicted = (low_res_masks[:, 0] > 0).cpu().numpy()
+    coords, labels = np.zeros((len(label), 3), np.float32), np.full(len(label), NO_CLICK)
+    for i, (mask, truth, rng) in enumerate(zip(predicted, coarse_label, rngs, strict=True)):
+        click = training_click(mask, truth, rng)
+        if click is None:
+            continue
+        cell, is_foreground = click
+        coords[i] = _voxel_in_cell(label[i], cell, truth.shape[0], is_foreground, rng)
+        labels[i] = int(is_foreground)
+    return torch.from_numpy(coords), torch.from_numpy(labels)
+
+
+def shrink(label: Tensor, size: int) -> Tensor:
+    """Average labels (B, 1, S, S, S) down to (B, 1, size, size, size) floats in [0, 1]."""
+    cell = label.shape[-1] // size
+    return F.avg_pool3d(label.float(), cell)
+
+
+def coarsen(label: Tensor, size: int) -> np.ndarray:
+    """Shrink labels (B, 1, S, S, S) to (B, size, size, size) bool; no target vanishes."""
+    share = shrink(label, size)[:, 0]
+    # A target thinner than half a cell keeps its fullest cells.
+    fullest = share.amax(dim=(1, 2, 3), keepdim=True)
+    full_enough = share >= torch.minimum(torch.full_like(fullest, 0.5), fullest)
+    return (full_enough & (share > 0)).cpu().numpy()
+
+
+def _voxel_in_cell(
+    label: np.ndarray,
+    cell: tuple[int, int, int],
+    cells: int,
+    is_foreground: bool,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Pick a random voxel of the cell whose label agrees with the click, or the cell's middle."""
+    width = label.shape[0] // cells
+    start = np.array(cell) * width
+    block = label[tuple(slice(s, s + width) for s in start)]
+    candidates = np.argwhere(block == is_foreground)
+    if len(candidates) == 0:
+        return start + (width - 1) / 2
+    return start + candidates[rng.integers(len(candidates))]

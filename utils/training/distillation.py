@@ -1,0 +1,258 @@
+"""How the student learns from its teacher (FastSAM3D, arXiv:2403.09827): losses and their order.
+
+Layer by layer first: the output of student block i follows that of the teacher's block at the same
+relative depth, one block more at a time. Then the image embedding; last the masks, through the
+teacher's decoder, which may be tuned at the very end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segment_anything import ClickHistory, Sam3D, SamConfig, decode
+from utils.errors import InputError
+from utils.run.start import CLICKING
+from utils.training.clicks import shrink
+from utils.training.losses import dice_ce, embedding_loss
+from utils.training.tasks import Task
+from utils.training.teacher_outputs import hidden_name, teacher_outputs
+
+
+class Stage(NamedTuple):
+    """What a step trains: the first ``blocks`` blocks, or the whole encoder where that is 0."""
+
+    name: str  # layers, embedding, masks, decoder
+    blocks: int = 0
+
+
+@dataclass(frozen=True)
+class DistillationPlan:
+    """Which steps belong to which stage, as shares of all, and what the losses weigh.
+
+    Stages come in the order layers, embedding, masks, decoder; masks get what the others leave.
+    Losses are relative or means over voxels, so their weights compare. Without weights for masks
+    there are no such stages, and the embedding gets their steps.
+
+    Args:
+        layers: for each student block the teacher's block that it follows, both counted from 1.
+        logit_weight: of the masks against the teacher's, beside the embedding.
+        truth_weight: of the masks against the truth.
+    """
+
+    steps: int
+    layers: tuple[int, ...] = ()
+    layer_share: float = 0.0
+    embedding_share: float = 0.0
+    tune_share: float = 0.0
+    logit_weight: float = 1.0
+    truth_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        shares = (self.layer_share, self.embedding_share, self.tune_share)
+        if self.steps < 1:
+            raise InputError(f"--steps {self.steps}: expected 1 or more to distil.")
+        if min(shares) < 0 or sum(shares) > 1 + 1e-9:
+            raise InputError(
+                f"--layer-share, --embedding-share, --tune-decoder: found {shares}; expected "
+                "shares of the steps, from 0 to 1, together at most 1."
+            )
+        if self.tune_share and not self.decodes:
+            raise InputError(
+                "--tune-decoder: nothing tells the decoder what to do where --logit-weight and "
+                "--truth-weight are 0; expected one of them above 0."
+            )
+
+    @property
+    def decodes(self) -> bool:
+        """Whether masks are trained on."""
+        return self.logit_weight > 0 or self.truth_weight > 0
+
+    @property
+    def wanted_layers(self) -> tuple[int, ...]:
+        """Say after which of the teacher's blocks hidden states are needed."""
+        return self.layers if self.layer_share > 0 else ()
+
+    @property
+    def layered_steps(self) -> int:
+        """Count the steps that go layer by layer."""
+        return round(self.layer_share * self.steps) if self.layers else 0
+
+    def stage(self, step: int) -> Stage:
+        """Return the stage of a step, counted from 0."""
+        layered = self.layered_steps
+        if step < layered:
+            return Stage("layers", 1 + step * len(self.layers) // layered)
+        if not self.decodes or step < layered + round(self.embedding_share * self.steps):
+            return Stage("embedding")
+        tuned_from = self.steps - round(self.tune_share * self.steps)
+        return Stage("decoder" if step >= tuned_from else "masks")
+
+
+def matching_layers(student: SamConfig, teacher: SamConfig) -> tuple[int, ...]:
+    """Return the teacher's block for each of the student's, at the same relative depth.
+
+    Twelve blocks and six: 2, 4, 6, 8, 10, 12. None where the tokens' widths differ.
+    """
+    if student.encoder.embed_dim != teacher.encoder.embed_dim:
+        return ()
+    depths = (student.encoder.depth, teacher.encoder.depth)
+    return tuple(max(1, round(i * depths[1] / depths[0])) for i in range(1, depths[0] + 1))
+
+
+class EncoderDistillation(Task):
+    """Teach the student's encoder what the teacher makes of the same crop.
+
+    A batch holds the teacher's outputs. The decoder is the teacher's and stays as it is until the
+    last stage; gradients pass through it to the encoder. Under the teacher's own clicks the
+    student's masks follow the teacher's, and the truth. Beside the losses the agreement with the
+    teacher is reported: the cosine of the embeddings and the DSC of the last masks.
+    """
+
+    def __init__(self, model: Sam3D, plan: DistillationPlan) -> None:
+        super().__init__()
+        self.model, self.plan = model, plan
+        self._stage = Stage("masks" if plan.decodes else "embedding")
+        self.begin(self._stage)
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        """The encoder, and the decoder where it is tuned."""
+        groups = [{"params": list(self.model.image_encoder.parameters()), "lr": lr}]
+        if self.plan.tune_share:
+            decoder = list(self.model.mask_decoder.parameters())
+            groups.append({"params": decoder, "lr": lr})
+        return groups
+
+    def stage(self, step: int) -> Stage:
+        """Name the stage that a step belongs to."""
+        return self.plan.stage(step)
+
+    def is_scored(self, stage: Stage) -> bool:
+        """Only the last stages: before, parts of the encoder have not begun to learn."""
+        return stage.name in (("masks", "decoder") if self.plan.decodes else ("embedding",))
+
+    def begin(self, stage: Stage) -> None:
+        """Let only what the stage trains require gradients."""
+        self._stage = stage
+        encoder = self.model.image_encoder
+        self.model.requires_grad_(False)
+        if stage.name == "layers":
+            for part in (encoder.patch_embed, *encoder.blocks[: stage.blocks]):
+                part.requires_grad_(True)
+            encoder.pos_embed.requires_grad_(True)
+        else:
+            encoder.requires_grad_(True)
+        if stage.name == "decoder":
+            self.model.mask_decoder.requires_grad_(True)
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        """Return the losses of the present stage."""
+        if self._stage.name == "layers":
+            return self._layer_losses(batch)
+        image_embedding = self.model.image_encoder(batch["image"])
+        teacher_embedding = batch["image_embedding"].float()
+        feature = embedding_loss(image_embedding.float(), teacher_embedding)
+        cosine = F.cosine_similarity(image_embedding.float(), teacher_embedding).mean()
+        report = {
+            "loss": feature,
+            "loss_embedding": feature.detach(),
+            "embedding_cosine": cosine.detach(),
+        }
+        if self._stage.name != "embedding":
+            logit, truth, agreement = self._mask_losses(batch, image_embedding)
+            weights = (self.plan.logit_weight, self.plan.truth_weight)
+            report["loss"] = feature + weights[0] * logit + weights[1] * truth
+            report["loss_logits"], report["loss_truth"] = logit.detach(), truth.detach()
+            report["mask_dsc_to_teacher"] = agreement
+        return report
+
+    def _layer_losses(self, batch: dict) -> dict[str, Tensor]:
+        """Compare hidden states, as far as this stage goes."""
+        count = self._stage.blocks
+        _, hidden = self.model.image_encoder.forward_features(batch["image"], depth=count)
+        losses = [
+            embedding_loss(
+                hidden[block].float().movedim(-1, 1),
+                batch[hidden_name(self.plan.layers[block - 1])].float().movedim(-1, 1),
+            )
+            for block in range(1, count + 1)
+        ]
+        loss = torch.stack(losses).mean()
+        return {"loss": loss, "loss_newest_layer": losses[-1].detach()}
+
+    def _mask_losses(self, batch: dict, image_embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode the student's embedding under the teacher's clicks.
+
+        Returns:
+            Dice + CE against the teacher's masks and against the truth, means over the clicks; and
+            the mean DSC of the student's last masks with the teacher's.
+        """
+        history = ClickHistory(self.model.config.prompt.click_memory)
+        teacher_masks = batch["low_res_masks"].float()  # (B, clicks, s, s, s)
+        target = shrink(batch["label"], teacher_masks.shape[-1])
+        low_res, to_teacher, to_truth = None, [], []
+        for k in range(teacher_masks.shape[1]):
+            history.add(batch["click_coords"][:, k], batch["click_labels"][:, k])
+            logits, _ = decode(self.model, image_embedding, history, low_res)
+            low_res = teacher_masks[:, k : k + 1]
+            to_teacher.append(dice_ce(logits.float(), torch.sigmoid(low_res)))
+            to_truth.append(dice_ce(logits.float(), target))
+        ours, theirs = (mask > self.model.mask_threshold for mask in (logits, low_res))
+        voxels = (1, 2, 3, 4)
+        size = ours.sum(voxels) + theirs.sum(voxels)
+        agreement = torch.where(size > 0, 2 * (ours & theirs).sum(voxels) / size, 1.0).mean()
+        return torch.stack(to_teacher).mean(), torch.stack(to_truth).mean(), agreement
+
+
+class OnlineDistillation(EncoderDistillation):
+    """Distillation without stored outputs: the teacher runs beside the student, on the same crops.
+
+    So the crops may be augmented anew each time. The teacher learns nothing and is no part of what
+    is saved.
+
+    Args:
+        teacher: on the device of the batches.
+        num_clicks: clicks a sample, into the teacher's own errors.
+    """
+
+    def __init__(
+        self,
+        model: Sam3D,
+        plan: DistillationPlan,
+        teacher: Sam3D,
+        *,
+        num_clicks: int,
+        seed: int,
+    ) -> None:
+        super().__init__(model, plan)
+        self._teacher = (teacher.eval().requires_grad_(False),)  # a tuple: no module of this one
+        self.num_clicks, self.seed = num_clicks, seed
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        """Ask the teacher, then return the losses of the present stage."""
+        rngs = [np.random.default_rng([self.seed, n, CLICKING]) for n in batch["number"]]
+        decodes = self._stage.name in ("masks", "decoder")
+        outputs = teacher_outputs(
+            self._teacher[0],
+            batch["image"],
+            batch["label"],
+            self.num_clicks if decodes else 0,
+            rngs,
+            layers=self.plan.wanted_layers if self._stage.name == "layers" else (),
+        )
+        return super().forward(batch | outputs)
+
+
+def require_stored_layers(stored: Sequence[int], wanted: Sequence[int], folder: object) -> None:
+    """Refuse to go layer by layer where the store lacks a layer."""
+    missing = sorted(set(wanted) - set(stored))
+    if missing:
+        raise InputError(
+            f"{folder}: holds hidden states after blocks {list(stored)}, expected {list(wanted)}.\n"
+            f"Run preparelabel.py with --store-layers {' '.join(map(str, wanted))}, use --online, "
+            "or leave the layers out by --layer-share 0."
+        )

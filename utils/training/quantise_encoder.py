@@ -1,0 +1,152 @@
+"""Make an exported image encoder compute in 8-bit integers.
+
+Reads   --folder      image_encoder.onnx and export.json of segment_anything/export.py
+        --calibrate   a crop cache of preparelabel.py: what the encoder sees in use
+Writes  --folder      image_encoder_int8.onnx; export.json says how much it differs
+
+Convolutions and products with weights are integer, one scale an output channel; activations have a
+range each, fixed by the crops. What reads the image itself stays float32 (one channel in: little
+work), as do attention, norms and activations.
+
+    python -m segment_anything.export --checkpoint work_dir/student/student.pth --out onnx
+    python -m utils.training.quantise_encoder --folder onnx --calibrate work_dir/crops
+"""
+
+import argparse
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segment_anything.export import ENCODER, FACTS
+from segment_anything.onnx_encoder import OnnxError, needed, open_session
+from utils.errors import InputError, exit_on_input_error
+from utils.files.atomic import atomic_path
+from utils.run.start import positive_int
+from utils.training.crop_cache import CropIndex, read_index, read_target
+from utils.volumes.geometry import CropRule
+
+INT8_ENCODER = "image_encoder_int8.onnx"
+CHECKED = 8  # crops that the difference is measured on
+
+
+def calibration_crops(index: CropIndex, rule: CropRule, count: int) -> Iterator[np.ndarray]:
+    """Cut crops of targets spread evenly over a cache: (1, 1, S, S, S) float32."""
+    places = np.linspace(0, len(index.samples) - 1, min(count, len(index.samples)))
+    for place in places.round().astype(int):
+        target = read_target(index.folder, index.samples[place])
+        yield target.cut_centred(rule).image[None, None]
+
+
+def quantise(source: Path, target: Path, crops: Iterator[np.ndarray]) -> None:
+    """Write the integer form of an encoder, its ranges taken from crops.
+
+    Raises:
+        OnnxError: a package is missing.
+        WriteError: the disk is full, or the folder does not let us write.
+    """
+    onnx = needed("onnx")
+    quantization = needed("onnxruntime.quantization")
+    needed("onnxruntime.quantization.shape_inference")
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            crop = next(crops, None)
+            return None if crop is None else {"image": crop}
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared, made = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        quantization.shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        nodes = onnx.load(prepared).graph.node
+        quantization.quantize_static(
+            prepared,
+            made,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            nodes_to_exclude=[n.name for n in nodes if n.op_type == "Conv" and "image" in n.input],
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},  # attention is no product with weights
+        )
+        model = onnx.load(made)
+    del model.metadata_props[:]
+    model.metadata_props.extend(onnx.load(source, load_external_data=False).metadata_props)
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+
+
+def mean_difference(files: tuple[Path, Path], crops: Iterator[np.ndarray]) -> float:
+    """Return the norm of the difference of two encoders over the norm of the second, on average."""
+    sessions = [open_session(path) for path in files]
+    found = []
+    for crop in crops:
+        own, other = (session.run(None, {"image": crop})[0] for session in sessions)
+        found.append(np.linalg.norm(own - other) / np.linalg.norm(other))
+    return float(np.mean(found))
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Read export.json.
+
+    Raises:
+        InputError: it is not there, or not what segment_anything.export wrote.
+    """
+    path = folder / FACTS
+    try:
+        facts = json.loads(path.read_text())
+        facts["config"]["encoder"]["img_size"]
+        return facts
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: not readable ({error}), expected what segment_anything.export writes.\n"
+            "Export the network first: python -m segment_anything.export."
+        ) from error
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--folder", type=Path, required=True, help="what segment_anything.export wrote")
+    add("--calibrate", type=Path, required=True, help="a crop cache of preparelabel.py")
+    add("--crops", type=positive_int, default=32, help="how many of it (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> tuple[Path, float]:
+    """Quantise as ``args`` say; return the new file and how much it differs."""
+    facts = read_facts(args.folder)
+    size = facts["config"]["encoder"]["img_size"]
+    rule = CropRule(**({"size": size} | (facts["crop_rule"] or {})))
+    index = read_index(args.calibrate)
+    files = args.folder / INT8_ENCODER, args.folder / ENCODER
+    try:
+        open_session(files[1])
+        quantise(files[1], files[0], calibration_crops(index, rule, args.crops))
+        difference = mean_difference(files, calibration_crops(index, rule, CHECKED))
+    except OnnxError as error:
+        raise InputError(str(error)) from error
+    facts[INT8_ENCODER] = {"crops": args.crops, "relative_difference_to_float32": difference}
+    with atomic_path(args.folder / FACTS) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1))
+    return files[0], difference
+
+
+@exit_on_input_error
+def main() -> int:
+    args = parse_args()
+    logging.disable(logging.WARNING)  # ONNX Runtime advises what has been done
+    path, difference = run(args)
+    print(f"{path}: differs from {ENCODER} by {difference:.1e} of the norm")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

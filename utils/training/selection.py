@@ -1,0 +1,48 @@
+"""Which checkpoint of a training is the best, by validation, and when to stop."""
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from utils.run.start import rank
+from utils.training.checkpoint import save_payload
+from utils.training.json_lines import append_row, resume_rows
+
+logger = logging.getLogger(__name__)
+
+
+class Selection:
+    """Keeps ``best.pt`` and ``validation.jsonl``; rank 0 writes them.
+
+    Args:
+        out_dir: the run's folder.
+        start: steps done before a resumption; later rows are of the run that was killed.
+        patience: validations without a better one after which the run has stalled; 0 = never.
+    """
+
+    def __init__(self, out_dir: Path, start: int, patience: int) -> None:
+        self.path, self._log = out_dir / "best.pt", out_dir / "validation.jsonl"
+        self._patience = patience
+        self.rows = resume_rows(self._log, start)
+
+    def add(self, step: int, scores: dict[str, float], payload: Callable[[], dict]) -> None:
+        """Note a validation; save the network if there was no better one."""
+        best = max((row["score"] for row in self.rows), default=-math.inf)
+        self.rows.append({"step": step} | scores)
+        logger.info("validation %s", {key: round(value, 4) for key, value in scores.items()})
+        if rank() == 0 and scores["score"] > best:
+            save_payload(self.path, payload())
+        append_row(self._log, self.rows[-1])
+
+    @property
+    def best(self) -> Path | None:
+        """The best network, where there was a validation."""
+        return self.path if self.rows else None
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether the last ``patience`` validations were no better than one before them."""
+        scores = [row["score"] for row in self.rows]
+        recent, earlier = scores[-self._patience :], scores[: -self._patience]
+        return bool(self._patience and earlier and max(recent) <= max(earlier))

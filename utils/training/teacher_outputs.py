@@ -1,0 +1,67 @@
+"""What the teacher makes of a batch: its embedding, and its masks under simulated clicks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segment_anything import ClickHistory, Sam3D, decode, low_res_size
+from utils.training.clicks import coarsen, simulate_clicks
+
+
+@torch.no_grad()
+def teacher_outputs(
+    teacher: Sam3D,
+    image: Tensor,
+    label: Tensor,
+    num_clicks: int,
+    rngs: Sequence[np.random.Generator],
+    *,
+    layers: Sequence[int] = (),
+) -> dict[str, Tensor]:
+    """Encode once, click ``num_clicks`` times into the teacher's own errors.
+
+    Without clicks, only what the encoder returns.
+
+    Args:
+        image: (B, 1, S, S, S) on the teacher's device.
+        label: (B, 1, S, S, S) bool.
+        rngs: a generator for each sample.
+        layers: blocks whose output is wanted, counted from 1.
+
+    Returns:
+        ``image_embedding`` (B, C, g, g, g), ``low_res_masks`` (B, clicks, s, s, s) logits,
+        ``predicted_iou`` (B, clicks), ``click_coords`` (B, clicks, 3) in crop voxels and
+        ``click_labels`` (B, clicks), and for each of ``layers`` ``hidden_<n>`` (B, g, g, g, C);
+        all on the image's device.
+    """
+    embedding, hidden = teacher.image_encoder.forward_features(image)
+    encoded = {"image_embedding": embedding.float()}
+    encoded |= {hidden_name(n): hidden[n].float() for n in layers}
+    if num_clicks == 0:
+        return encoded
+    coarse, full = coarsen(label, low_res_size(teacher)), label[:, 0].cpu().numpy()
+    history = ClickHistory(teacher.config.prompt.click_memory)
+    low_res, masks, ious, coords, labels = None, [], [], [], []
+    for _ in range(num_clicks):
+        points, point_labels = simulate_clicks(low_res, coarse, full, rngs)
+        points, point_labels = points.to(image.device), point_labels.to(image.device)
+        history.add(points, point_labels)
+        logits, iou = decode(teacher, embedding, history, low_res)
+        low_res = logits.float()
+        masks.append(low_res[:, 0])
+        ious.append(iou[:, 0].float())
+        coords.append(points)
+        labels.append(point_labels)
+    return encoded | {
+        "low_res_masks": torch.stack(masks, 1),
+        "predicted_iou": torch.stack(ious, 1),
+        "click_coords": torch.stack(coords, 1),
+        "click_labels": torch.stack(labels, 1),
+    }
+
+
+def hidden_name(layer: int) -> str:
+    """Name the hidden states after a block, counted from 1."""
+    return f"hidden_{layer}"

@@ -1,0 +1,160 @@
+"""Tensors of many samples on disk: safetensors files of some size, and an index beside them.
+
+    shard-<rank>-<chance>.safetensors   tensors named "<sample id>/<name>"
+    index.jsonl                         a line that says what all samples have in common, and one a
+                                        sample: its shard, a checksum, and what else it was given
+    rows-<rank>-<chance>.jsonl          lines of a run that is not finished
+
+A shard appears whole, then its samples' lines: a run that is killed loses the samples of the shard
+in its hands. One sample is read without the others of its shard (memory-mapped), and checked.
+"""
+
+import json
+import uuid
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from utils.errors import InputError
+from utils.files.atomic import atomic_path, remove_abandoned
+from utils.training.json_lines import read_rows
+
+INDEX = "index.jsonl"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Finished samples: what they have in common, and a row for each sample id."""
+
+    folder: Path
+    common: dict
+    rows: dict[str, dict]
+
+    def read(
+        self, sample_id: str, wanted: Callable[[str], bool] = lambda name: True
+    ) -> dict[str, Tensor]:
+        """Return the tensors of one sample whose names are ``wanted``.
+
+        Raises:
+            InputError: its shard is missing or damaged, or holds something else.
+        """
+        row = self.rows[sample_id]
+        path = self.folder / row["shard"]
+        expected = {key: value for key, value in row["tensors"].items() if wanted(key)}
+        try:
+            shard = _opened(path, path.stat().st_mtime_ns)
+            tensors = {key: shard.get_tensor(f"{sample_id}/{key}") for key in expected}
+        except (OSError, SafetensorError) as error:
+            raise _damaged(path, sample_id, str(error)) from error
+        for key, tensor in tensors.items():
+            if checksum(tensor) != expected[key]:
+                found = f"{key} has checksum {checksum(tensor)}, expected {expected[key]}"
+                raise _damaged(path, sample_id, found)
+        return tensors
+
+
+class ShardWriter:
+    """Writes the samples of one rank.
+
+    Args:
+        folder: of the shards.
+        rank: whose they are.
+        shard_bytes: a shard is closed when it holds as much.
+    """
+
+    def __init__(self, folder: Path, rank: int, shard_bytes: int) -> None:
+        self._folder, self._rank, self._shard_bytes = folder, rank, shard_bytes
+        # Of this writer alone: a line that another one left half written ends no line of ours.
+        self._lines = folder / f"rows-{rank}-{uuid.uuid4().hex[:12]}.jsonl"
+        self._tensors: dict[str, Tensor] = {}
+        self._rows: list[dict] = []
+
+    def add(self, sample_id: str, tensors: dict[str, Tensor], row: dict) -> None:
+        """Take over the tensors of a sample, on the CPU, and what its row shall say."""
+        self._tensors |= {f"{sample_id}/{key}": t.contiguous() for key, t in tensors.items()}
+        checksums = {key: checksum(tensor) for key, tensor in tensors.items()}
+        self._rows.append({"sample_id": sample_id, "tensors": checksums} | row)
+        if sum(t.nbytes for t in self._tensors.values()) >= self._shard_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added since the last time."""
+        if not self._rows:
+            return
+        # By chance, so that no line of an earlier index can mean it.
+        path = self._folder / f"shard-{self._rank}-{uuid.uuid4().hex[:12]}.safetensors"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(save(self._tensors))
+        lines = "".join(json.dumps(row | {"shard": path.name}) + "\n" for row in self._rows)
+        before = self._lines.read_text() if self._lines.exists() else ""
+        with atomic_path(self._lines) as temporary:
+            temporary.write_text(before + lines)
+        self._tensors, self._rows = {}, []
+
+
+def checksum(tensor: Tensor) -> str:
+    """Return the CRC-32 of a tensor's bytes."""
+    return f"{zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy()):08x}"
+
+
+def open_shards(folder: Path) -> Shards:
+    """Open what was finished by `finish`.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = folder / INDEX
+    if not path.exists():
+        raise InputError(
+            f"{path}: not found, expected the index of stored outputs.\n"
+            "Run preparelabel.py to its end first."
+        )
+    head, *rows = read_rows(path) or [{}]
+    if "common" not in head or len(rows) != head["samples"]:
+        raise InputError(
+            f"{path}: found {len(rows)} samples of {head.get('samples', 'an unknown number')}; "
+            "expected a whole index.\nRun preparelabel.py again: it stores what is missing."
+        )
+    return Shards(folder, head["common"], {row["sample_id"]: row for row in rows})
+
+
+def written_rows(folder: Path, wanted: Callable[[dict], bool]) -> dict[str, dict]:
+    """Return the rows, finished or not, that are ``wanted`` and whose shard is there."""
+    rows = {}
+    for path in (folder / INDEX, *sorted(folder.glob("rows-*.jsonl"))):
+        for row in read_rows(path):
+            if "shard" in row and wanted(row) and (folder / row["shard"]).exists():
+                rows[row["sample_id"]] = row
+    return rows
+
+
+def finish(folder: Path, common: dict, rows: Iterable[dict]) -> None:
+    """Make an index of ``rows``, and remove shards that none of them needs."""
+    rows = list(rows)
+    lines = [{"common": common, "samples": len(rows)}, *rows]
+    with atomic_path(folder / INDEX) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    needed = {row["shard"] for row in rows}
+    unneeded = [p for p in folder.glob("shard-*.safetensors") if p.name not in needed]
+    for path in (*unneeded, *folder.glob("rows-*.jsonl")):
+        path.unlink()
+    remove_abandoned(folder)
+
+
+@lru_cache(maxsize=256)
+def _opened(path: Path, _changed: int) -> safe_open:
+    return safe_open(path, framework="pt")
+
+
+def _damaged(path: Path, sample_id: str, found: str) -> InputError:
+    return InputError(
+        f"{path}: the outputs of {sample_id} are not readable ({found}), expected what was stored."
+        "\nDelete the file and run preparelabel.py again: its samples will be made anew."
+    )

@@ -1,0 +1,197 @@
+"""Validation during training: DSC after clicks on crops of other patients.
+
+Whole volumes are scored after training, by utils/validation/. Here it must be quick: crops as they
+lie in a cache, the challenge's clicks, DSC on the crop's own grid. Ranks share the crops.
+"""
+
+import argparse
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from segment_anything import ClickHistory, Sam3D, autocast, decode, upsample
+from utils.data_paths import val_datas
+from utils.errors import InputError
+from utils.prompts.click_method import challenge_click
+from utils.results.metrics import dsc
+from utils.run.ranks import mean_over_ranks
+from utils.run.start import non_negative_int, pick_precision, rank, world_size
+from utils.training.crop_cache import INDEX, CropIndex, build_cache, read_index
+from utils.training.data_loader import CropDataset
+from utils.volumes.geometry import CropRule
+
+logger = logging.getLogger(__name__)
+
+SCORED_CLICKS = (1, 3, 5)
+
+
+class CropValidation:
+    """Scores a network on held-out crops; ``score`` of a result says which of two is better.
+
+    Args:
+        index: the crops.
+        most: how many are scored, evenly spaced over the index; 0 = all.
+
+    Raises:
+        InputError: a case is in ``train`` too.
+    """
+
+    def __init__(
+        self,
+        index: CropIndex,
+        train: CropIndex,
+        rule: CropRule,
+        *,
+        most: int,
+        device: torch.device,
+        precision: torch.dtype,
+    ) -> None:
+        _require_other_cases(index, train)
+        count = len(index.samples)
+        chosen = np.linspace(0, count - 1, min(most or count, count)).round().astype(int)
+        self.numbers = sorted(set(chosen.tolist()))
+        self.dataset = CropDataset(index, rule)
+        self.device, self.precision = device, precision
+
+    def __call__(self, model: Sam3D) -> dict[str, float]:
+        """Return mean DSC after 1, 3 and 5 clicks, and ``score``, the mean of the three."""
+        was_training = model.training
+        model.eval()
+        mine = self.numbers[rank() :: world_size()]
+        curves = [self._dsc_curve(model, number) for number in mine]
+        model.train(was_training)
+        sums = {f"dsc_{n}": sum(curve[n - 1] for curve in curves) for n in SCORED_CLICKS}
+        sums = mean_over_ranks(sums | {"count": float(len(curves))}, self.device)
+        count = sums.pop("count")
+        means = {key: float(value / count) for key, value in sums.items()}
+        return means | {"score": sum(means.values()) / len(means)}
+
+    @torch.inference_mode()
+    def _dsc_curve(self, model: Sam3D, number: int) -> list[float]:
+        item = self.dataset[number]
+        truth = item["label"][0].numpy()
+        with autocast(self.device, self.precision):
+            embedding = model.image_encoder(item["image"][None].to(self.device))
+        history = ClickHistory(model.config.prompt.click_memory)
+        low_res, mask, curve = None, np.zeros_like(truth), []
+        for _ in range(max(SCORED_CLICKS)):
+            click = challenge_click(mask, truth)
+            if click is not None:
+                point = torch.tensor([click.zyx], dtype=torch.float32, device=self.device)
+                history.add(point, torch.tensor([int(click.is_foreground)], device=self.device))
+                with autocast(self.device, self.precision):
+                    low_res, _ = decode(model, embedding, history, low_res)
+                low_res = low_res.float()
+                logits = upsample(low_res, truth.shape[0])[0, 0]
+                mask = (logits > model.mask_threshold).cpu().numpy()
+            curve.append(dsc(truth, mask))
+        return curve
+
+
+def add_crop_validation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags behind `open_validation`; ``--validate-every`` is the trainer's."""
+    group = parser.add_argument_group("validation, where --validate-every is given")
+    group.add_argument(
+        "--val-datas",
+        type=Path,
+        nargs="+",
+        default=val_datas,
+        metavar="DIR",
+        help="prepared <organ>/<data set> folders of other patients (utils/data_paths.py)",
+    )
+    group.add_argument(
+        "--val-share",
+        type=float,
+        default=0.0,
+        help="instead of --val-datas, hold out this share of the patients in --crops-dir; the "
+        "same for both trainings (default: 0)",
+    )
+    group.add_argument(
+        "--val-crops",
+        type=non_negative_int,
+        default=64,
+        help="crops scored, evenly spaced over all; 0 = all (default: 64)",
+    )
+
+
+def lay_down_validation(args: argparse.Namespace, *, keep: bool) -> None:
+    """Lay down the volumes that validation needs, before the ranks join.
+
+    With ``keep``, those that are there are used as they are, and no NIfTI file is read.
+    """
+    if not args.validate_every and (args.val_share or args.patience):
+        raise InputError(
+            "--val-share, --patience: nothing is validated, and nobody held out, without "
+            "--validate-every; expected it beside them."
+        )
+    if not args.validate_every or args.val_share or rank() > 0:
+        return
+    if keep and (_folder(args) / INDEX).exists():
+        return
+    index = build_cache(args.val_datas, _folder(args), workers=max(1, args.workers))
+    for failure in index.failures:
+        logger.warning("left out of the validation: %s", failure)
+
+
+def open_validation(
+    args: argparse.Namespace, index: CropIndex, rule: CropRule, device: torch.device
+) -> tuple[CropIndex, CropValidation | None]:
+    """Return what is left to train on, and the validation that the flags ask for."""
+    if not args.validate_every:
+        return index, None
+    if args.val_share:
+        index, held_out = split_by_patient(index, args.val_share)
+    else:
+        held_out = read_index(_folder(args))
+    precision = pick_precision(args.precision, device)
+    validation = CropValidation(
+        held_out, index, rule, most=args.val_crops, device=device, precision=precision
+    )
+    return index, validation
+
+
+def split_by_patient(index: CropIndex, share: float) -> tuple[CropIndex, CropIndex]:
+    """Hold out about ``share`` of the patients; return the others' and their targets.
+
+    A patient is a case's name without the data set's, so that all organs and modalities of one
+    stay together. The name alone decides, so that every run and rank splits alike.
+
+    Raises:
+        InputError: one of the two is empty.
+    """
+
+    def is_held_out(sample: dict) -> bool:
+        patient = sample["case"].rsplit("/", 1)[-1].removeprefix(sample["dataset"])
+        return zlib.crc32(patient.encode()) < share * 2**32
+
+    kept = [s for s in index.samples if not is_held_out(s)]
+    held_out = [s for s in index.samples if is_held_out(s)]
+    if not kept or not held_out:
+        raise InputError(
+            f"--val-share {share}: {len(kept)} targets to train on and {len(held_out)} to validate "
+            "on; expected some of both. Give another share, or --val-datas."
+        )
+    return replace(index, samples=kept), replace(index, samples=held_out)
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    return args.crops_dir.with_name(f"{args.crops_dir.name}_val")
+
+
+def _require_other_cases(index: CropIndex, train: CropIndex) -> None:
+    """Refuse to validate on cases that are trained on, under whichever organ."""
+
+    def cases(samples: Sequence[dict]) -> set[tuple[str, str]]:
+        return {(s["dataset"], s["case"].rsplit("/", 1)[-1]) for s in samples}
+
+    both = sorted(cases(index.samples) & cases(train.samples))
+    if both:
+        raise InputError(
+            f"{index.folder}: {len(both)} cases are in {train.folder} too, {both[0]} first. "
+            "Expected other patients than those trained on: correct --img-datas or --val-datas."
+        )

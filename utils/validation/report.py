@@ -1,0 +1,153 @@
+"""The report of a validation by the challenge's protocol: one HTML file with all in it (no torch).
+
+It needs nothing beside it: pictures are inside, there is no script, and nothing is fetched. It has
+no date, so the same scores make the same bytes.
+"""
+
+import base64
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from utils.files.atomic import atomic_path
+from utils.validation.curves import Overlay, score_curves
+from utils.validation.scores import CaseScore
+from utils.validation.tables import Group, anatomy_rows, grouped, num_steps, overall_rows
+
+_TEMPLATE_FILE = Path(__file__).with_suffix(".html")
+_WORST = 10
+_MOST_STEPS = 6  # columns of DSC that a page holds
+
+_SECTIONS = {
+    "prompt": "Prompt",
+    "modality": "Modality",
+    "dataset": "Data set",
+    "group": "Anatomy",
+    "organ": "Organ",
+}
+
+
+class Picture(NamedTuple):
+    """A picture in the page."""
+
+    caption: str
+    uri: str
+
+
+class StepTime(NamedTuple):
+    """Wall seconds of a step, or of all of them, over the cases that ran it."""
+
+    name: str
+    cases: int
+    median: float
+    longest: float
+
+
+def write_report(
+    path: Path,
+    scores: Sequence[CaseScore],
+    *,
+    model: str,
+    fingerprint: str,
+    resolution: str,
+    settings: Mapping[str, str],
+    overlays: Sequence[Overlay] = (),
+    failures: Mapping[str, str] | None = None,
+    trained_on: Collection[str] | None = None,
+) -> None:
+    """Write the report.
+
+    Args:
+        path: the HTML file.
+        scores: at least one case; in the order in which ties are listed.
+        model: name of the network.
+        fingerprint: of its weights.
+        resolution: of its input, such as "128³".
+        settings: what was run, by name, in the order to show; leave out dates and paths that
+            differ from run to run where reports are to be compared.
+        overlays: pictures of the worst cases, in the order to show.
+        failures: case -> message of those that have no score.
+        trained_on: "organ/data set" of what was trained on; None where that is not known.
+    """
+    pictures = [
+        Picture(f"{o.case}: {o.title}" if o.title else o.case, _uri(o.png_bytes)) for o in overlays
+    ]
+    text = _template().render(
+        model=model,
+        fingerprint=fingerprint,
+        settings=settings,
+        clicks=num_steps(scores) - 1,
+        shown=_shown_steps(num_steps(scores)),
+        whole=grouped(scores, "all")[0],
+        sections=_sections(scores, trained_on),
+        curves=_curves(scores),
+        overall=overall_rows({model: scores}, resolution),
+        anatomy=anatomy_rows({model: scores}, trained_on),
+        worst=worst_cases(scores, _WORST),
+        overlays=pictures,
+        times=step_times(scores),
+        timed_out=[case for case in scores if case.timed_out],
+        hungriest=max(scores, key=lambda case: case.peak_memory_mib),
+        failures=failures or {},
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def worst_cases(scores: Sequence[CaseScore], count: int) -> list[CaseScore]:
+    """Return the cases of lowest DSC after the last step, the lowest first."""
+    return sorted(scores, key=lambda case: (case.scores.final[0], case.case))[:count]
+
+
+def step_times(scores: Sequence[CaseScore]) -> list[StepTime]:
+    """Return how long each step took, and the whole case; skipped box steps do not count."""
+    names = ["box", *(f"click {k}" for k in range(1, num_steps(scores)))]
+    seconds = {
+        name: [case.seconds[step] for case in scores if step or case.has_box]
+        for step, name in enumerate(names)
+    }
+    seconds["whole case"] = [case.total_seconds for case in scores]
+    return [
+        StepTime(name, len(own), float(np.median(own)), max(own))
+        for name, own in seconds.items()
+        if own
+    ]
+
+
+def _shown_steps(steps: int) -> list[int]:
+    """Return the steps that the tables show, 0 being the box: all, or as many as a page holds."""
+    return list(range(steps)) if steps <= _MOST_STEPS else [0, 1, 2, 3, 5, steps - 1]
+
+
+def _sections(
+    scores: Sequence[CaseScore], trained_on: Collection[str] | None
+) -> dict[str, list[Group]]:
+    return {title: grouped(scores, key, trained_on) for key, title in _SECTIONS.items()}
+
+
+def _curves(scores: Sequence[CaseScore]) -> list[Picture]:
+    return [
+        Picture("DSC after each step", _uri(score_curves(scores, "dsc", "DSC"))),
+        Picture(
+            "NSD at 2 mm after each step, as the evaluator computes it",
+            _uri(score_curves(scores, "nsd_official", "NSD (official)")),
+        ),
+    ]
+
+
+def _uri(png_bytes: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png_bytes).decode("ascii")
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATE_FILE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(_TEMPLATE_FILE.name)

@@ -1,0 +1,150 @@
+"""Scores by the challenge's protocol: what a case scored, and what counts of it (no torch).
+
+A case has one score a step and target. Step 1 is the box, and is skipped and scored 0 where the
+case has none; the steps after it are clicks. What the protocol makes of them:
+
+* A case scores the mean over its targets, and its NSD of a step is 0 unless its mean DSC of that
+  step is above 0.2. A case that takes more than 90 s a target scores 0 throughout.
+* DSC_AUC and NSD_AUC are areas over the click steps only, DSC_Final and NSD_Final the last step.
+* ``nsd_official`` repeats the evaluator's slip in the order of the spacing, ``nsd_correct`` does
+  not (see utils/results/metrics.py).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.results.metrics import CHALLENGE_DSC_FLOOR, interaction_auc
+
+#: Wall seconds that the protocol grants a target, over all steps of its case.
+SECONDS_PER_TARGET = 90.0
+
+
+class StepScores(NamedTuple):
+    """What counts after each step; arrays (..., steps)."""
+
+    dsc: np.ndarray
+    nsd_official: np.ndarray
+    nsd_correct: np.ndarray
+
+    def mean(self) -> "StepScores":
+        """Average the (n, steps) scores of n cases or targets."""
+        return StepScores(*(scores.mean(axis=0) for scores in self))
+
+    @property
+    def auc(self) -> tuple[float, float, float]:
+        """Areas over the click steps of (steps,) scores, each at most the clicks less one."""
+        return tuple(interaction_auc(scores[1:]) for scores in self)
+
+    @property
+    def final(self) -> tuple[float, float, float]:
+        """The last step of (steps,) scores."""
+        return tuple(float(scores[-1]) for scores in self)
+
+
+@dataclass(frozen=True)
+class TargetScore:
+    """One target as measured, before any rule; ``dsc`` and both NSDs have one score a step."""
+
+    class_id: int
+    name: str
+    organ: str  # folder name
+    voxels: int
+    dsc: tuple[float, ...]
+    nsd: tuple[float, ...]  # spacing in array order
+    nsd_official: tuple[float, ...]  # the evaluator's
+    clicks: tuple[tuple[int, int, int, int], ...]  # z, y, x, 1 = foreground; in order
+
+    @property
+    def curves(self) -> tuple[tuple[float, ...], ...]:
+        """The three scores over the steps, in the order of `StepScores`."""
+        return self.dsc, self.nsd_official, self.nsd
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """One case: its targets, and what it took."""
+
+    case: str
+    dataset: str
+    modality: str
+    shape: tuple[int, int, int]
+    spacing_xyz: tuple[float, float, float]  # mm
+    has_box: bool
+    seconds: tuple[float, ...]  # wall time of each step, 0 where the box step was skipped
+    peak_memory_mib: float
+    targets: tuple[TargetScore, ...]
+
+    @classmethod
+    def from_dict(cls, content: Mapping) -> "CaseScore":
+        """Read what `to_dict` made, lists in place of tuples or not.
+
+        Raises:
+            InputError: a field is missing or unknown, there is no target, or scores are not one
+                finite number a step; names the case.
+        """
+        try:
+            fields = _tuples(content)
+            targets = tuple(TargetScore(**target) for target in fields.pop("targets"))
+            score = cls(**fields, targets=targets)
+            curves = [score.seconds, *(curve for target in targets for curve in target.curves)]
+            finite = all(np.isfinite(curve).all() for curve in curves)
+            lengths = {len(curve) for curve in curves}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(_unreadable(content, repr(error))) from error
+        if not targets or not finite or len(lengths) != 1 or min(lengths) < 2:
+            found = f"{len(targets)} targets, scores of {sorted(lengths)} steps, finite: {finite}"
+            raise InputError(_unreadable(content, found))
+        return score
+
+    def to_dict(self) -> dict:
+        """Return plain containers for JSON."""
+        return asdict(self)
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall seconds of all steps."""
+        return sum(self.seconds)
+
+    @property
+    def seconds_allowed(self) -> float:
+        """Wall seconds above which the case scores 0."""
+        return SECONDS_PER_TARGET * len(self.targets)
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the case took so long that it scores 0."""
+        return self.total_seconds > self.seconds_allowed
+
+    @cached_property
+    def target_scores(self) -> StepScores:
+        """(targets, steps) scores as the protocol counts them."""
+        measured = np.array([t.curves for t in self.targets], dtype=float)  # (targets, 3, steps)
+        dsc, nsd_official, nsd_correct = np.moveaxis(measured * (not self.timed_out), 1, 0)
+        above = dsc.mean(axis=0) > CHALLENGE_DSC_FLOOR
+        return StepScores(dsc, nsd_official * above, nsd_correct * above)
+
+    @cached_property
+    def scores(self) -> StepScores:
+        """(steps,) scores of the case."""
+        return self.target_scores.mean()
+
+
+def _tuples(value: Any) -> Any:
+    """Return a JSON value with tuples in place of its lists."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _unreadable(content: object, found: str) -> str:
+    name = content.get("case") if isinstance(content, Mapping) else None
+    return (
+        f"{name or 'a case without a name'}: its scores cannot be used ({found}). Expected the "
+        "fields that validation writes, with a target or more, two steps or more, and a finite "
+        "score for each: delete its file, and validate it again."
+    )

@@ -1,0 +1,264 @@
+"""Scores by the challenge's protocol as tables: CSV files, and SAM-Med3D's two (no torch).
+
+Columns named NSD are official, those named NSD_correct have the spacing in the right order (see
+utils/validation/scores.py). Averages over targets (an organ's, a group's) give each target 0 where
+the protocol gives its case 0, so that an organ and a data set of that organ alone agree. Only
+``targets.csv`` has the scores as measured.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.results.anatomy import LESION, REPORT_GROUPS, SEEN_LESION, UNSEEN_LESION, report_group
+from utils.results.csv_table import write_csv
+from utils.validation.scores import CaseScore, StepScores
+
+#: What `grouped` averages by: whole cases, then single targets.
+CASE_KEYS, TARGET_KEYS = ("all", "prompt", "modality", "dataset"), ("group", "organ")
+
+WITH_BOX, WITHOUT_BOX = "with box", "without box"
+
+
+class Group(NamedTuple):
+    """The average of some cases, or of some targets."""
+
+    key: str  # one of CASE_KEYS or TARGET_KEYS
+    name: str
+    cases: int
+    with_box: int  # of the cases
+    targets: int
+    scores: StepScores  # (steps,)
+
+
+def challenge_rows(scores: Sequence[CaseScore]) -> list[dict]:
+    """Return the evaluator's table: a row a case, its columns in its order, official NSD."""
+    steps = range(1, num_steps(scores) + 1)
+    rows = []
+    for case in scores:
+        of = case.scores
+        rows.append(
+            {
+                "CaseName": case.case,
+                "TotalRunningTime": case.total_seconds,
+                **{f"RunningTime_{k}": case.seconds[k - 1] for k in steps},
+                "DSC_AUC": of.auc[0],
+                "NSD_AUC": of.auc[1],
+                "DSC_Final": of.final[0],
+                "NSD_Final": of.final[1],
+                **{f"DSC_{k}": float(of.dsc[k - 1]) for k in steps},
+                **{f"NSD_{k}": float(of.nsd_official[k - 1]) for k in steps},
+                "num_class": len(case.targets),
+                "runtime_upperbound": case.seconds_allowed,
+            }
+        )
+    return rows
+
+
+def target_rows(
+    scores: Sequence[CaseScore], trained_on: Collection[str] | None = None
+) -> list[dict]:
+    """Return a row a target: its scores as measured, with neither floor nor time limit."""
+    return [
+        {
+            "case": case.case,
+            "dataset": case.dataset,
+            "modality": case.modality,
+            "class_id": target.class_id,
+            "name": target.name,
+            "organ": target.organ,
+            "group": report_group(case.dataset, target.organ, trained_on),
+            "voxels": target.voxels,
+            "has_box": int(case.has_box),
+            "timed_out": int(case.timed_out),
+            **_columns(StepScores(*map(np.array, (target.dsc, target.nsd_official, target.nsd)))),
+            "clicks_zyx": " ".join(
+                f"{'+' if c[3] else '-'}{c[0]},{c[1]},{c[2]}" for c in target.clicks
+            ),
+        }
+        for case in scores
+        for target in case.targets
+    ]
+
+
+def grouped(
+    scores: Sequence[CaseScore], key: str, trained_on: Collection[str] | None = None
+) -> list[Group]:
+    """Average the scores of each group.
+
+    Args:
+        scores: cases of one number of steps.
+        key: one of CASE_KEYS, which average cases as the challenge does, or of TARGET_KEYS, which
+            average targets.
+        trained_on: "organ/data set" of what was trained on, for "group" (`report_group`).
+
+    Returns:
+        Groups in alphabetical order; with box first, and anatomy in the order of its columns.
+    """
+    assert key in CASE_KEYS + TARGET_KEYS, key
+    num_steps(scores)  # refuses what cannot be averaged
+    members = defaultdict(list)
+    for name, case, of in _members(scores, key, trained_on):
+        members[name].append((case, of))
+    fixed = {"prompt": (WITH_BOX, WITHOUT_BOX), "group": REPORT_GROUPS}.get(key, sorted(members))
+    return [_group(key, name, members[name]) for name in fixed if name in members]
+
+
+def _members(
+    scores: Sequence[CaseScore], key: str, trained_on: Collection[str] | None
+) -> Iterator[tuple[str, CaseScore, StepScores]]:
+    """Yield the name of the group, the case and the (steps,) scores of each case or target."""
+    for case in scores:
+        if key in CASE_KEYS:
+            yield _case_name(case, key), case, case.scores
+            continue
+        of = case.target_scores
+        for index, target in enumerate(case.targets):
+            name = target.organ
+            if key == "group":
+                name = report_group(case.dataset, target.organ, trained_on)
+            yield name, case, StepScores(*(curve[index] for curve in of))
+
+
+def _case_name(case: CaseScore, key: str) -> str:
+    return {
+        "all": "all",
+        "prompt": WITH_BOX if case.has_box else WITHOUT_BOX,
+        "modality": case.modality,
+        "dataset": case.dataset,
+    }[key]
+
+
+def _group(key: str, name: str, members: Sequence[tuple[CaseScore, StepScores]]) -> Group:
+    cases = {case.case: case for case, _ in members}.values()
+    targets = len(members) if key in TARGET_KEYS else sum(len(case.targets) for case in cases)
+    curves = StepScores(*map(np.array, zip(*(of for _, of in members), strict=True)))
+    return Group(key, name, len(cases), sum(c.has_box for c in cases), targets, curves.mean())
+
+
+def overall_rows(models: Mapping[str, Sequence[CaseScore]], resolution: str) -> list[dict]:
+    """Return SAM-Med3D's first table, one row a model and prompt.
+
+    Args:
+        models: the scores of each model by name.
+        resolution: of the network's input, such as "128³".
+
+    Returns:
+        Texts by column: over the prompt's cases the median of the seconds of that step alone, the
+        mean Dice and the mean official NSD.
+    """
+    rows = []
+    for model, scores in models.items():
+        for prompt, step, cases in _prompts(scores):
+            of = grouped(cases, "all")[0].scores
+            seconds = np.median([case.seconds[step] for case in cases])
+            rows.append(
+                {
+                    "Model": model,
+                    "Prompt": prompt,
+                    "Cases": str(len(cases)),
+                    "Resolution": resolution,
+                    "Inference time (s per case and step)": f"{seconds:.2f}",
+                    "Dice (%)": _percent(of.dsc[step]),
+                    "NSD (%)": _percent(of.nsd_official[step]),
+                }
+            )
+    return rows
+
+
+def anatomy_rows(
+    models: Mapping[str, Sequence[CaseScore]], trained_on: Collection[str] | None = None
+) -> list[dict]:
+    """Return SAM-Med3D's second table: Dice (%) of each anatomy group, "-" where it has no target.
+
+    Lesions have two columns, seen and unseen, where it is known what was trained on; else one.
+    """
+    absent = {LESION} if trained_on is not None else {SEEN_LESION, UNSEEN_LESION}
+    columns = [group for group in REPORT_GROUPS if group not in absent]
+    rows = []
+    for model, scores in models.items():
+        for prompt, step, cases in _prompts(scores):
+            dice = {g.name: g.scores.dsc[step] for g in grouped(cases, "group", trained_on)}
+            shown = {name: _percent(dice[name]) if name in dice else "-" for name in columns}
+            rows.append({"Model": model, "Prompt": prompt, **shown})
+    return rows
+
+
+def _prompts(scores: Sequence[CaseScore]) -> Iterator[tuple[str, int, list[CaseScore]]]:
+    """Yield what was given up to a step, the step's index, and the cases it was given to."""
+    last = num_steps(scores) - 1
+    boxed, clicked = ([c for c in scores if c.has_box == has] for has in (True, False))
+    points = {step: f"{step} point" + ("s" if step > 1 else "") for step in (1, last)}
+    if boxed:
+        yield "box", 0, boxed
+        yield from ((f"box + {text}", step, boxed) for step, text in points.items())
+    if clicked:
+        yield from ((text, step, clicked) for step, text in points.items())
+
+
+def overall_table(models: Mapping[str, Sequence[CaseScore]], resolution: str) -> str:
+    """Return `overall_rows` as Markdown."""
+    return _markdown(overall_rows(models, resolution))
+
+
+def anatomy_table(
+    models: Mapping[str, Sequence[CaseScore]], trained_on: Collection[str] | None = None
+) -> str:
+    """Return `anatomy_rows` as Markdown."""
+    return _markdown(anatomy_rows(models, trained_on))
+
+
+def write_tables(
+    scores: Sequence[CaseScore], out_dir: Path, trained_on: Collection[str] | None = None
+) -> None:
+    """Write challenge.csv, targets.csv and groups.csv."""
+    write_csv(out_dir / "challenge.csv", challenge_rows(scores), digits=6)
+    write_csv(out_dir / "targets.csv", target_rows(scores, trained_on), digits=6)
+    groups = [g for key in CASE_KEYS + TARGET_KEYS for g in grouped(scores, key, trained_on)]
+    write_csv(out_dir / "groups.csv", [_group_row(group) for group in groups], digits=6)
+
+
+def num_steps(scores: Sequence[CaseScore]) -> int:
+    """Return how many steps each case has, the box step included.
+
+    Raises:
+        InputError: no case, or cases of different numbers of steps.
+    """
+    counts = sorted({len(case.seconds) for case in scores})
+    if len(counts) != 1:
+        raise InputError(
+            f"{len(scores)} cases have {counts} steps; expected one number of them. Validate all "
+            "cases with one number of clicks."
+        )
+    return counts[0]
+
+
+def _group_row(group: Group) -> dict:
+    named = {"by": group.key, "name": group.name, "cases": group.cases}
+    counts = {"cases_with_box": group.with_box, "targets": group.targets}
+    return {**named, **counts, **_columns(group.scores)}
+
+
+def _columns(of: StepScores) -> dict[str, float]:
+    """Return (steps,) scores by column."""
+    names = ("DSC", "NSD", "NSD_correct")
+    auc = {f"{name}_AUC": value for name, value in zip(names, of.auc, strict=True)}
+    final = {f"{name}_Final": value for name, value in zip(names, of.final, strict=True)}
+    curves = zip(names, of, strict=True)
+    steps = {f"{name}_{k}": float(v) for name, curve in curves for k, v in enumerate(curve, 1)}
+    return {**auc, **final, **steps}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join(
+        "| " + " | ".join(c.replace("|", r"\|") for c in cells) + " |" for cells in lines
+    )
