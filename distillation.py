@@ -36,15 +36,18 @@ from segment_anything import (
     student_payload,
 )
 from utils.errors import InputError, exit_on_input_error
-from utils.run.ranks import joined
-from utils.run.start import positive_int, rank, start_run, world_size
-from utils.training.checkpoint import copy_teacher_blocks, open_network, save_payload, trained_on
+from utils.run.flags import positive_int
+from utils.run.network import open_network, trained_on
+from utils.run.ranks import joined, rank, world_size
+from utils.run.start import start_run
+from utils.training.checkpoint import save_payload
 from utils.training.crop_cache import read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
 from utils.training.distillation import (
     DistillationPlan,
     EncoderDistillation,
     OnlineDistillation,
+    copy_teacher_blocks,
     matching_layers,
     require_stored_layers,
 )

@@ -68,8 +68,8 @@ def run(args: argparse.Namespace, clock: "Clock | None" = None) -> Report:
     with clock.part("imports"), importing():  # only now, so that --help is quick
         from utils.cases.prediction import find_cases, read_case
         from utils.prediction.predictor import ready_predictor
+        from utils.run.network import open_network
         from utils.run.start import make_folder
-        from utils.training.checkpoint import open_network
     paths = find_cases(args.input, args.output)
     make_folder(args.output)
     with clock.part("weights"):

@@ -33,17 +33,13 @@ from segment_anything import (
 )
 from utils.data_paths import img_datas
 from utils.errors import InputError, exit_on_input_error
+from utils.run.device import pick_precision
+from utils.run.flags import non_negative_int, positive_int
+from utils.run.network import open_network, trained_on
 from utils.run.network_flags import changed
-from utils.run.ranks import joined
-from utils.run.start import (
-    make_folder,
-    non_negative_int,
-    pick_precision,
-    positive_int,
-    rank,
-    start_run,
-)
-from utils.training.checkpoint import open_network, save_payload, trained_on
+from utils.run.ranks import joined, rank
+from utils.run.start import make_folder, start_run
+from utils.training.checkpoint import save_payload
 from utils.training.crop_cache import CropIndex, build_cache, read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
 from utils.training.tasks import InteractiveTask

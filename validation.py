@@ -20,6 +20,7 @@ from pathlib import Path
 
 from segment_anything import sam_model_registry3D
 from utils.errors import exit_on_input_error
+from utils.run.network import NetworkFile
 from utils.validation.run_challenge import (
     ChallengeSummary,
     add_challenge_arguments,
@@ -32,7 +33,6 @@ from utils.validation.summary import (
     print_summary,
     run_validation,
 )
-from utils.validation.worker import Checkpoint
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -54,7 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> Summary | ChallengeSummary:
     """Validate the teacher as ``args`` say."""
-    checkpoint = Checkpoint(args.checkpoint, args.network, encoder=args.encoder)
+    checkpoint = NetworkFile(args.checkpoint, args.network, encoder=args.encoder)
     if args.protocol == "challenge":
         return run_challenge(checkpoint, args)
     return run_validation(*checkpoint.open(), args)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from segment_anything import sam_model_registry3D
 from utils.errors import exit_on_input_error
+from utils.run.network import NetworkFile
 from utils.validation.run_challenge import (
     ChallengeSummary,
     add_challenge_arguments,
@@ -34,7 +35,6 @@ from utils.validation.summary import (
     print_summary,
     run_validation,
 )
-from utils.validation.worker import Checkpoint
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -59,7 +59,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> Summary | ChallengeSummary:
     """Validate the student as ``args`` say."""
-    checkpoint = Checkpoint(args.checkpoint, args.network, args.teacher, args.encoder)
+    checkpoint = NetworkFile(args.checkpoint, args.network, args.teacher, args.encoder)
     if args.protocol == "challenge":
         return run_challenge(checkpoint, args)
     return run_validation(*checkpoint.open(), args)

@@ -29,7 +29,7 @@ from benchmarks.measure import alternate, machine, machine_line, summary, table,
 from segment_anything import checkpoint_payload, network_configs, sam_model_registry3D
 from utils.cases.phantoms import boxes_of, ct_phantom
 from utils.errors import InputError, exit_on_input_error
-from utils.run.start import non_negative_int, positive_int
+from utils.run.flags import non_negative_int, positive_int
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("imports", "weights", "cases", "network", "writing")  # of predict.py --timing

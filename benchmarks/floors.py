@@ -29,8 +29,8 @@ from benchmarks.measure import alternate, machine, machine_line, synchroniser, t
 from benchmarks.rivals import SIZE, Prompts, network, prompts_for
 from segment_anything import InferenceEngine, sam_model_registry3D
 from utils.errors import exit_on_input_error
-from utils.run.flags import PRECISIONS
-from utils.run.start import non_negative_int, pick_device, positive_int
+from utils.run.device import pick_device
+from utils.run.flags import PRECISIONS, non_negative_int, positive_int
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -40,10 +40,11 @@ from utils.prediction.session import ImageSession, Looking, PredictorOptions, St
 from utils.prompts.kinds import BoxPrompt, Click, Prompt
 from utils.results.metrics import CHALLENGE_DSC_FLOOR
 from utils.run.executor import run_all
-from utils.run.start import positive_int
+from utils.run.flags import positive_int
+from utils.run.network import NetworkFile
 from utils.validation.challenge import evaluate, ranked
 from utils.validation.run_challenge import find_challenge_cases
-from utils.validation.worker import Checkpoint, PredictorAnswerer, opened
+from utils.validation.worker import PredictorAnswerer, opened
 from utils.volumes.crops import grid_on_target
 from utils.volumes.geometry import CropGrid, Triple, bounding_box_centre
 
@@ -163,7 +164,7 @@ class Job(NamedTuple):
 def score(job: Job) -> tuple[Job, dict]:
     """Run the protocol; return the means over the classes after each step."""
     variant = variants()[job.variant]
-    model, rule = opened(Checkpoint(job.checkpoint), "", threads=1)
+    model, rule = opened(NetworkFile(job.checkpoint), "", threads=1)
     predictor = Predictor(model, rule, options=variant.options, session=variant.session)
     case = read_challenge_case(job.image_path)
     truth = read_npz(job.label_path, ["gts"])["gts"]

@@ -28,9 +28,8 @@ from utils.cases.prediction import read_case
 from utils.errors import exit_on_input_error
 from utils.files.npz import read_npz
 from utils.prediction.predictor import Predictor, ready_predictor
-from utils.run.flags import add_device_arguments, add_engine_arguments
-from utils.run.start import positive_int
-from utils.training.checkpoint import open_network
+from utils.run.flags import add_device_arguments, add_engine_arguments, positive_int
+from utils.run.network import open_network
 
 SPACING_XYZ = (0.8, 0.8, 1.5)
 #: Parts of predict.py's time that a case takes, without imports and weights.

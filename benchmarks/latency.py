@@ -55,8 +55,8 @@ from benchmarks.rivals import (
 )
 from segment_anything import ENGINES, sam_model_registry3D
 from utils.errors import exit_on_input_error
-from utils.run.flags import PRECISIONS
-from utils.run.start import pick_device, positive_int
+from utils.run.device import pick_device
+from utils.run.flags import PRECISIONS, positive_int
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from segment_anything import autocast, network_configs, sam_model_registry3D
 from utils.errors import exit_on_input_error
-from utils.run.start import add_run_arguments, pick_device, pick_precision, positive_int
+from utils.run.device import pick_device, pick_precision
+from utils.run.flags import add_run_arguments, positive_int
 from utils.training.crop_cache import read_index
 from utils.training.data_loader import BalancedBatches, CropDataset, add_crop_arguments, make_loader
 from utils.training.tasks import InteractiveTask

@@ -25,7 +25,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from utils.errors import exit_on_input_error
-from utils.run.start import positive_int
+from utils.run.flags import positive_int
 from utils.validation.challenge import click_all, scores_of
 
 SPACING_XYZ = (0.8, 0.8, 2.5)

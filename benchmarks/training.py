@@ -47,12 +47,12 @@ from benchmarks.measure import (
 )
 from segment_anything import Sam3D, SamConfig, autocast, build_sam3D, network_configs
 from utils.errors import InputError, exit_on_input_error
+from utils.run.device import pick_device, pick_precision
+from utils.run.flags import add_run_arguments, positive_int
 from utils.run.network_flags import changed
-from utils.run.start import add_run_arguments, pick_device, pick_precision, positive_int
-from utils.training.checkpoint import copy_teacher_blocks
 from utils.training.crop_cache import read_index
 from utils.training.data_loader import CropDataset, collate
-from utils.training.distillation import DistillationPlan, OnlineDistillation
+from utils.training.distillation import DistillationPlan, OnlineDistillation, copy_teacher_blocks
 from utils.training.tasks import InteractiveTask, Task
 from utils.volumes.geometry import CropRule
 

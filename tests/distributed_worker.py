@@ -18,8 +18,7 @@ from test_trainer import CONFIG
 
 from segment_anything import checkpoint_payload, student_payload
 from utils.errors import InputError, exit_on_input_error
-from utils.run.ranks import joined
-from utils.run.start import rank
+from utils.run.ranks import joined, rank
 from utils.training.crop_cache import read_index
 from utils.training.data_loader import CropDataset
 from utils.training.distillation import DistillationPlan, EncoderDistillation

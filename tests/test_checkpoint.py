@@ -8,7 +8,9 @@ from small import RULE, save_student, save_teacher, small_sam, small_student
 from segment_anything import checkpoint_payload, fingerprint
 from utils.errors import InputError
 from utils.files.atomic import WriteError, atomic_path
-from utils.training.checkpoint import copy_teacher_blocks, open_network, save_payload
+from utils.run.network import open_network
+from utils.training.checkpoint import save_payload
+from utils.training.distillation import copy_teacher_blocks
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from small import RULE, write_prepared
 
-from utils.run.start import CLICKING
 from utils.training.crop_cache import build_cache
 from utils.training.data_loader import BalancedBatches, CropDataset, Draw, make_loader
+from utils.training.seeds import CLICKING
 
 
 def _rows(**sizes):

@@ -7,7 +7,6 @@ from small import ball, small_sam, small_student
 
 from segment_anything import network_configs
 from utils.errors import InputError
-from utils.run.start import CLICKING
 from utils.training.distillation import (
     DistillationPlan,
     EncoderDistillation,
@@ -16,6 +15,7 @@ from utils.training.distillation import (
     matching_layers,
     require_stored_layers,
 )
+from utils.training.seeds import CLICKING
 from utils.training.teacher_outputs import teacher_outputs
 
 EMBEDDING_ONLY = DistillationPlan(10, logit_weight=0, truth_weight=0)

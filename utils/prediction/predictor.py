@@ -28,7 +28,7 @@ from utils.prompts.kinds import (
     checked_box,
     checked_click,
 )
-from utils.run.start import pick_device, pick_engine, pick_precision
+from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.volumes.geometry import CropRule, affine_from_spacing
 from utils.volumes.labels import MAX_LABEL
 

@@ -35,3 +35,28 @@ def add_engine_arguments(parser: argparse._ActionsContainer) -> None:
         help="an ONNX file of the checkpoint's image encoder, to be used in its place, such as "
         "utils/training/quantise_encoder.py writes",
     )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every script with a network has."""
+    run = parser.add_argument_group("run")
+    add_device_arguments(run)
+    run.add_argument(
+        "--seed", type=non_negative_int, default=0, help="seed of everything random (default: 0)"
+    )
+
+
+def positive_int(text: str) -> int:
+    """Parse a flag that counts something and cannot be 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {value}, expected 1 or more")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """Parse a flag that counts something and may be 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"found {value}, expected 0 or more")
+    return value

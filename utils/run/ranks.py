@@ -15,9 +15,19 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.run.start import pick_device, world_size
+from utils.run.device import pick_device
 
 PATIENCE = timedelta(days=1)  # rank 0 may cut crops for hours while the others wait
+
+
+def rank() -> int:
+    """Return this process's number among torchrun's; 0 where there is one process."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """Return how many processes share the run."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextmanager

@@ -1,9 +1,8 @@
-"""Device, precision, seed and the folder of a run."""
+"""The folder, the log and the seed of a run."""
 
 import argparse
 import json
 import logging
-import os
 import random
 import sys
 from pathlib import Path
@@ -11,77 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segment_anything import EngineError, require_engine
-from utils.errors import InputError
 from utils.files.atomic import atomic_path
-from utils.run.flags import add_device_arguments
-
-#: What a random stream is for; seeds it beside the run's seed and the step, so that no two agree.
-SAMPLING, AUGMENTING, CLICKING = range(3)
-
-
-def rank() -> int:
-    """Return this process's number among torchrun's; 0 where there is one process."""
-    return int(os.environ.get("RANK", 0))
-
-
-def world_size() -> int:
-    """Return how many processes share the run."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def positive_int(text: str) -> int:
-    """Parse a flag that counts something and cannot be 0."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"found {value}, expected 1 or more")
-    return value
-
-
-def non_negative_int(text: str) -> int:
-    """Parse a flag that counts something and may be 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"found {value}, expected 0 or more")
-    return value
-
-
-def pick_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device that exists."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            f"--device {name}: found no CUDA device, expected one.\n"
-            "Use --device cpu, or install a CUDA build of torch."
-        )
-    return device
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """Turn ``auto`` into bfloat16 or float16 where the device computes in it, float32 elsewhere."""
-    if name != "auto":
-        return getattr(torch, name)
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def pick_engine(name: str, device: torch.device) -> str:
-    """Return an engine that the machine can run.
-
-    Raises:
-        InputError: it cannot.
-    """
-    try:
-        require_engine(name, device)
-    except EngineError as error:
-        raise InputError(f"--engine {name}: {error}") from error
-    return name
+from utils.run.ranks import rank
 
 
 def seed_everything(seed: int) -> None:
@@ -123,13 +53,4 @@ def start_run(args: argparse.Namespace, out_dir: Path) -> None:
         datefmt="%H:%M:%S",
         handlers=handlers,
         force=True,
-    )
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that every script with a network has."""
-    run = parser.add_argument_group("run")
-    add_device_arguments(run)
-    run.add_argument(
-        "--seed", type=non_negative_int, default=0, help="seed of everything random (default: 0)"
     )

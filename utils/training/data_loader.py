@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from utils.errors import InputError
-from utils.run.start import AUGMENTING, SAMPLING
 from utils.training.augment import contrast, distort, place
 from utils.training.crop_cache import CropIndex, read_target
+from utils.training.seeds import AUGMENTING, SAMPLING, stream
 from utils.volumes.geometry import CropRule
 
 AUGMENTATIONS = ("none", "basic", "torchio")
@@ -86,7 +86,7 @@ class BalancedBatches:
     def __iter__(self) -> Iterator[list[Draw]]:
         size = self._batch_size
         for step in self._steps:
-            rng = np.random.default_rng([self._seed, step, SAMPLING])
+            rng = stream(self._seed, step, SAMPLING)
             whole = size * self._passes * self._world
             drawn = rng.choice(len(self._shares), whole, p=self._shares)
             draws = [Draw(int(i), step * whole + n) for n, i in enumerate(drawn)]
@@ -130,7 +130,7 @@ class CropDataset(Dataset):
         if self.augment == "none":
             crop = target.cut_centred(self.rule)
         else:
-            rng = np.random.default_rng([self.seed, draw.number, AUGMENTING])
+            rng = stream(self.seed, draw.number, AUGMENTING)
             crop = target.cut(place(target.row, self.rule, rng, self.zoom_share))
             if not crop.label.any():  # a ring, and the cube in its middle
                 crop = target.cut_centred(self.rule)

@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from segment_anything import ClickHistory, Sam3D, SamConfig, decode
 from utils.errors import InputError
-from utils.run.start import CLICKING
 from utils.training.clicks import shrink
 from utils.training.losses import dice_ce, embedding_loss
+from utils.training.seeds import CLICKING, stream
 from utils.training.tasks import Task
 from utils.training.teacher_outputs import hidden_name, teacher_outputs
 
@@ -100,8 +99,34 @@ def matching_layers(student: SamConfig, teacher: SamConfig) -> tuple[int, ...]:
     """
     if student.encoder.embed_dim != teacher.encoder.embed_dim:
         return ()
-    depths = (student.encoder.depth, teacher.encoder.depth)
-    return tuple(max(1, round(i * depths[1] / depths[0])) for i in range(1, depths[0] + 1))
+    return _same_depth(student.encoder.depth, teacher.encoder.depth)
+
+
+def _same_depth(student: int, teacher: int) -> tuple[int, ...]:
+    """Return for each student block the teacher's at the same relative depth, counted from 1."""
+    return tuple(max(1, round(i * teacher / student)) for i in range(1, student + 1))
+
+
+def copy_teacher_blocks(teacher: Sam3D, student: Sam3D) -> list[str]:
+    """Start the student's encoder from the teacher's; return the names of the copied tensors.
+
+    Stem, position embedding and neck go over as they are; a student's block takes the teacher's at
+    the same relative depth, of twelve every second one. Tensors that the student lacks, or has in
+    another shape, stay out.
+    """
+    source = teacher.image_encoder.state_dict()
+    target = student.image_encoder.state_dict()
+    same_depth = _same_depth(student.config.encoder.depth, teacher.config.encoder.depth)
+    copied = []
+    for name, tensor in target.items():
+        teacher_name = name
+        if name.startswith("blocks."):
+            _, number, rest = name.split(".", 2)
+            teacher_name = f"blocks.{same_depth[int(number)] - 1}.{rest}"
+        if teacher_name in source and source[teacher_name].shape == tensor.shape:
+            tensor.copy_(source[teacher_name])
+            copied.append(name)
+    return copied
 
 
 class EncoderDistillation(Task):
@@ -234,7 +259,7 @@ class OnlineDistillation(EncoderDistillation):
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """Ask the teacher, then return the losses of the present stage."""
-        rngs = [np.random.default_rng([self.seed, n, CLICKING]) for n in batch["number"]]
+        rngs = [stream(self.seed, n, CLICKING) for n in batch["number"]]
         decodes = self._stage.name in ("masks", "decoder")
         outputs = teacher_outputs(
             self._teacher[0],

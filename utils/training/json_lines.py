@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from utils.files.atomic import atomic_path
-from utils.run.start import rank
+from utils.run.ranks import rank
 
 
 def resume_rows(path: Path, start: int) -> list[dict]:

@@ -26,7 +26,7 @@ from segment_anything.export import ENCODER, FACTS
 from segment_anything.onnx_encoder import OnnxError, needed, open_session
 from utils.errors import InputError, exit_on_input_error
 from utils.files.atomic import atomic_path
-from utils.run.start import positive_int
+from utils.run.flags import positive_int
 from utils.training.crop_cache import CropIndex, read_index, read_target
 from utils.volumes.geometry import CropRule
 

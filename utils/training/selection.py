@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.run.start import rank
+from utils.run.ranks import rank
 from utils.training.checkpoint import save_payload
 from utils.training.json_lines import append_row, resume_rows
 

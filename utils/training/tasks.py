@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from segment_anything import NO_CLICK, ClickHistory, Sam3D, decode, low_res_size, upsample
 from utils.prompts.box import Box, box_around, ellipsoid_logits
-from utils.run.start import CLICKING
 from utils.training.clicks import coarsen, shrink, simulate_clicks
 from utils.training.losses import dice_ce
+from utils.training.seeds import CLICKING, stream
 
 
 class Task(nn.Module):
@@ -84,7 +84,7 @@ class InteractiveTask(Task):
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         image, label = batch["image"], batch["label"]
-        rngs = [np.random.default_rng([self.seed, n, CLICKING]) for n in batch["number"]]
+        rngs = [stream(self.seed, n, CLICKING) for n in batch["number"]]
         cells = low_res_size(self.model)
         coarse, full = coarsen(label, cells), label[:, 0].cpu().numpy()
         target = shrink(label, self.loss_size)

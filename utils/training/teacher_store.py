@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -24,10 +23,11 @@ from tqdm import tqdm
 from segment_anything import Sam3D, SamConfig, autocast, fingerprint
 from utils.errors import InputError
 from utils.files.disk_space import readable, require_space
-from utils.run.ranks import wait_for_all
-from utils.run.start import CLICKING, non_negative_int, positive_int, rank, world_size
+from utils.run.flags import non_negative_int, positive_int
+from utils.run.ranks import rank, wait_for_all, world_size
 from utils.training.crop_cache import CropIndex
 from utils.training.data_loader import CropDataset, Draw, make_loader
+from utils.training.seeds import CLICKING, stream
 from utils.training.teacher_outputs import teacher_outputs
 from utils.training.tensor_shards import Shards, ShardWriter, finish, open_shards, written_rows
 from utils.volumes.geometry import CropRule
@@ -214,7 +214,7 @@ def _run(
     """Yield each sample's id, crop, and tensors as they are stored."""
     # By name, so that a sample's clicks don't depend on what else is in the cache.
     names = [zlib.crc32(sample_id.encode()) for sample_id in batch["id"]]
-    rngs = [np.random.default_rng([config.seed, name, CLICKING]) for name in names]
+    rngs = [stream(config.seed, name, CLICKING) for name in names]
     image = batch["image"].to(device)
     with autocast(device, precision):
         outputs = teacher_outputs(

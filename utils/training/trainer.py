@@ -24,15 +24,9 @@ from tqdm import tqdm
 from segment_anything import autocast
 from utils.errors import InputError
 from utils.results.pictures import draw_training_curve, draw_validation_curve
-from utils.run.ranks import mean_over_ranks, shared, wait_for_all
-from utils.run.start import (
-    add_run_arguments,
-    non_negative_int,
-    pick_precision,
-    positive_int,
-    rank,
-    world_size,
-)
+from utils.run.device import pick_precision
+from utils.run.flags import add_run_arguments, non_negative_int, positive_int
+from utils.run.ranks import mean_over_ranks, rank, shared, wait_for_all, world_size
 from utils.training.checkpoint import load_training_state, save_checkpoint
 from utils.training.data_loader import BalancedBatches, make_loader
 from utils.training.json_lines import append_row, resume_rows

@@ -19,8 +19,9 @@ from utils.data_paths import val_datas
 from utils.errors import InputError
 from utils.prompts.click_method import challenge_click
 from utils.results.metrics import dsc
-from utils.run.ranks import mean_over_ranks
-from utils.run.start import non_negative_int, pick_precision, rank, world_size
+from utils.run.device import pick_precision
+from utils.run.flags import non_negative_int
+from utils.run.ranks import mean_over_ranks, rank, world_size
 from utils.training.crop_cache import INDEX, CropIndex, build_cache, read_index
 from utils.training.data_loader import CropDataset
 from utils.volumes.geometry import CropRule

@@ -5,7 +5,6 @@ resampled to the volume and thresholded there, and the next click is the challen
 Truth outside the cube counts as missed.
 """
 
-import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -170,10 +169,3 @@ class Evaluator:
         for _ in range(self.num_clicks):
             history.add(torch.full((1, 3), size / 2), torch.ones(1, dtype=torch.long))
             self._decode(embedding, *history.shown(), no_mask(self.model, self.device))
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Return the most memory used so far: the GPU's allocations, or the process's resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -23,13 +23,14 @@ from utils.errors import InputError
 from utils.files.npz import read_npz
 from utils.prediction.predictor import PredictorOptions
 from utils.run.executor import cpu_count, run_all
-from utils.run.start import positive_int, start_run
-from utils.training.checkpoint import trained_on
+from utils.run.flags import positive_int
+from utils.run.network import NetworkFile, trained_on
+from utils.run.start import start_run
 from utils.validation.curves import Overlay, case_overlay
 from utils.validation.report import worst_cases, write_report
 from utils.validation.scores import CaseScore
 from utils.validation.tables import anatomy_table, grouped, overall_table, write_tables
-from utils.validation.worker import Checkpoint, Job, kept_score, score_case
+from utils.validation.worker import Job, kept_score, score_case
 from utils.volumes.geometry import CropRule
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def add_challenge_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_challenge(checkpoint: Checkpoint, args: argparse.Namespace) -> ChallengeSummary:
+def run_challenge(checkpoint: NetworkFile, args: argparse.Namespace) -> ChallengeSummary:
     """Validate as ``args`` say; leave scores, predictions, tables and the report."""
     if args.images is None:
         raise InputError("--protocol challenge needs --images, a folder of challenge NPZ.")
@@ -203,7 +204,7 @@ def _overlay(job: Job, score: CaseScore) -> Overlay:
     )
 
 
-def _trained_on(checkpoint: Checkpoint, args: argparse.Namespace) -> set[str] | None:
+def _trained_on(checkpoint: NetworkFile, args: argparse.Namespace) -> set[str] | None:
     """Return "organ/data set" of what was trained on; None where nobody says."""
     if args.trained_on:
         return {f"{folder.parent.name}/{folder.name}" for folder in args.trained_on}
@@ -211,7 +212,7 @@ def _trained_on(checkpoint: Checkpoint, args: argparse.Namespace) -> set[str] | 
 
 
 def _shown_settings(
-    checkpoint: Checkpoint, rule: CropRule, args: argparse.Namespace, threads: int
+    checkpoint: NetworkFile, rule: CropRule, args: argparse.Namespace, threads: int
 ) -> dict[str, str]:
     fit = ", finer where the whole volume fits" if rule.fit else ""
     return {

@@ -22,23 +22,10 @@ from utils.files.nifti import write_nifti
 from utils.results.ball import best_fixed_radius
 from utils.results.csv_table import write_csv
 from utils.results.pictures import draw_click_curve, draw_overlay
-from utils.run.flags import add_engine_arguments
-from utils.run.start import (
-    add_run_arguments,
-    non_negative_int,
-    pick_device,
-    pick_engine,
-    pick_precision,
-    positive_int,
-    start_run,
-)
-from utils.validation.clicks import (
-    BALL_RADII_MM,
-    CaseResult,
-    Evaluator,
-    TargetResult,
-    peak_memory_mib,
-)
+from utils.run.device import peak_memory_mib, pick_device, pick_engine, pick_precision
+from utils.run.flags import add_engine_arguments, add_run_arguments, non_negative_int, positive_int
+from utils.run.start import start_run
+from utils.validation.clicks import BALL_RADII_MM, CaseResult, Evaluator, TargetResult
 from utils.volumes.geometry import CropRule
 
 

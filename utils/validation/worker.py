@@ -23,28 +23,14 @@ from utils.files.atomic import atomic_path
 from utils.files.npz import read_npz
 from utils.prediction.predictor import Predictor, ready_predictor
 from utils.prompts.kinds import Prompt
-from utils.training.checkpoint import open_network
+from utils.run.device import peak_memory_mib
+from utils.run.network import NetworkFile
 from utils.validation.challenge import Steps, evaluate, ranked
-from utils.validation.clicks import peak_memory_mib
 from utils.validation.scores import CaseScore, TargetScore
 from utils.volumes.geometry import CropRule
 from utils.volumes.labels import as_label
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """How to open the network: in every worker anew."""
-
-    path: Path
-    network: str | None = None
-    decoder: Path | None = None
-    encoder: Path | None = None  # an ONNX file in place of the image encoder
-
-    def open(self) -> tuple[Sam3D, CropRule]:
-        """Build the network, and say which crops it was trained on."""
-        return open_network(self.path, self.network, self.decoder, encoder=self.encoder)
 
 
 @dataclass(frozen=True)
@@ -55,7 +41,7 @@ class Job:
     label_path: Path
     class_file: Path
     out_dir: Path
-    checkpoint: Checkpoint
+    checkpoint: NetworkFile
     device: str
     precision: str
     engine: str
@@ -157,7 +143,7 @@ def score_case(job: Job) -> tuple[str, CaseScore | str]:
 
 @lru_cache(maxsize=1)
 def ready(
-    checkpoint: Checkpoint, settings: str, threads: int, device: str, precision: str, engine: str
+    checkpoint: NetworkFile, settings: str, threads: int, device: str, precision: str, engine: str
 ) -> Predictor:
     """Make a network ready to answer, once a process."""
     network = opened(checkpoint, settings, threads)
@@ -165,7 +151,7 @@ def ready(
 
 
 @lru_cache(maxsize=1)
-def opened(checkpoint: Checkpoint, settings: str, threads: int) -> tuple[Sam3D, CropRule]:
+def opened(checkpoint: NetworkFile, settings: str, threads: int) -> tuple[Sam3D, CropRule]:
     """Open the network once a process; ``settings`` tells another one under the same name."""
     torch.set_num_threads(threads)
     return checkpoint.open()

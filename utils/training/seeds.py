@@ -1,0 +1,20 @@
+"""Random streams of a run: independent of each other, and of what was drawn before."""
+
+from typing import Literal
+
+import numpy as np
+
+#: Purposes of random streams; part of their seeds, so that streams are independent.
+SAMPLING, AUGMENTING, CLICKING = range(3)
+Purpose = Literal[0, 1, 2]
+
+
+def stream(seed: int, number: int, purpose: Purpose) -> np.random.Generator:
+    """Return the generator of one purpose at one step or sample of a run.
+
+    Args:
+        seed: the run's.
+        number: of the step, or of the sample in the run.
+        purpose: SAMPLING, AUGMENTING or CLICKING.
+    """
+    return np.random.default_rng([seed, number, purpose])
