@@ -14,11 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segment_anything import (
-    ClickHistory,
     InferenceEngine,
     Sam3D,
     autocast,
-    decode,
     sam_model_registry3D,
     upsample,
 )
@@ -167,14 +165,13 @@ def reference_outputs(name: str, parts: Sequence[str], medim: bool) -> dict[str,
         return {part: rival.work(part, prompts)() for part in parts}
     model = sam_model_registry3D[name]().eval().double()
     model.load_state_dict(network(name).state_dict())
-    history = ClickHistory("last")
-    history.add(prompts.coords[:, 0].double(), prompts.labels[:, 0])
     masks = {"first click": prompts.no_masks, "further click": prompts.low_res_masks}
     with torch.inference_mode():
         embedding = model.image_encoder(prompts.images.double())
-        return {
-            part: upsample(decode(model, embedding, history, masks[part].double())[0], SIZE)
-            if part in masks
-            else embedding
-            for part in parts
-        }
+        answers = {"encoder": embedding}
+        for part, mask in masks.items():
+            points = prompts.coords.double(), prompts.labels
+            dense_pe = model.prompt_encoder.get_dense_pe()
+            low_res, _ = decode_points(model, embedding, *points, mask.double(), dense_pe)
+            answers[part] = upsample(low_res, SIZE)
+    return {part: answers[part] for part in parts}

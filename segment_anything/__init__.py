@@ -28,8 +28,7 @@ from segment_anything.crop_predictor import CropPredictor, Prompted
 from segment_anything.decoding import (
     NO_CLICK,
     ClickHistory,
-    decode,
-    low_res_size,
+    Interaction,
     no_mask,
     upsample,
 )
@@ -56,6 +55,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "InferenceEngine",
+    "Interaction",
     "PromptConfig",
     "Prompted",
     "Sam3D",
@@ -64,10 +64,8 @@ __all__ = [
     "build_from_checkpoint",
     "build_sam3D",
     "checkpoint_payload",
-    "decode",
     "fingerprint",
     "load_checkpoint",
-    "low_res_size",
     "network_configs",
     "no_mask",
     "open_checkpoint",

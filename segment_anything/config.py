@@ -67,6 +67,11 @@ class EncoderConfig:
         return self.img_size // self.patch_size
 
     @property
+    def low_res_size(self) -> int:
+        """Cells along each axis of a low-resolution mask."""
+        return self.grid_size * CELLS_PER_TOKEN
+
+    @property
     def embedding_chans(self) -> int:
         """Channels of the image embedding: the neck's, and the detail folded into tokens."""
         return self.out_chans + self.detail_chans * CELLS_PER_TOKEN**3
@@ -76,11 +81,8 @@ class EncoderConfig:
 class PromptConfig:
     """The prompt encoder, and which clicks it is given."""
 
-    dense_pe_axes: tuple[int, int, int] = (
-        1,
-        0,
-        2,
-    )  # the released order; (0, 1, 2) agrees with points
+    # (1, 0, 2) is the released order; (0, 1, 2) agrees with the points.
+    dense_pe_axes: tuple[int, int, int] = (1, 0, 2)
     click_stamp_sigma: float = 0.0  # width, in low-resolution cells, of a click's stamp; 0 = off
     click_stamp_logit: float = 8.0
     click_memory: Literal["last", "all"] = "last"  # the clicks an interaction loop feeds per step
@@ -120,6 +122,11 @@ class SamConfig:
             width % 24 == 0 and width % (2 * self.decoder.num_heads) == 0,
             f"out_chans is {width}, no multiple of 24 and of 2 * num_heads of the decoder",
         )
+
+    @property
+    def low_res_size(self) -> int:
+        """Cells along each axis of a low-resolution mask: m, where shapes are named."""
+        return self.encoder.low_res_size
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, strings and numbers: what JSON and a checkpoint hold."""

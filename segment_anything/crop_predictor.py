@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segment_anything.decoding import NO_CLICK, ClickHistory, no_mask
+from segment_anything.decoding import NO_CLICK, ClickHistory, Interaction, no_mask
 from segment_anything.engine import Engine, InferenceEngine
 from segment_anything.modeling import Sam3D
 
@@ -62,14 +62,9 @@ class CropPredictor:
             found += [embedding.clone() for embedding in embeddings.split(1)]
         return found
 
-    def decode(
-        self,
-        image_embedding: Tensor,
-        clicks: Sequence[CropClick],
-        low_res_mask: Tensor | None,
-    ) -> Tensor:
-        """Return low-resolution logits (1, 1, m, m, m) of one target, float32."""
-        return self.decode_all([Prompted(image_embedding, clicks, low_res_mask)])[0]
+    def interaction(self, image_embedding: Tensor) -> Interaction:
+        """Return the click loop on a crop's embedding (1, C, g, g, g)."""
+        return Interaction(self.model, image_embedding, decode=self.engine.decode)
 
     def decode_all(self, targets: Sequence[Prompted]) -> list[Tensor]:
         """Return low-resolution logits (1, 1, m, m, m) of each target, float32.
@@ -112,4 +107,4 @@ class CropPredictor:
     def _mask(self, target: Prompted) -> Tensor:
         if target.low_res_mask is not None:
             return target.low_res_mask.to(self.device)
-        return no_mask(self.model, self.device)
+        return no_mask(self.model, device=self.device)

@@ -1,7 +1,11 @@
-"""The click loop's steps: encode once, then prompt, decode, repeat. Serves training and use.
+"""From clicks to low-resolution masks: encode once, then click, decode, repeat.
 
-Coordinates are crop voxels in the network's axis order.
+`Interaction` is the click loop of training, validation and use. Coordinates are crop voxels in the
+network's axis order.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +17,13 @@ from segment_anything.modeling import Sam3D
 NO_CLICK = -1
 
 
-def low_res_size(model: Sam3D) -> int:
-    """Return the edge of the network's low-resolution masks: four cells a token."""
-    return 4 * model.config.encoder.grid_size
+#: (image_embeddings, point_coords, point_labels, low_res_masks) -> low-resolution logits and IoU
+Decode = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def no_mask(model: Sam3D, device: torch.device) -> Tensor:
-    """Return the mask prompt before the first click, as the released recipe: (1, 1, m, m, m)."""
-    return torch.zeros(1, 1, *[low_res_size(model)] * 3, device=device)
+def no_mask(model: Sam3D, batch: int = 1, device: torch.device | None = None) -> Tensor:
+    """Return the mask prompt before the first click: zeros (B, 1, m, m, m), as released."""
+    return torch.zeros(batch, 1, *[model.config.low_res_size] * 3, device=device)
 
 
 class ClickHistory:
@@ -47,24 +50,48 @@ class ClickHistory:
         return torch.stack(self._coords[first:], 1), torch.stack(self._labels[first:], 1)
 
 
-def decode(
-    model: Sam3D, image_embedding: Tensor, history: ClickHistory, low_res_masks: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Run prompt encoder and mask decoder once, on the clicks that the network is shown.
+class Interaction:
+    """The click loop on a batch of encoded crops: add a click a sample, decode, keep the masks.
+
+    Each click is decoded with the masks of the click before it, as SAM does (arXiv:2304.02643).
 
     Args:
-        image_embedding: (B, C, g, g, g).
-        low_res_masks: (B, 1, 4g, 4g, 4g) logits of the previous step; None before the first click,
-            which the released recipe feeds as zeros.
+        model: the network; its `PromptConfig` says which clicks it is shown.
+        image_embedding: (B, C, g, g, g), from the model's image encoder.
+        decode: what decodes in place of the model, such as `InferenceEngine.decode`.
 
-    Returns:
-        low-resolution logits (B, 1, 4g, 4g, 4g) and predicted IoU (B, 1).
+    Attributes:
+        low_res_masks: (B, 1, m, m, m) float32 logits that the next click is decoded with; zeros
+            before the first. May be set, to start from a mask or to follow another network.
     """
-    if low_res_masks is None:
-        batch, _, g, _, _ = image_embedding.shape
-        low_res_masks = image_embedding.new_zeros(batch, 1, 4 * g, 4 * g, 4 * g)
-    dense_pe = model.prompt_encoder.get_dense_pe()
-    return decode_points(model, image_embedding, *history.shown(), low_res_masks, dense_pe)
+
+    def __init__(
+        self, model: Sam3D, image_embedding: Tensor, *, decode: Decode | None = None
+    ) -> None:
+        self.low_res_masks = no_mask(model, len(image_embedding), image_embedding.device)
+        self._embedding = image_embedding
+        self._history = ClickHistory(model.config.prompt.click_memory)
+        if decode is None:
+            dense_pe = model.prompt_encoder.get_dense_pe()
+            decode = partial(decode_points, model, dense_pe=dense_pe)
+        self._decode = decode
+
+    def click(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Add one click a sample and decode.
+
+        Args:
+            coords: (B, 3).
+            labels: (B,) in {1, 0, NO_CLICK}.
+
+        Returns:
+            low-resolution logits (B, 1, m, m, m), through which gradients flow, and predicted IoU
+            (B, 1).
+        """
+        self._history.add(coords, labels)
+        shown = self._history.shown()
+        logits, iou = self._decode(self._embedding, *shown, self.low_res_masks)
+        self.low_res_masks = logits.detach().float()
+        return logits, iou
 
 
 def decode_points(
@@ -81,8 +108,12 @@ def decode_points(
         image_embedding: (B, C, g, g, g).
         point_coords: (B, N, 3).
         point_labels: (B, N) in {1, 0, NO_CLICK}.
-        low_res_masks: (B, 1, 4g, 4g, 4g) logits.
+        low_res_masks: (B, 1, m, m, m) logits.
         dense_pe: (1, C, g, g, g), the prompt encoder's ``get_dense_pe``.
+
+    Returns:
+        low-resolution logits (B, 1, m, m, m), four cells a token along each axis, and predicted
+        IoU (B, 1).
     """
     sparse, dense = model.prompt_encoder(
         points=(point_coords, point_labels), boxes=None, masks=low_res_masks

@@ -17,6 +17,7 @@ from segment_anything import (
     CropPredictor,
     DecoderConfig,
     PromptConfig,
+    Prompted,
     SamConfig,
     build_from_checkpoint,
     build_sam3D,
@@ -213,7 +214,7 @@ def answer(model):
     predictor = CropPredictor(model, torch.device("cpu"))
     crop = torch.randn(32, 32, 32, generator=torch.Generator().manual_seed(4))
     clicks = [((9.0, 12.0, 15.0), True), ((20.0, 5.0, 9.0), False)]
-    return predictor.decode(predictor.encode(crop), clicks, None)
+    return predictor.decode_all([Prompted(predictor.encode(crop), clicks)])[0]
 
 
 def test_the_encoder_takes_the_place_of_the_networks_own(exported):

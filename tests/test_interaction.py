@@ -1,10 +1,16 @@
+"""The click loop, and the clicks that training simulates."""
+
 import numpy as np
 import pytest
 import torch
 from small import ball, small_sam
 
-from segment_anything import NO_CLICK, ClickHistory, decode, low_res_size, upsample
+from segment_anything import NO_CLICK, ClickHistory, Interaction, upsample
+from segment_anything.decoding import decode_points
 from utils.training.clicks import coarsen, simulate_clicks
+
+CLICK = torch.full((2, 3), 16.0), torch.tensor([1, NO_CLICK])
+NOTHING = torch.zeros(1, 1, 16, 16, 16)
 
 
 def _label(radius=6.0):
@@ -23,22 +29,55 @@ def test_a_history_shows_the_last_click_or_all():
 
 def test_decode_gives_low_resolution_logits_and_an_iou():
     model = small_sam()
-    history = ClickHistory("all")
-    history.add(torch.full((2, 3), 16.0), torch.tensor([1, NO_CLICK]))
     embedding = model.image_encoder(torch.randn(2, 1, 32, 32, 32))
-    logits, iou = decode(model, embedding, history, None)
-    zeros, _ = decode(model, embedding, history, torch.zeros_like(logits))
-    assert logits.shape == (2, 1, low_res_size(model), 16, 16)
+    logits, iou = Interaction(model, embedding).click(*CLICK)
+    assert logits.shape == (2, 1, model.config.low_res_size, 16, 16)
     assert iou.shape == (2, 1)
-    assert torch.equal(logits, zeros)
     assert upsample(logits, 32).shape == (2, 1, 32, 32, 32)
+
+
+def test_a_click_is_decoded_with_all_clicks_so_far_and_the_masks_of_the_one_before():
+    model = small_sam()
+    embedding = model.image_encoder(torch.randn(2, 1, 32, 32, 32)).detach()
+    interaction = Interaction(model, embedding)
+    assert not interaction.low_res_masks.any()
+    first, _ = interaction.click(*CLICK)
+    assert torch.equal(interaction.low_res_masks, first)
+    second, _ = interaction.click(torch.full((2, 3), 9.0), torch.tensor([0, 1]))
+
+    coords = torch.stack([CLICK[0], torch.full((2, 3), 9.0)], 1)
+    labels = torch.stack([CLICK[1], torch.tensor([0, 1])], 1)
+    if model.config.prompt.click_memory == "last":
+        coords, labels = coords[:, -1:], labels[:, -1:]
+    dense_pe = model.prompt_encoder.get_dense_pe()
+    expected, _ = decode_points(model, embedding, coords, labels, first.detach(), dense_pe)
+    assert torch.equal(second, expected)
+
+
+def test_an_interaction_can_start_from_masks():
+    model = small_sam()
+    embedding = model.image_encoder(torch.randn(2, 1, 32, 32, 32)).detach()
+    given = torch.randn(2, 1, 16, 16, 16)
+    interaction = Interaction(model, embedding)
+    interaction.low_res_masks = given
+    logits, _ = interaction.click(*CLICK)
+    expected, _ = decode_points(
+        model,
+        embedding,
+        CLICK[0][:, None],
+        CLICK[1][:, None],
+        given,
+        model.prompt_encoder.get_dense_pe(),
+    )
+    assert torch.equal(logits, expected)
+    assert not torch.equal(logits, Interaction(model, embedding).click(*CLICK)[0])
 
 
 def test_the_first_click_lies_in_the_target_and_is_positive():
     label = _label()
     for seed in range(20):
         coords, labels = simulate_clicks(
-            None, coarsen(label, 16), label[:, 0].numpy(), [np.random.default_rng(seed)]
+            NOTHING, coarsen(label, 16), label[:, 0].numpy(), [np.random.default_rng(seed)]
         )
         assert labels.tolist() == [1]
         assert label[0, 0][tuple(coords[0].long())]

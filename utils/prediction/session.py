@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segment_anything import CropPredictor, Prompted, low_res_size
+from segment_anything import CropPredictor, Prompted
 from utils.prediction.lockstep import in_lockstep
 from utils.prediction.masks import OUTSIDE_LOGIT, SURE_LOGIT, Part, keep_prompted, united
 from utils.prediction.region import Region, Scene, ZoomRule, extent_in, extent_of
@@ -104,7 +104,7 @@ class ImageSession:
         self.scene = Scene(image.shape, np.asarray(affine, float), rule, options.zoom)
         self.encoder_runs = 0
         self._image, self._hounsfield = image, hounsfield
-        self._cells = low_res_size(network.model)
+        self._cells = network.model.config.low_res_size
         self._embeddings: OrderedDict[CropGrid, Tensor] = OrderedDict()
         self._tiled: WeakKeyDictionary[State, list] = WeakKeyDictionary()
 

@@ -16,7 +16,7 @@ from utils.prompts.click_method import training_click
 
 
 def simulate_clicks(
-    low_res_masks: Tensor | None,
+    low_res_masks: Tensor,
     coarse_label: np.ndarray,
     label: np.ndarray,
     rngs: Sequence[np.random.Generator],
@@ -27,7 +27,7 @@ def simulate_clicks(
     half anywhere in the error, then refined to a voxel of ``label`` that really has the class.
 
     Args:
-        low_res_masks: (B, 1, s, s, s) logits, or None before the first click.
+        low_res_masks: (B, 1, s, s, s) logits; zeros before the first click.
         coarse_label: (B, s, s, s) bool, from `coarsen`.
         label: (B, S, S, S) bool at the network's input size.
         rngs: a generator for each sample, so that its clicks don't depend on the others.
@@ -35,10 +35,7 @@ def simulate_clicks(
     Returns:
         coords (B, 3) float and labels (B,) int on the CPU; NO_CLICK where no error is left.
     """
-    if low_res_masks is None:
-        predicted = np.zeros_like(coarse_label)
-    else:
-        predicted = (low_res_masks[:, 0] > 0).cpu().numpy()
+    predicted = (low_res_masks[:, 0] > 0).cpu().numpy()
     coords, labels = np.zeros((len(label), 3), np.float32), np.full(len(label), NO_CLICK)
     for i, (mask, truth, rng) in enumerate(zip(predicted, coarse_label, rngs, strict=True)):
         click = training_click(mask, truth, rng)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segment_anything import ClickHistory, Sam3D, SamConfig, decode
+from segment_anything import Interaction, Sam3D, SamConfig
 from utils.errors import InputError
 from utils.training.clicks import shrink
 from utils.training.losses import dice_ce, embedding_loss
@@ -216,17 +216,20 @@ class EncoderDistillation(Task):
             Dice + CE against the teacher's masks and against the truth, means over the clicks; and
             the mean DSC of the student's last masks with the teacher's.
         """
-        history = ClickHistory(self.model.config.prompt.click_memory)
+        interaction = Interaction(self.model, image_embedding)
         teacher_masks = batch["low_res_masks"].float()  # (B, clicks, s, s, s)
         target = shrink(batch["label"], teacher_masks.shape[-1])
-        low_res, to_teacher, to_truth = None, [], []
+        to_teacher, to_truth = [], []
         for k in range(teacher_masks.shape[1]):
-            history.add(batch["click_coords"][:, k], batch["click_labels"][:, k])
-            logits, _ = decode(self.model, image_embedding, history, low_res)
-            low_res = teacher_masks[:, k : k + 1]
-            to_teacher.append(dice_ce(logits.float(), torch.sigmoid(low_res)))
+            click = batch["click_coords"][:, k], batch["click_labels"][:, k]
+            logits, _ = interaction.click(*click)
+            interaction.low_res_masks = teacher_masks[:, k : k + 1]
+            teacher_target = torch.sigmoid(interaction.low_res_masks)
+            to_teacher.append(dice_ce(logits.float(), teacher_target))
             to_truth.append(dice_ce(logits.float(), target))
-        ours, theirs = (mask > self.model.mask_threshold for mask in (logits, low_res))
+        ours, theirs = (
+            mask > self.model.mask_threshold for mask in (logits, teacher_masks[:, -1:])
+        )
         voxels = (1, 2, 3, 4)
         size = ours.sum(voxels) + theirs.sum(voxels)
         agreement = torch.where(size > 0, 2 * (ours & theirs).sum(voxels) / size, 1.0).mean()

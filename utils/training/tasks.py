@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segment_anything import NO_CLICK, ClickHistory, Sam3D, decode, low_res_size, upsample
+from segment_anything import NO_CLICK, Interaction, Sam3D, upsample
 from utils.prompts.box import Box, box_around, ellipsoid_logits
 from utils.training.clicks import coarsen, shrink, simulate_clicks
 from utils.training.losses import dice_ce
@@ -85,23 +85,19 @@ class InteractiveTask(Task):
     def forward(self, batch: dict) -> dict[str, Tensor]:
         image, label = batch["image"], batch["label"]
         rngs = [stream(self.seed, n, CLICKING) for n in batch["number"]]
-        cells = low_res_size(self.model)
-        coarse, full = coarsen(label, cells), label[:, 0].cpu().numpy()
+        coarse = coarsen(label, self.model.config.low_res_size)
+        full = label[:, 0].cpu().numpy()
         target = shrink(label, self.loss_size)
 
-        image_embedding = self.model.image_encoder(image)
-        history = ClickHistory(self.model.config.prompt.click_memory)
-        starts, low_res, losses = self._starts(full, rngs), None, []
-        free = self._free_turns(rngs)
+        interaction = Interaction(self.model, self.model.image_encoder(image))
+        starts, free, losses = self._starts(full, rngs), self._free_turns(rngs), []
         for turn in range(self.num_clicks):
-            coords, labels = simulate_clicks(low_res, coarse, full, rngs)
+            coords, labels = simulate_clicks(interaction.low_res_masks, coarse, full, rngs)
             labels[free[:, turn]] = NO_CLICK
             if turn == 0:
-                low_res = _give_boxes(starts, coords, cells, full.shape[1], image.device)
-            history.add(coords.to(image.device), labels.to(image.device))
-            logits, _ = decode(self.model, image_embedding, history, low_res)
+                _give_boxes(starts, coords, interaction.low_res_masks, full.shape[1])
+            logits, _ = interaction.click(coords.to(image.device), labels.to(image.device))
             losses.append(dice_ce(upsample(logits.float(), self.loss_size), target))
-            low_res = logits.detach().float()
         return {
             "loss": torch.stack(losses).mean(),
             "loss_first_click": losses[0].detach(),
@@ -126,18 +122,15 @@ class InteractiveTask(Task):
         return free
 
 
-def _give_boxes(
-    starts: list[Box | None], coords: Tensor, cells: int, size: int, device: torch.device
-) -> Tensor | None:
-    """Put the first click of samples with a box into its middle; return their mask prompts.
+def _give_boxes(starts: list[Box | None], coords: Tensor, masks: Tensor, size: int) -> None:
+    """Put the first click of samples with a box into its middle, and their mask prompts in place.
 
-    Samples without a box get zeros, as everyone does where none has one (None).
+    Args:
+        coords: (B, 3) first clicks, changed in place.
+        masks: (B, 1, m, m, m) mask prompts, changed in place.
+        size: edge of the crop.
     """
-    if not any(starts):
-        return None
-    masks = np.zeros((len(starts), 1, cells, cells, cells), np.float32)
     for mask, box, place in zip(masks, starts, coords, strict=True):
         if box:
-            mask[0] = ellipsoid_logits(box, size, cells)
+            mask[0] = torch.from_numpy(ellipsoid_logits(box, size, mask.shape[-1]))
             place[:] = torch.tensor(box.centre)
-    return torch.from_numpy(masks).to(device)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segment_anything import ClickHistory, Sam3D, decode, low_res_size
+from segment_anything import Interaction, Sam3D
 from utils.training.clicks import coarsen, simulate_clicks
 
 
@@ -41,16 +41,15 @@ def teacher_outputs(
     encoded |= {hidden_name(n): hidden[n].float() for n in layers}
     if num_clicks == 0:
         return encoded
-    coarse, full = coarsen(label, low_res_size(teacher)), label[:, 0].cpu().numpy()
-    history = ClickHistory(teacher.config.prompt.click_memory)
-    low_res, masks, ious, coords, labels = None, [], [], [], []
+    coarse = coarsen(label, teacher.config.low_res_size)
+    full = label[:, 0].cpu().numpy()
+    interaction = Interaction(teacher, embedding)
+    masks, ious, coords, labels = [], [], [], []
     for _ in range(num_clicks):
-        points, point_labels = simulate_clicks(low_res, coarse, full, rngs)
+        points, point_labels = simulate_clicks(interaction.low_res_masks, coarse, full, rngs)
         points, point_labels = points.to(image.device), point_labels.to(image.device)
-        history.add(points, point_labels)
-        logits, iou = decode(teacher, embedding, history, low_res)
-        low_res = logits.float()
-        masks.append(low_res[:, 0])
+        _, iou = interaction.click(points, point_labels)
+        masks.append(interaction.low_res_masks[:, 0])
         ious.append(iou[:, 0].float())
         coords.append(points)
         labels.append(point_labels)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segment_anything import ClickHistory, Sam3D, autocast, decode, upsample
+from segment_anything import Interaction, Sam3D, autocast, upsample
 from utils.data_paths import val_datas
 from utils.errors import InputError
 from utils.prompts.click_method import challenge_click
@@ -78,17 +78,16 @@ class CropValidation:
         truth = item["label"][0].numpy()
         with autocast(self.device, self.precision):
             embedding = model.image_encoder(item["image"][None].to(self.device))
-        history = ClickHistory(model.config.prompt.click_memory)
-        low_res, mask, curve = None, np.zeros_like(truth), []
+        interaction = Interaction(model, embedding)
+        mask, curve = np.zeros_like(truth), []
         for _ in range(max(SCORED_CLICKS)):
             click = challenge_click(mask, truth)
             if click is not None:
                 point = torch.tensor([click.zyx], dtype=torch.float32, device=self.device)
-                history.add(point, torch.tensor([int(click.is_foreground)], device=self.device))
+                label = torch.tensor([int(click.is_foreground)], device=self.device)
                 with autocast(self.device, self.precision):
-                    low_res, _ = decode(model, embedding, history, low_res)
-                low_res = low_res.float()
-                logits = upsample(low_res, truth.shape[0])[0, 0]
+                    interaction.click(point, label)
+                logits = upsample(interaction.low_res_masks, truth.shape[0])[0, 0]
                 mask = (logits > model.mask_threshold).cpu().numpy()
             curve.append(dsc(truth, mask))
         return curve

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segment_anything import ClickHistory, Engine, InferenceEngine, Sam3D, no_mask
+from segment_anything import CropPredictor, Engine, Interaction, Sam3D
 from utils.cases.prepared import Case, read_case, targets_of
 from utils.files.nifti import Volume
 from utils.prompts.click_method import challenge_click, mended_share
@@ -83,8 +83,7 @@ class Evaluator:
         engine: Engine = "eager",
         max_instances: int = 8,
     ) -> None:
-        self.engine = InferenceEngine(model, device, precision, engine)
-        self.model = self.engine.model
+        self.network = CropPredictor(model, device, precision, engine)
         self.rule, self.num_clicks = rule, num_clicks
         self.instances = InstanceRule(most=max_instances, min_voxels=1)
         self.device = device
@@ -128,26 +127,24 @@ class Evaluator:
     ) -> Iterator[tuple[np.ndarray, tuple | None]]:
         """Yield the mask on the volume's grid after each click, and the click (None: no error)."""
         reachable = target & crop.grid.covered()
-        image = torch.from_numpy(crop.image)[None, None]
-        embedding, result.encoder_ms = self._timed(self.engine.encode, image)
-        history = ClickHistory(self.model.config.prompt.click_memory)
-        low_res, mask = no_mask(self.model, self.device), np.zeros_like(target)
+        image = torch.from_numpy(crop.image)
+        embedding, result.encoder_ms = self._timed(self.network.encode, image)
+        interaction, mask = self.network.interaction(embedding), np.zeros_like(target)
         for _ in range(self.num_clicks):
             click = challenge_click(mask, reachable)
             if click is not None:
                 point = torch.tensor([crop.grid.to_crop(click[0])], dtype=torch.float32)
-                history.add(point, torch.tensor([int(click[1])]))
-                (low_res, logits), milliseconds = self._timed(
-                    self._decode, embedding, *history.shown(), low_res
-                )
+                label = torch.tensor([int(click[1])])
+                logits, milliseconds = self._timed(self._click, interaction, point, label)
                 result.decoder_ms.append(milliseconds)
                 values = logits[0, 0].float().cpu().numpy()
-                mask = crop.grid.paste(values, outside=-np.inf) > self.model.mask_threshold
+                mask = crop.grid.paste(values, outside=-np.inf) > self.network.model.mask_threshold
             yield mask, click
 
-    def _decode(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        low_res, _ = self.engine.decode(*inputs)
-        return low_res, self.engine.upsample(low_res, self.rule.size)
+    def _click(self, interaction: Interaction, coords: Tensor, labels: Tensor) -> Tensor:
+        """Return the crop's logits (1, 1, S, S, S) after one more click."""
+        low_res, _ = interaction.click(coords, labels)
+        return self.network.engine.upsample(low_res, self.rule.size)
 
     def _timed(self, function, *inputs):
         """Return the result and the synchronised time in ms."""
@@ -164,8 +161,7 @@ class Evaluator:
     def _warm_up(self) -> None:
         """Run every shape once, untimed: first calls pay for allocation and kernel choice."""
         size = self.rule.size
-        embedding = self.engine.encode(torch.randn(1, 1, size, size, size))
-        history = ClickHistory(self.model.config.prompt.click_memory)
+        interaction = self.network.interaction(self.network.encode(torch.randn(size, size, size)))
         for _ in range(self.num_clicks):
-            history.add(torch.full((1, 3), size / 2), torch.ones(1, dtype=torch.long))
-            self._decode(embedding, *history.shown(), no_mask(self.model, self.device))
+            middle = torch.full((1, 3), size / 2)
+            self._click(interaction, middle, torch.ones(1, dtype=torch.long))
