@@ -21,7 +21,8 @@ from zlib import crc32
 
 from utils.cases.phantoms import write_phantoms
 from utils.errors import InputError, exit_on_input_error
-from utils.results.pictures import draw_click_curve
+from utils.results.curves import click_curve_figure
+from utils.results.figures import save
 
 ROOT = Path(__file__).resolve().parent
 TRAIN_PHANTOMS, VAL_PHANTOMS = 24, 6
@@ -186,7 +187,7 @@ def main() -> int:
     curve = out / "dsc.png"
     ball = ("ball at click 1", summaries["teacher"]["ball_dsc"])
     curves = {name: summary["dsc"] for name, summary in summaries.items()}
-    draw_click_curve(curve, curves, ylabel="DSC", baseline=ball)
+    save(click_curve_figure(curves, ylabel="DSC", baseline=ball), curve)
     print(f"\n{table(summaries)}\n\npictures  {curve}")
     for summary in summaries.values():
         print(f"          {Path(summary['out_dir']) / 'pictures'}")

@@ -10,7 +10,10 @@ import pytest
 from score_helpers import row, target
 
 from utils.errors import InputError
-from utils.validation.curves import case_overlay, score_curves
+from utils.prompts.kinds import Click
+from utils.results.figures import png_bytes
+from utils.results.overlays import overlay_figure
+from utils.validation.curves import Overlay, score_figure
 from utils.validation.report import step_times, worst_cases, write_report
 from utils.validation.scores import CaseScore
 
@@ -59,9 +62,10 @@ def overlay(case: str = "CT_AMOS_1"):
     mask = np.zeros((8, 9, 10), bool)
     mask[2:6, 3:7, 4:8] = True
     image = np.arange(mask.size, dtype=np.float32).reshape(mask.shape)
-    return case_overlay(
-        case, "DSC 0.8", image, mask, ~mask, spacing_zyx=(2, 1, 1), clicks=[((3, 4, 5), True)]
+    figure = overlay_figure(
+        image, mask, ~mask, spacing_zyx=(2, 1, 1), clicks=[Click((3, 4, 5), True)]
     )
+    return Overlay(case, "DSC 0.8", png_bytes(figure))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,7 @@ def test_the_page_needs_nothing_beside_it(page):
 def test_the_same_scores_make_the_same_bytes(tmp_path):
     first, second = (report(tmp_path, overlays=[overlay()]) for _ in range(2))
     assert first == second
-    assert b"Matplotlib" not in score_curves([BOXED], "dsc", "DSC")
+    assert b"Matplotlib" not in png_bytes(score_figure([BOXED], "dsc", "DSC"))
 
 
 def test_what_is_given_is_text_and_never_markup(tmp_path):
@@ -158,7 +162,7 @@ def test_worst_cases_are_those_that_end_lowest():
 
 def test_curves_show_cases_with_and_without_a_box():
     pictures = [
-        matplotlib.image.imread(BytesIO(score_curves(cases, "dsc", "DSC")), format="png")
+        matplotlib.image.imread(BytesIO(png_bytes(score_figure(cases, "dsc", "DSC"))), format="png")
         for cases in ([BOXED], [CLICKED], [BOXED, CLICKED])
     ]
     blue, vermillion = (np.array((0, 114, 178)) / 255, np.array((213, 94, 0)) / 255)

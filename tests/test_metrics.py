@@ -4,19 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from metrics_oracle import multi_class_dsc, multi_class_nsd, per_class_dsc, per_class_nsd
 from scipy import ndimage
+from score_helpers import row, target
 from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
 
 from utils.errors import InputError
-from utils.results.metrics import (
-    dsc,
-    interaction_auc,
-    multi_class_dsc,
-    multi_class_nsd,
-    nsd,
-    per_class_dsc,
-    per_class_nsd,
-)
+from utils.results.metrics import dsc, interaction_auc, nsd
+from utils.validation.scores import CaseScore
 
 PARITY = np.load(Path(__file__).parent / "data" / "metrics_seed0.npz")
 
@@ -41,6 +36,16 @@ def test_scores_equal_the_challenges(case):
     assert multi_class_nsd(gt, seg, spacing) == pytest.approx(
         float(PARITY[f"nsd_{case}"]), abs=1e-9
     )
+
+
+@pytest.mark.parametrize("case", range(10))
+def test_the_scores_of_a_case_equal_the_challenges(case):
+    gt, seg, spacing = (PARITY[f"{key}_{case}"] for key in ("gt", "seg", "spacing"))
+    dscs, nsds = per_class_dsc(gt, seg), per_class_nsd(gt, seg, spacing)
+    targets = [target(dsc=[dscs[k]] * 3, nsd_official=[nsds[k]] * 3) for k in dscs]
+    scores = CaseScore.from_dict(row("case", *targets)).scores
+    assert scores.dsc == pytest.approx([float(PARITY[f"dsc_{case}"])] * 3, abs=1e-9)
+    assert scores.nsd_official == pytest.approx([float(PARITY[f"nsd_{case}"])] * 3, abs=1e-9)
 
 
 def test_the_parity_cases_can_tell_the_spacing_order():

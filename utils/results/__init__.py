@@ -1,1 +1,1 @@
-"""How good a mask is, in numbers, tables and pictures; knows no network."""
+"""How good a mask is, in numbers, tables and pictures; needs no network."""

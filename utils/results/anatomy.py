@@ -1,9 +1,9 @@
-"""Which part of the anatomy an organ belongs to, for tables with one column a group (no torch).
+"""The anatomical group of an organ, for tables with one column a group.
 
-The groups are those of SAM-Med3D's tables (arXiv:2310.15161), and "other". Which organ is where is
-``anatomy.json``: group -> organs, an organ being the name of its folder (`label_table.organ_slug`).
-An entry "organ/data set" stands before the plain organ, where one name means two things: vessels
-are great ones except in microscopy. What needed a decision:
+The groups are those of SAM-Med3D's tables (arXiv:2310.15161), and "other". ``anatomy.json`` lists
+the organs of each group by the names of their folders (`label_table.organ_slug`). An entry
+"organ/data set" overrides the plain organ where one name means two things: "vessel" is a great
+vessel except in microscopy. What needed a decision:
 
 * "abdomen and thorax" includes bladder, trachea and all of the oesophagus; glands have a group of
   their own, in which the prostate is (and AMOS's "prostate or uterus"), but not the pancreas.
@@ -24,7 +24,7 @@ from pathlib import Path
 LESION, SEEN_LESION, UNSEEN_LESION = "lesion", "seen lesion", "unseen lesion"
 OTHER = "other"
 
-#: What `report_group` can say, in the order of SAM-Med3D's columns.
+#: Every group that `report_group` can return, in the order of SAM-Med3D's columns.
 REPORT_GROUPS = (
     "abdomen and thorax",
     "bone",
@@ -42,19 +42,19 @@ _FILE = Path(__file__).with_name("anatomy.json")
 
 
 def group_of(dataset: str, organ: str) -> str:
-    """Return the group of an organ's folder in a data set; "other" if it is in no list."""
+    """Return the group of an organ's folder in a data set; "other" if no group lists it."""
     groups = _groups()
     return groups.get(f"{organ}/{dataset}") or groups.get(organ, OTHER)
 
 
 def report_group(dataset: str, organ: str, trained_on: Collection[str] | None) -> str:
-    """Return the group, which for a lesion says whether training held such lesions.
+    """Return the group of an organ; for a lesion, also whether it was in the training data.
 
     Args:
         dataset: key of the class file.
         organ: name of the organ's folder.
-        trained_on: "organ/data set" of every folder trained on; a lesion is seen if its own is one
-            of them. None where that is not known: lesions are then neither seen nor unseen.
+        trained_on: "organ/data set" of every folder trained on; a lesion is "seen" if its own
+            folder is one of them, else "unseen". None if unknown: its group is just "lesion".
     """
     group = group_of(dataset, organ)
     if group != LESION or trained_on is None:
@@ -64,6 +64,6 @@ def report_group(dataset: str, organ: str, trained_on: Collection[str] | None) -
 
 @cache
 def _groups() -> dict[str, str]:
-    """Return the group of each entry."""
+    """Return the group of each entry of ``anatomy.json``."""
     content = json.loads(_FILE.read_text("utf-8"))
     return {entry: group for group, entries in content.items() for entry in entries}

@@ -1,6 +1,6 @@
-"""Answers that need no network: a ball around the click (no torch).
+"""The baseline without a network: a ball around the click.
 
-A model that is worth its time must beat the best ball of one fixed radius.
+A network is worth its time only if it scores higher than the best ball of one fixed radius.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def ball_dsc_curve(
     """Return the DSC of the ball of each radius around the click with the truth.
 
     A ball holds the voxels whose centres are at most the radius away from the click's, and is
-    clipped to the volume. All radii are answered by one histogram of the distances.
+    clipped to the volume. One histogram of the distances serves all radii.
 
     Args:
         gt_mask: (D, H, W) booleans, not empty.
@@ -77,6 +77,6 @@ def _checked_radii(radii_mm: Sequence[float]) -> np.ndarray:
     if radii.ndim != 1 or len(radii) == 0 or radii[0] < 0 or (np.diff(radii) <= 0).any():
         raise InputError(
             f"the radii are {radii.tolist()}; expected lengths in mm that increase. Sort them and "
-            "leave out what is there twice."
+            "remove duplicates."
         )
     return radii

@@ -1,4 +1,4 @@
-"""Tables as CSV files (no torch)."""
+"""Tables as CSV files."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from utils.files.atomic import atomic_path
 
 
 def write_csv(path: Path, rows: Sequence[Mapping], digits: int) -> None:
-    """Write a table with the first row's columns; floats get so many digits behind the point."""
+    """Write a table with the first row's columns; floats get ``digits`` decimals."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

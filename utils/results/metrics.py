@@ -1,19 +1,18 @@
-"""DSC, NSD and the area under the interaction curve, as in the CVPR 2025 challenge (no torch).
+"""DSC, NSD and the area under the interaction curve, as in the CVPR 2025 challenge.
 
 Conventions:
 
 * Masks and label volumes are ``(D, H, W)``; a label volume holds class ids, 0 is background.
-* ``spacing_zyx`` is millimetres in array order. `multi_class_nsd` calls it plain ``spacing`` and
-  also reads it in array order: the challenge's evaluator hands the file's ``(x, y, z)`` spacing
-  over as it stands, so the official score is ``multi_class_nsd(..., spacing=spacing_xyz)`` and the
-  geometrically right one ``multi_class_nsd(..., spacing=spacing_xyz[::-1])``. Pass what you mean.
-* Classes that count are those present in the truth; what is predicted of other classes is ignored.
+* ``spacing_zyx`` is millimetres in array order. The challenge's evaluator passes the file's
+  ``(x, y, z)`` spacing by mistake: the official score is ``nsd(..., spacing_xyz)``, the
+  geometrically right one ``nsd(..., spacing_xyz[::-1])``.
+* Only classes present in the truth count; predictions of other classes are ignored.
 
 NSD is DeepMind's surface DSC at a tolerance (arXiv:1809.04430): surfaces are cut into elements by
 the 2x2x2 neighbourhoods, each weighted by its area, and an element is right if the other surface
-is within the tolerance. The areas are the ``surface_distance`` package's own table. Its distance
-function is not called: it needs a NumPy 1 name where a mask is empty, and it measures every voxel
-where only those on a surface matter. The tests compare the two.
+is within the tolerance. The table of areas comes from the ``surface_distance`` package. Its
+distance function is not used: it fails under NumPy 2 if a mask is empty, and it measures every
+voxel although only those on a surface matter. The tests compare both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,10 +25,10 @@ from surface_distance.lookup_tables import create_table_neighbour_code_to_surfac
 
 from utils.errors import InputError
 
-#: The evaluator does not compute an NSD, and scores 0, unless the mean DSC is above this.
+#: The evaluator scores an NSD of 0, without computing it, unless the mean DSC is above this.
 CHALLENGE_DSC_FLOOR = 0.2
 
-#: Up to so many voxel offsets, looking each up beats a distance transform of the whole box.
+#: Up to this many voxel offsets, looking up each is faster than one distance transform.
 _MAX_OFFSETS = 600
 
 
@@ -66,51 +65,15 @@ def nsd(
     return float(right / (gt_areas.sum() + seg_areas.sum()))
 
 
-def per_class_dsc(gt: np.ndarray, seg: np.ndarray) -> dict[int, float]:
-    """Return the DSC of every class present in ``gt``, by class id."""
-    return {label: dsc(*masks) for label, _, *masks in class_masks(gt, seg)}
-
-
-def per_class_nsd(
-    gt: np.ndarray, seg: np.ndarray, spacing: Sequence[float], tolerance_mm: float = 2.0
-) -> dict[int, float]:
-    """Return the NSD of every class present in ``gt``, by class id; ``spacing`` in array order."""
-    return {label: nsd(*masks, spacing, tolerance_mm) for label, _, *masks in class_masks(gt, seg)}
-
-
-def multi_class_dsc(gt: np.ndarray, seg: np.ndarray) -> float:
-    """Return the mean DSC over the classes present in ``gt``; NaN if it has none."""
-    return _mean(per_class_dsc(gt, seg))
-
-
-def multi_class_nsd(
-    gt: np.ndarray,
-    seg: np.ndarray,
-    spacing: Sequence[float],
-    tolerance_mm: float = 2.0,
-    *,
-    dsc_floor: float | None = CHALLENGE_DSC_FLOOR,
-) -> float:
-    """Return the mean NSD over the classes present in ``gt``; NaN if it has none.
-
-    Args:
-        gt, seg: (D, H, W) class ids.
-        spacing: mm in array order (see the module's text for the official misreading).
-        tolerance_mm: how far a surface element may lie from the other surface and be right.
-        dsc_floor: 0 is returned unless the mean DSC is above it, as the challenge does;
-            None scores every case.
-    """
-    if dsc_floor is not None and multi_class_dsc(gt, seg) <= dsc_floor:
-        return 0.0
-    return _mean(per_class_nsd(gt, seg, spacing, tolerance_mm))
-
-
 def interaction_auc(click_scores: Sequence[float]) -> float:
     """Return the challenge's area under the score-over-clicks curve.
 
     Args:
-        click_scores: the score after each click. The box step that comes before them in the
-            challenge does not count: leave it out. Five clicks, one apart, give at most 4.
+        click_scores: the score after each click, without the box step, which does not count in
+            the challenge.
+
+    Returns:
+        At most the number of clicks less one, since clicks are one apart: five give at most 4.
     """
     scores = np.asarray(click_scores, dtype=np.float64)
     if scores.ndim != 1 or len(scores) == 0:
@@ -124,9 +87,9 @@ def interaction_auc(click_scores: Sequence[float]) -> float:
 def class_masks(
     gt: np.ndarray, seg: np.ndarray
 ) -> Iterator[tuple[int, tuple[slice, ...], np.ndarray, np.ndarray]]:
-    """Yield every class of the truth: its id, the box that holds it in both, and both masks there.
+    """Yield every class of the truth: its id, the box around it in both volumes, both masks there.
 
-    A volume of many small classes is looked through once, not once a class.
+    One pass over each volume finds the boxes of all classes.
     """
     gt, seg = _as_labels("gt", gt), _as_labels("seg", seg)
     _require_same_shape(gt, seg)
@@ -137,10 +100,6 @@ def class_masks(
         seg_box = seg_boxes[index] if index < len(seg_boxes) else None
         box = gt_box if seg_box is None else _union(gt_box, seg_box)
         yield index + 1, box, gt[box] == index + 1, seg[box] == index + 1
-
-
-def _mean(scores: dict[int, float]) -> float:
-    return float(np.mean(list(scores.values()))) if scores else float("nan")
 
 
 def _union(a: tuple[slice, ...], b: tuple[slice, ...]) -> tuple[slice, ...]:
@@ -174,7 +133,7 @@ def _surface_areas(spacing: tuple[float, float, float]) -> np.ndarray:
 def _within(
     points: np.ndarray, other: np.ndarray, spacing: tuple[float, float, float], tolerance: float
 ) -> np.ndarray:
-    """Tell for each True of ``points``, in C order, whether a True of ``other`` is in reach."""
+    """Return, for each True of ``points`` in C order, if a True of ``other`` is within reach."""
     reach = [
         min(int(tolerance / step) + 1, n) for step, n in zip(spacing, other.shape, strict=True)
     ]

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from segment_anything import autocast
 from utils.errors import InputError
-from utils.results.pictures import draw_training_curve, draw_validation_curve
+from utils.results.curves import training_curve_figure, validation_curve_figure
+from utils.results.figures import save
 from utils.run.device import pick_precision
 from utils.run.flags import add_run_arguments, non_negative_int, positive_int
 from utils.run.ranks import mean_over_ranks, rank, shared, wait_for_all, world_size
@@ -237,9 +238,9 @@ def fit(
     progress.close()
     if start < done and rank() == 0:
         save_checkpoint(last, payload(), done, state)
-        draw_training_curve(out_dir / "loss.png", recorder.path)
+        save(training_curve_figure(recorder.path), out_dir / "loss.png")
         if selection.rows:
-            draw_validation_curve(out_dir / "validation.png", selection.rows)
+            save(validation_curve_figure(selection.rows), out_dir / "validation.png")
     recorder.close()
     wait_for_all()
     minutes = (time.monotonic() - began) / 60

@@ -13,7 +13,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from utils.files.atomic import atomic_path
-from utils.validation.curves import Overlay, score_curves
+from utils.results.figures import png_bytes
+from utils.validation.curves import Overlay, score_figure
 from utils.validation.scores import CaseScore
 from utils.validation.tables import Group, anatomy_rows, grouped, num_steps, overall_rows
 
@@ -130,10 +131,10 @@ def _sections(
 
 def _curves(scores: Sequence[CaseScore]) -> list[Picture]:
     return [
-        Picture("DSC after each step", _uri(score_curves(scores, "dsc", "DSC"))),
+        Picture("DSC after each step", _uri(png_bytes(score_figure(scores, "dsc", "DSC")))),
         Picture(
             "NSD at 2 mm after each step, as the evaluator computes it",
-            _uri(score_curves(scores, "nsd_official", "NSD (official)")),
+            _uri(png_bytes(score_figure(scores, "nsd_official", "NSD (official)"))),
         ),
     ]
 

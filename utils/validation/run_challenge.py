@@ -22,11 +22,14 @@ from segment_anything import Sam3D, fingerprint
 from utils.errors import InputError
 from utils.files.npz import read_npz
 from utils.prediction.predictor import PredictorOptions
+from utils.prompts.kinds import Click
+from utils.results.figures import png_bytes
+from utils.results.overlays import overlay_figure
 from utils.run.executor import cpu_count, run_all
 from utils.run.flags import positive_int
 from utils.run.network import NetworkFile, trained_on
 from utils.run.start import start_run
-from utils.validation.curves import Overlay, case_overlay
+from utils.validation.curves import Overlay
 from utils.validation.report import worst_cases, write_report
 from utils.validation.scores import CaseScore
 from utils.validation.tables import anatomy_table, grouped, overall_table, write_tables
@@ -193,15 +196,14 @@ def _overlay(job: Job, score: CaseScore) -> Overlay:
     truth = read_npz(job.label_path, ["gts"])["gts"] == worst.class_id
     prediction = read_npz(job.prediction_path, ["segs"])["segs"] == worst.class_id
     curve = " → ".join(f"{value:.2f}" for value in worst.dsc)
-    return case_overlay(
-        score.case,
-        f"{worst.name}, DSC {curve}",
+    figure = overlay_figure(
         image,
         truth,
         prediction,
         spacing_zyx=score.spacing_xyz[::-1],
-        clicks=[((z, y, x), bool(kind)) for z, y, x, kind in worst.clicks],
+        clicks=[Click((z, y, x), bool(kind)) for z, y, x, kind in worst.clicks],
     )
+    return Overlay(score.case, f"{worst.name}, DSC {curve}", png_bytes(figure))
 
 
 def _trained_on(checkpoint: NetworkFile, args: argparse.Namespace) -> set[str] | None:

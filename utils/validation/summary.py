@@ -21,7 +21,9 @@ from utils.files.atomic import atomic_path
 from utils.files.nifti import write_nifti
 from utils.results.ball import best_fixed_radius
 from utils.results.csv_table import write_csv
-from utils.results.pictures import draw_click_curve, draw_overlay
+from utils.results.curves import click_curve_figure
+from utils.results.figures import save
+from utils.results.overlays import overlay_figure
 from utils.run.device import peak_memory_mib, pick_device, pick_engine, pick_precision
 from utils.run.flags import add_engine_arguments, add_run_arguments, non_negative_int, positive_int
 from utils.run.start import start_run
@@ -133,8 +135,7 @@ def run_validation(model: Sam3D, rule: CropRule, args: argparse.Namespace) -> Su
 
 def _draw_case(path: Path, result: CaseResult) -> None:
     first = result.targets[0]
-    draw_overlay(
-        path,
+    figure = overlay_figure(
         result.image.array,
         result.label.array > 0,
         result.prediction > 0,
@@ -142,6 +143,7 @@ def _draw_case(path: Path, result: CaseResult) -> None:
         clicks=[click for target in result.targets for click in target.clicks],
         title=f"{result.case.sample_id}   DSC {first.dsc[0]:.2f} → {first.dsc[-1]:.2f}",
     )
+    save(figure, path)
 
 
 def _summarise(
@@ -216,8 +218,10 @@ def _write_results(targets: Sequence[TargetResult], summary: Summary, out_dir: P
     with atomic_path(out_dir / "summary.json") as temporary:
         temporary.write_text(json.dumps(vars(summary), indent=1))
     ball = (f"ball of {summary.ball_radius_mm:.0f} mm at click 1", summary.ball_dsc)
-    draw_click_curve(out_dir / "dsc.png", {summary.model: summary.dsc}, ylabel="DSC", baseline=ball)
-    draw_click_curve(out_dir / "nsd.png", {summary.model: summary.nsd}, ylabel="NSD (2 mm)")
+    dsc = click_curve_figure({summary.model: summary.dsc}, ylabel="DSC", baseline=ball)
+    nsd = click_curve_figure({summary.model: summary.nsd}, ylabel="NSD (2 mm)")
+    save(dsc, out_dir / "dsc.png")
+    save(nsd, out_dir / "nsd.png")
 
 
 def organ_rows(targets: Sequence[TargetResult]) -> list[dict]:

@@ -1,35 +1,28 @@
-"""Pictures: they appear whole, at the right shape, with what they should show."""
-
-import json
+"""Overlays: at the right shape, with the outlines and clicks that they should show."""
 
 import matplotlib.image
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
+from picture_helpers import places
 
 from utils.errors import InputError
-from utils.results.pictures import (
+from utils.prompts.kinds import Click
+from utils.results.figures import save
+from utils.results.overlays import (
     BACKGROUND_COLOUR,
     FOREGROUND_COLOUR,
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
-    draw_click_curve,
-    draw_overlay,
-    draw_training_curve,
-    draw_validation_curve,
+    overlay_figure,
 )
-
-
-def places(path, colour: str) -> np.ndarray:
-    """Return the (row, column) of the picture's pixels of a colour, above the legend."""
-    pixels = matplotlib.image.imread(path)[..., :3]
-    found = np.argwhere(np.abs(pixels - to_rgb(colour)).max(axis=-1) < 0.02)
-    return found[found[:, 0] < len(pixels) - 90]
 
 
 def overlay(path, truth, prediction, spacing=(1.0, 1.0, 1.0), clicks=()):
     image = np.arange(truth.size, dtype=np.float32).reshape(truth.shape)
-    draw_overlay(path, image, truth, prediction, spacing_zyx=spacing, clicks=clicks, title="case 1")
+    figure = overlay_figure(
+        image, truth, prediction, spacing_zyx=spacing, clicks=clicks, title="case 1"
+    )
+    save(figure, path)
 
 
 def cuboid(shape=(30, 40, 50), start=(10, 15, 20), stop=(20, 25, 30)) -> np.ndarray:
@@ -39,7 +32,7 @@ def cuboid(shape=(30, 40, 50), start=(10, 15, 20), stop=(20, 25, 30)) -> np.ndar
 
 
 def test_overlay_shows_both_outlines_and_both_kinds_of_clicks(tmp_path):
-    clicks = [((14, 19, 24), True), ((15, 30, 24), False)]
+    clicks = [Click((14, 19, 24), True), Click((15, 30, 24), False)]
     overlay(
         tmp_path / "a.png", cuboid(), cuboid(start=(12, 15, 22), stop=(22, 25, 32)), clicks=clicks
     )
@@ -82,44 +75,3 @@ def test_overlay_refuses_two_grids(tmp_path):
     with pytest.raises(InputError, match="expected one"):
         overlay(tmp_path / "a.png", cuboid(), cuboid((30, 50, 40)))
     assert not list(tmp_path.iterdir())
-
-
-def test_click_curve_draws_models_and_baseline(tmp_path):
-    draw_click_curve(
-        tmp_path / "a.png", {"teacher": [0.5, 0.7, 0.8], "student": [0.4]}, baseline=("ball", 0.3)
-    )
-    assert matplotlib.image.imread(tmp_path / "a.png").shape == (570, 900, 4)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-
-
-def test_click_curve_refuses_no_scores(tmp_path):
-    with pytest.raises(InputError, match="at least one score"):
-        draw_click_curve(tmp_path / "a.png", {"teacher": []})
-
-
-@pytest.mark.parametrize("losses", [[0.5], [3.0, 0.1, -0.2], [9.0] * 60 + [0.01]], ids=len)
-@pytest.mark.parametrize("extra", [{}, {"lr": 1e-4}], ids=["loss", "loss and lr"])
-def test_training_curve_draws_what_is_there(tmp_path, losses, extra):
-    lines = [json.dumps({"step": i, "loss": loss, **extra}) for i, loss in enumerate(losses, 1)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    draw_training_curve(tmp_path / "loss.png", tmp_path / "metrics.jsonl")
-    assert len(places(tmp_path / "loss.png", "#0072b2")) > 0
-
-
-@pytest.mark.parametrize("text", ["", '{"step": 1}', "not json", '{"step": 1, "loss": NaN}'])
-def test_training_curve_refuses_what_holds_no_loss(tmp_path, text):
-    (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(InputError, match=r"metrics\.jsonl"):
-        draw_training_curve(tmp_path / "loss.png", tmp_path / "metrics.jsonl")
-
-
-def test_validation_curve_shows_a_curve_for_each_number_of_clicks(tmp_path):
-    rows = [
-        {"step": 100, "dsc_1": 0.4, "dsc_3": 0.5, "dsc_5": 0.55, "score": 0.48},
-        {"step": 200, "dsc_1": 0.45, "dsc_3": 0.6, "dsc_5": 0.7, "score": 0.58},
-    ]
-    draw_validation_curve(tmp_path / "two.png", rows)
-    draw_validation_curve(tmp_path / "one.png", [{**row, "dsc_5": row["dsc_3"]} for row in rows])
-    first, second = (matplotlib.image.imread(tmp_path / name) for name in ("two.png", "one.png"))
-    assert first.shape == second.shape
-    assert (first != second).any()
