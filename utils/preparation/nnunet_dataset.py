@@ -19,7 +19,7 @@ from pathlib import Path
 from utils.cases.label_table import MAX_SLUG_BYTES, organ_slug
 from utils.errors import InputError
 from utils.files.safe_read import open_regular, reading
-from utils.preparation.find_files import Findings, find_files
+from utils.preparation.find_files import FoundFiles, find_files
 from utils.volumes.labels import MAX_LABEL
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -169,7 +169,7 @@ def require_folder_name(name: str, what: str) -> None:
         )
 
 
-def find_nifti(folder: Path) -> Findings:
+def find_nifti(folder: Path) -> FoundFiles:
     """Find NIfTI files in and below a folder, by their names without ``.nii`` or ``.nii.gz``."""
     found = find_files(folder, "", "a folder of NIfTI files")
     files: dict[str, list[Path]] = {}
@@ -182,7 +182,7 @@ def find_nifti(folder: Path) -> Findings:
             f"{folder}: holds no .nii.gz or .nii file, subfolders included. Expected NIfTI: check "
             "the path, or convert the files."
         )
-    return Findings(dict(sorted(files.items())), found.problems)
+    return FoundFiles(dict(sorted(files.items())), found.problems)
 
 
 def only_file(paths: list[Path]) -> Path:
