@@ -20,13 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from utils.errors import InputError, exit_on_input_error
-from utils.files.nifti import (
-    Grid,
-    read_nifti_grid,
-    require_same_grid,
-    write_deflated_nifti,
-    write_nifti,
-)
+from utils.files.nifti import read_nifti_grid, write_deflated_nifti, write_nifti
 from utils.files.npz import checked_arrays, require_keys, require_volume_shape
 from utils.files.npz_archive import NpzArchive, member_sizes
 from utils.preparation.find_files import FoundFiles, Role, file_of, find_npz, require_folder
@@ -41,6 +35,7 @@ from utils.preparation.loop import (
 )
 from utils.preparation.records import CaseFacts
 from utils.volumes.geometry import affine_from_spacing
+from utils.volumes.grid import Grid, require_same_grid
 
 IMAGE = ""  # the image's role among the sources of a case; a label's is its organ
 

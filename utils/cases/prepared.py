@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.files.nifti import Volume, read_nifti, require_same_grid
+from utils.files.nifti import read_nifti
+from utils.volumes.grid import Volume, require_same_grid
 from utils.volumes.labels import InstanceRule, as_label
 
 SUFFIX = ".nii.gz"

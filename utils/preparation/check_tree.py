@@ -18,8 +18,9 @@ import numpy as np
 
 from utils.cases.label_table import LabelTable
 from utils.errors import InputError
-from utils.files.nifti import Grid, read_nifti, require_same_grid
+from utils.files.nifti import read_nifti
 from utils.files.npz_archive import MAX_VOXELS
+from utils.volumes.grid import Grid, require_same_grid
 from utils.volumes.labels import as_label
 
 IMAGES, LABELS, SUFFIX = "imagesTr", "labelsTr", ".nii.gz"

@@ -44,14 +44,7 @@ import numpy as np
 
 from utils.cases.label_table import organ_slug
 from utils.errors import InputError, exit_on_input_error
-from utils.files.nifti import (
-    Grid,
-    Volume,
-    read_nifti,
-    read_nifti_grid,
-    require_same_grid,
-    write_nifti,
-)
+from utils.files.nifti import read_nifti, read_nifti_grid, write_nifti
 from utils.preparation.cleaning import (
     CleaningRule,
     add_cleaning_arguments,
@@ -82,6 +75,7 @@ from utils.preparation.nnunet_dataset import (
 )
 from utils.preparation.records import CaseFacts
 from utils.preparation.resampling import Resampling
+from utils.volumes.grid import Grid, Volume, require_same_grid
 from utils.volumes.labels import as_label, count_values
 
 LABEL = "label"  # role of a case's label among its sources, see `IMAGE`
