@@ -94,6 +94,24 @@ class LabelTable:
         ]
 
 
+def modality_of(dataset: str) -> str:
+    """Return the part of a data set's key, or of a case id, before the first ``_``.
+
+    The challenge's keys begin with CT, MR, US, Microscopy, autoPET (PET), cremi and nucmm (electron
+    microscopy).
+    """
+    return dataset.split("_")[0]
+
+
+def is_ct(dataset: str) -> bool:
+    """Tell whether a data set or case is CT, by its `modality_of`.
+
+    A modality that only begins with CT counts too, such as CTA: a user's CT data sets may be named
+    so, and their values are Hounsfield units as well.
+    """
+    return modality_of(dataset).startswith("CT")
+
+
 def organ_slug(name: str) -> str:
     """Return the folder name of a class: "Left gluteus Maximus" -> "left_gluteus_maximus".
 

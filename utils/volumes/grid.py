@@ -1,6 +1,6 @@
 """Where the voxels of a volume lie, and whether an image and its label share one grid.
 
-Arrays are ``(D, H, W)``, that is ``(z, y, x)``. An affine maps ``(x, y, z)`` voxel centres to RAS+ mm.
+Arrays are ``(D, H, W)``, that is ``(z, y, x)``. Affines map ``(x, y, z)`` voxel centres to RAS+ mm.
 """
 
 from dataclasses import dataclass
