@@ -35,18 +35,25 @@ import numpy as np
 from utils.cases.label_table import DatasetLabels, LabelTable, LabelTableError, read_label_table
 from utils.errors import InputError, exit_on_input_error
 from utils.files.nifti import read_nifti, read_nifti_grid, write_nifti
-from utils.preparation.check_tree import Report, check_tree
+from utils.preparation.check_tree import TreeReport, check_tree
 from utils.preparation.cleaning import (
     CleaningRule,
-    add_cleaning_flags,
+    add_cleaning_arguments,
     clean_instances,
     clean_mask,
     cleaning_rule,
 )
 from utils.preparation.find_files import require_folder
-from utils.preparation.ledger import Entry, Job, Ledger
-from utils.preparation.loop import Step, Summary, add_run_flags, plan_job, prepare, progress
-from utils.preparation.records import Found
+from utils.preparation.ledger import CaseJob, Entry, Ledger
+from utils.preparation.loop import (
+    PrepareSummary,
+    Step,
+    add_preparation_arguments,
+    plan_job,
+    prepare,
+    progress,
+)
+from utils.preparation.records import CaseFacts
 from utils.run.executor import run_all
 from utils.volumes.labels import as_label, count_values
 
@@ -78,12 +85,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="only read a prepared tree and report what is wrong with it",
     )
-    add_cleaning_flags(parser)
-    add_run_flags(parser)
+    add_cleaning_arguments(parser)
+    add_preparation_arguments(parser)
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> Summary | Report:
+def run(args: argparse.Namespace) -> PrepareSummary | TreeReport:
     """Write the labels of all organs; return how many cases ended how. Or check a tree."""
     table = read_label_table(args.json)
     if args.check:
@@ -124,14 +131,14 @@ def key_of(path: Path) -> str:
     return f"{path.parent.name}/{path.name.removesuffix('.nii.gz')}"
 
 
-def plan_case(key: str, path: Path, table: LabelTable, rule: CleaningRule) -> Job:
+def plan_case(key: str, path: Path, table: LabelTable, rule: CleaningRule) -> CaseJob:
     """Collect what decides the labels of a case."""
     labels = table.labels_of(path.parent.name)
     settings = {"organs": labels.organs, "instance": labels.instance, "cleaning": rule.to_dict()}
-    return Job(key, path.parent.name, {"label": path}, settings=settings)
+    return CaseJob(key, path.parent.name, {"label": path}, settings=settings)
 
 
-def space_of(job: Job, *, table: LabelTable) -> int:
+def space_of(job: CaseJob, *, table: LabelTable) -> int:
     """Return about how many bytes the labels of all organs take, at most.
 
     Each outline is in two of the binary labels, and deflate leaves a thousandth of nothing.
@@ -146,8 +153,8 @@ def space_of(job: Job, *, table: LabelTable) -> int:
 
 
 def categorize_case(
-    job: Job, entry: Entry, *, table: LabelTable, out: Path, rule: CleaningRule, max_voxels: int
-) -> Found:
+    job: CaseJob, entry: Entry, *, table: LabelTable, out: Path, rule: CleaningRule, max_voxels: int
+) -> CaseFacts:
     """Write the labels of all organs of one case."""
     path, labels = job.sources["label"], table.labels_of(job.dataset)
     volume = read_nifti(path, max_voxels)
@@ -174,7 +181,7 @@ def categorize_case(
         else:
             entry.drop(output)
     z, y, x = volume.spacing_zyx
-    return Found(label.shape, (x, y, z), sizes, tuple(notes))
+    return CaseFacts(label.shape, (x, y, z), sizes, tuple(notes))
 
 
 def target_of(

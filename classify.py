@@ -30,9 +30,15 @@ from utils.files.nifti import write_nifti
 from utils.files.npz import checked_arrays, read_npz
 from utils.files.npz_archive import NpzArchive, member_sizes
 from utils.preparation.find_files import Role, file_of, find_npz
-from utils.preparation.ledger import Entry, Job, Ledger
-from utils.preparation.loop import Step, Summary, add_run_flags, plan_job, prepare
-from utils.preparation.records import Found
+from utils.preparation.ledger import CaseJob, Entry, Ledger
+from utils.preparation.loop import (
+    PrepareSummary,
+    Step,
+    add_preparation_arguments,
+    plan_job,
+    prepare,
+)
+from utils.preparation.records import CaseFacts
 from utils.volumes.geometry import affine_from_spacing
 from utils.volumes.labels import as_label, count_values
 
@@ -54,11 +60,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("data/classified"), help="output folder (%(default)s)"
     )
-    add_run_flags(parser)
+    add_preparation_arguments(parser)
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> Summary:
+def run(args: argparse.Namespace) -> PrepareSummary:
     """Write one multi-class NIfTI label per case; return how many cases ended how."""
     table = read_label_table(args.json)
     labels = find_npz(args.labels)
@@ -79,23 +85,23 @@ def run(args: argparse.Namespace) -> Summary:
 
 def plan_case(
     case_id: str, files: list[Path], image_files: list[Path] | None, table: LabelTable
-) -> Job:
+) -> CaseJob:
     """Find out which data set a case belongs to and which files it is made from."""
     label = file_of(files, Role.LABEL)
     image = file_of(image_files, Role.IMAGE) if image_files else None
     sources = {"label": label} if image in (None, label) else {"label": label, "image": image}
-    return Job(case_id, table.dataset_of(case_id), sources)
+    return CaseJob(case_id, table.dataset_of(case_id), sources)
 
 
-def space_of(job: Job) -> int:
+def space_of(job: CaseJob) -> int:
     """Return about how many bytes the label will take: deflated a little less well than before."""
     deflated, inflated = member_sizes(job.sources["label"], "gts") if job.dataset else (0, 0)
     return min(2 * deflated, inflated // 3) + 2**12
 
 
 def classify_case(
-    job: Job, entry: Entry, *, table: LabelTable, out: Path, max_voxels: int
-) -> Found:
+    job: CaseJob, entry: Entry, *, table: LabelTable, out: Path, max_voxels: int
+) -> CaseFacts:
     """Write ``out/<data set>/<case id>.nii.gz`` from the case's label file and image file."""
     path = job.sources["label"]
     arrays = read_npz(path, ("gts",), optional=("spacing",), max_voxels=max_voxels)
@@ -105,7 +111,7 @@ def classify_case(
     output = out / job.dataset / f"{job.case_id}.nii.gz"
     entry.claim([output])
     write_nifti(output, label, affine_from_spacing(spacing_xyz))
-    return Found(label.shape, tuple(map(float, spacing_xyz)), _name_values(label, table, job))
+    return CaseFacts(label.shape, tuple(map(float, spacing_xyz)), _name_values(label, table, job))
 
 
 def _spacing_of_case(
@@ -128,7 +134,7 @@ def _spacing_of_case(
     return checked_arrays(image, ("spacing",))["spacing"] if spacing_xyz is None else spacing_xyz
 
 
-def _name_values(label: np.ndarray, table: LabelTable, job: Job) -> dict[str, int]:
+def _name_values(label: np.ndarray, table: LabelTable, job: CaseJob) -> dict[str, int]:
     """Return class -> voxels for the manifest; categorize.py judges unknown values."""
     counts = count_values(label)
     labels = table.labels_of(job.dataset)

@@ -20,20 +20,22 @@ from functools import partial
 from pathlib import Path
 
 from utils.errors import InputError, exit_on_input_error
-from utils.files.nifti import (
-    Grid,
-    read_nifti_grid,
-    require_same_grid,
-    write_deflated_nifti,
-    write_nifti,
-)
+from utils.files.nifti import read_nifti_grid, write_deflated_nifti, write_nifti
 from utils.files.npz import checked_arrays, require_keys, require_volume_shape
 from utils.files.npz_archive import NpzArchive, member_sizes
-from utils.preparation.find_files import Findings, Role, file_of, find_npz, require_folder
-from utils.preparation.ledger import Entry, Job, Ledger
-from utils.preparation.loop import Step, Summary, add_run_flags, link_to_first, plan_job, prepare
-from utils.preparation.records import Found
+from utils.preparation.find_files import FoundFiles, Role, file_of, find_npz, require_folder
+from utils.preparation.ledger import CaseJob, Entry, Ledger
+from utils.preparation.loop import (
+    PrepareSummary,
+    Step,
+    add_preparation_arguments,
+    link_to_first,
+    plan_job,
+    prepare,
+)
+from utils.preparation.records import CaseFacts
 from utils.volumes.geometry import affine_from_spacing
+from utils.volumes.grid import Grid, require_same_grid
 
 IMAGE = ""  # the image's role among the sources of a case; a label's is its organ
 
@@ -52,11 +54,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=Path("data/medical_preprocessed"),
         help="folder that categorize.py wrote (%(default)s)",
     )
-    add_run_flags(parser)
+    add_preparation_arguments(parser)
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> Summary:
+def run(args: argparse.Namespace) -> PrepareSummary:
     """Write the images beside all labels; return how many cases ended how."""
     labels = labels_of_cases(args.tree, allow_none=args.shard != "1/1")
     images = find_npz(args.images)
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> Summary:
     return prepare(step, jobs, images.problems, args, left=left, prune=True)
 
 
-def has_its_image(key: str, labels: list[Path], images: Findings, ledger: Ledger) -> bool:
+def has_its_image(key: str, labels: list[Path], images: FoundFiles, ledger: Ledger) -> bool:
     """Tell whether the labels of a case have an image that is not ours to look after now.
 
     That is one of another origin, such as utils/preparation/nnunet.py; or ours, the NPZ gone since
@@ -124,7 +126,7 @@ def organs_of(labels: Sequence[Path]) -> dict[str, Path]:
     return {label.parent.parent.parent.name: label for label in labels}
 
 
-def plan_case(key: str, labels: list[Path], images: Findings, folder: Path) -> Job:
+def plan_case(key: str, labels: list[Path], images: FoundFiles, folder: Path) -> CaseJob:
     """Find the image of a case; its labels decide where it goes."""
     dataset, case_id = key.split("/")
     if case_id not in images.files:
@@ -133,15 +135,15 @@ def plan_case(key: str, labels: list[Path], images: Findings, folder: Path) -> J
             "folder that holds it, --images."
         )
     source = file_of(images.files[case_id], Role.IMAGE)
-    return Job(key, dataset, {IMAGE: source} | organs_of(labels))
+    return CaseJob(key, dataset, {IMAGE: source} | organs_of(labels))
 
 
-def space_of(job: Job) -> int:
+def space_of(job: CaseJob) -> int:
     """Return how many bytes the image takes where the disk has hard links: as many as before."""
     return member_sizes(job.sources[IMAGE], "imgs")[0] + 2**12 if job.dataset else 0
 
 
-def reallocate_case(job: Job, entry: Entry, *, max_voxels: int) -> Found:
+def reallocate_case(job: CaseJob, entry: Entry, *, max_voxels: int) -> CaseFacts:
     """Write the image of one case beside its first label, and link it beside the others."""
     source, *labels = job.sources.values()
     outputs = images_beside(labels)
@@ -159,7 +161,7 @@ def reallocate_case(job: Job, entry: Entry, *, max_voxels: int) -> Found:
         else:
             write_nifti(outputs[0], checked_arrays(npz, ("imgs",))["imgs"], affine)
     link_to_first(outputs)
-    return Found(shape, tuple(map(float, spacing_xyz)))
+    return CaseFacts(shape, tuple(map(float, spacing_xyz)))
 
 
 @exit_on_input_error

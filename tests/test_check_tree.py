@@ -12,7 +12,7 @@ from preparation_helpers import CLASSES, categorize_all, state_of
 from utils.cases.label_table import DatasetLabels, LabelTable
 from utils.errors import InputError
 from utils.files.nifti import write_nifti
-from utils.preparation.check_tree import Finding, Kind, check_tree
+from utils.preparation.check_tree import Kind, TreeFault, check_tree
 from utils.volumes.geometry import affine_from_spacing
 
 SHAPE = (4, 6, 9)
@@ -255,7 +255,7 @@ def test_folder_that_cannot_be_listed_is_found(tree, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
 
     assert check_tree(tree, TABLE, map).findings == [
-        Finding(Kind.UNREADABLE, closed, "cannot be listed: Permission denied")
+        TreeFault(Kind.UNREADABLE, closed, "cannot be listed: Permission denied")
     ]
 
 

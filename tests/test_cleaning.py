@@ -9,7 +9,7 @@ from scipy import ndimage
 from utils.errors import InputError
 from utils.preparation.cleaning import (
     CleaningRule,
-    add_cleaning_flags,
+    add_cleaning_arguments,
     clean_instances,
     clean_mask,
     cleaning_rule,
@@ -34,7 +34,7 @@ SMALL = np.s_[0:1, 6:9, 12:13]  # 3 voxels
 
 def _parse(*flags):
     parser = argparse.ArgumentParser()
-    add_cleaning_flags(parser)
+    add_cleaning_arguments(parser)
     return cleaning_rule(parser.parse_args(flags))
 
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from utils.errors import InputError
-from utils.volumes.intensity import add_intensity_arguments, looks_hounsfield, map_intensity
+from utils.volumes.intensity import (
+    add_intensity_arguments,
+    holds_hounsfield,
+    looks_hounsfield,
+    map_intensity,
+)
 
 SHAPE = (2, 3, 4)
 
@@ -86,6 +91,12 @@ def test_only_values_far_below_0_look_like_hounsfield_units():
     assert looks_hounsfield(volume(-1000, 50))
     assert not looks_hounsfield(volume(-3, 3, dtype=np.float32))
     assert not looks_hounsfield(volume(0, 65000, dtype=np.uint16))
+
+
+def test_any_value_below_0_makes_a_ct_hounsfield_units():
+    assert holds_hounsfield(volume(-3, 50), is_ct=True)
+    assert not holds_hounsfield(volume(0, 50), is_ct=True)
+    assert not holds_hounsfield(volume(-1000, 50), is_ct=False)
 
 
 def test_flags_take_a_negative_level_and_exclude_each_other():

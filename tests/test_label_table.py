@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from utils.cases.label_table import LabelTableError, organ_slug, read_label_table
+from utils.cases.label_table import (
+    LabelTableError,
+    is_ct,
+    modality_of,
+    organ_slug,
+    read_label_table,
+)
 
 CHALLENGE = Path(__file__).parent.parent / "CVPR25.json"
 
@@ -58,6 +64,26 @@ def test_both_published_spellings_name_one_data_set(tmp_path, key):
 
     assert table.dataset_of("CT_AbdomenCT1K_0001") == key
     assert table.dataset_of("CT_Abdomen1K_0001") == key
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [("CT_AMOS", "CT"), ("MR_Heart_ACDC_0001", "MR"), ("Microscopy_x", "Microscopy"), ("CT", "CT")],
+)
+def test_modality_is_what_stands_before_the_first_underscore(name, modality):
+    assert modality_of(name) == modality
+
+
+def test_a_modality_that_begins_with_ct_is_ct():
+    assert [name for name in ("CT_AMOS", "CTA_x", "CT", "MR_CT_x", "C_T") if is_ct(name)] == [
+        *("CT_AMOS", "CTA_x", "CT")
+    ]
+
+
+def test_the_challenge_s_modalities():
+    names = {modality_of(key) for key in read_label_table(CHALLENGE).datasets}
+
+    assert names == {"CT", "MR", "US", "Microscopy", "autoPET", "cremi", "nucmm"}
 
 
 @pytest.mark.parametrize(

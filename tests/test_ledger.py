@@ -7,8 +7,8 @@ import time
 import pytest
 
 from utils.errors import InputError
-from utils.preparation.ledger import Job, Ledger
-from utils.preparation.records import Found
+from utils.preparation.ledger import CaseJob, Ledger
+from utils.preparation.records import CaseFacts
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def ledger(tmp_path, source):
 
 
 def job_of(source, **changes):
-    return Job("CT/a", "CT", {"text": source}, **changes)
+    return CaseJob("CT/a", "CT", {"text": source}, **changes)
 
 
 def copy(ledger, job, name="a"):
@@ -36,7 +36,7 @@ def copy(ledger, job, name="a"):
     output = ledger.folder / name
     entry.claim([output])
     output.write_bytes(job.sources["text"].read_bytes())
-    entry.finish(Found((1, 2, 3), (0.5, 0.5, 2.0), {"Liver": 7}, ("2 of 3 components",)))
+    entry.finish(CaseFacts((1, 2, 3), (0.5, 0.5, 2.0), {"Liver": 7}, ("2 of 3 components",)))
     return "done"
 
 
@@ -94,8 +94,8 @@ def test_other_job_for_the_same_case_is_done_again(ledger, source, changes):
     if "sources" in changes:
         fields["sources"] = {"text": source, "more": source}
 
-    assert not ledger.is_current(Job(**fields))
-    assert not ledger.open(Job(**fields)).confirm()
+    assert not ledger.is_current(CaseJob(**fields))
+    assert not ledger.open(CaseJob(**fields)).confirm()
 
 
 @pytest.mark.parametrize("content", [None, "shorter or longer"])
@@ -177,7 +177,7 @@ def test_failure_keeps_the_outputs_of_an_earlier_success_and_knows_them(ledger, 
 
 def test_manifest_is_a_table_of_all_records(ledger, source):
     copy(ledger, job_of(source))
-    ledger.fail(Job("CT/b, the second", "CT", {"text": source.with_name("b")}), 'a "bad" one')
+    ledger.fail(CaseJob("CT/b, the second", "CT", {"text": source.with_name("b")}), 'a "bad" one')
     ledger.write_manifest(["CT/a", "CT/b, the second"])
 
     with ledger.manifest.open(newline="") as file:
@@ -201,7 +201,7 @@ def test_manifest_is_a_table_of_all_records(ledger, source):
 
 def test_failures_of_cases_that_are_gone_are_forgotten(ledger, source):
     copy(ledger, job_of(source))
-    ledger.fail(Job("gone", "CT", {}), "unreadable")
+    ledger.fail(CaseJob("gone", "CT", {}), "unreadable")
     ledger.write_manifest([])
 
     assert ledger.read("gone") is None

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from nibabel.eulerangles import euler2mat
 
-from utils.files.nifti import Grid
 from utils.preparation.resampling import Resampling
+from utils.volumes.grid import Grid
 
 SPACING_XYZ = (0.7, 0.9, 5.0)
 ROTATION = euler2mat(0.3, -0.2, 0.5)

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.cases.label_table import is_ct
 from utils.errors import InputError
 from utils.files.atomic import atomic_path
 from utils.files.npz import checked_arrays
 from utils.files.npz_archive import NpzArchive
 from utils.prompts.kinds import BoxPrompt, Click, Prompt
-from utils.volumes.crops import holds_hounsfield
+from utils.volumes.intensity import holds_hounsfield
 
 #: The corners of a box (z, y, x), both inside; the sides along y and x are the middle slice's.
 BOX_CORNERS = (("z_min", "z_mid_y_min", "z_mid_x_min"), ("z_max", "z_mid_y_max", "z_mid_x_max"))
@@ -70,7 +71,7 @@ def read_challenge_case(path: Path, *, with_prev_pred: bool = True) -> Challenge
         )  # fmt: skip
         prev_pred = None
     prompts = _PromptReader(Path(path), image.shape).read(boxes, clicks, order)
-    hounsfield = holds_hounsfield(image, Path(path).name.startswith("CT"))
+    hounsfield = holds_hounsfield(image, is_ct(Path(path).stem))
     return ChallengeCase(image, tuple(arrays["spacing"].tolist()), prompts, prev_pred, hounsfield)
 
 

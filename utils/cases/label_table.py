@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import InputError
+from utils.files.strict_json import RepeatedKeyError, parse_json
 
 INSTANCE_KEY = "instance_label"
 MAX_SLUG_BYTES = 200  # of an organ folder's or data set's name: file systems allow 255
@@ -94,6 +95,24 @@ class LabelTable:
         ]
 
 
+def modality_of(dataset: str) -> str:
+    """Return the part of a data set's key, or of a case id, before the first ``_``.
+
+    The challenge's keys begin with CT, MR, US, Microscopy, autoPET (PET), cremi and nucmm (electron
+    microscopy).
+    """
+    return dataset.split("_")[0]
+
+
+def is_ct(dataset: str) -> bool:
+    """Tell whether a data set or case is CT, by its `modality_of`.
+
+    A modality that only begins with CT counts too, such as CTA: a user's CT data sets may be named
+    so, and their values are Hounsfield units as well.
+    """
+    return modality_of(dataset).startswith("CT")
+
+
 def organ_slug(name: str) -> str:
     """Return the folder name of a class: "Left gluteus Maximus" -> "left_gluteus_maximus".
 
@@ -121,9 +140,12 @@ def read_label_table(path: Path) -> LabelTable:
         LabelTableError: no such file, not JSON, or not the schema above; names the entry.
     """
     try:
-        content = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_repeats)
-    except LabelTableError as error:
-        raise LabelTableError(f"{path}: {error}") from error
+        content = parse_json(path.read_text("utf-8"))
+    except RepeatedKeyError as error:
+        raise LabelTableError(
+            f"{path}: {_some(sorted(error.keys))} is there twice in one object. Expected one entry "
+            "each: delete one."
+        ) from error
     except OSError as error:
         raise LabelTableError(
             f"{path}: cannot be opened ({error.strerror}). Expected the class file, CVPR25.json: "
@@ -210,16 +232,6 @@ def _name(where: str, key: str, names: object) -> str:
     except LabelTableError as error:
         raise LabelTableError(f"{where}: {error}") from error
     return name
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    keys = [key for key, _ in pairs]
-    repeated = sorted({key for key in keys if keys.count(key) > 1})
-    if repeated:
-        raise LabelTableError(
-            f"{_some(repeated)} is there twice in one object. Expected one entry each: delete one."
-        )
-    return dict(pairs)
 
 
 def _shown(value: object) -> str:

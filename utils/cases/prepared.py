@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.cases.label_table import is_ct
 from utils.errors import InputError
-from utils.files.nifti import Volume, read_nifti, require_same_grid
+from utils.files.nifti import read_nifti
+from utils.volumes.grid import Volume, require_same_grid
 from utils.volumes.labels import InstanceRule, as_label
 
 SUFFIX = ".nii.gz"
@@ -35,8 +37,8 @@ class Case:
 
     @property
     def is_ct(self) -> bool:
-        """Whether values may be Hounsfield units; the challenge's data set keys begin so."""
-        return self.dataset.startswith("CT")
+        """Whether the data set is CT, so that values may be Hounsfield units."""
+        return is_ct(self.dataset)
 
 
 def find_cases(folders: Iterable[Path | str]) -> list[Case]:

@@ -14,7 +14,6 @@ import math
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +29,7 @@ from utils.files.atomic import atomic_path
 from utils.files.npz import require_real_and_finite
 from utils.files.npz_archive import MAX_VOXELS, Deflated
 from utils.files.safe_read import open_regular, reading
-from utils.volumes import geometry
+from utils.volumes.grid import Grid, Volume
 
 EXPECTED = "a complete 3-D NIfTI file"
 DAMAGED = (ImageFileError, HeaderDataError, WrapStructError)  # what nibabel raises
@@ -41,42 +40,6 @@ BLOCK = 2**22  # bytes at a time
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_HEADER = GZIP_MAGIC + b"\x08" + bytes(6) + b"\xff"  # deflate, no name, no time, system unknown
 HEADER_SIZE = 352  # NIfTI-1 header and the four bytes that announce extensions
-
-# float32 headers keep seven digits; tools round spacing to five. All are relative.
-AXIS_TOLERANCE = 1e-4  # of a voxel's side, a voxel
-ORIGIN_TOLERANCE = 1e-2  # of the smallest voxel's side
-FLOAT32_TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Where voxels lie: the part of a volume that its header alone tells."""
-
-    shape: tuple[int, int, int]  # (D, H, W)
-    affine: np.ndarray  # (4, 4) float64, (x, y, z) voxel centres to RAS+ mm
-
-    @property
-    def spacing_zyx(self) -> tuple[float, float, float]:
-        """Voxel size in mm, in array order."""
-        return geometry.spacing_zyx(self.affine)
-
-
-@dataclass(frozen=True, eq=False)
-class Volume:
-    """Voxels and where they lie."""
-
-    array: np.ndarray  # (D, H, W)
-    affine: np.ndarray  # (4, 4) float64, (x, y, z) voxel centres to RAS+ mm
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(D, H, W)."""
-        return self.array.shape
-
-    @property
-    def spacing_zyx(self) -> tuple[float, float, float]:
-        """Voxel size in mm, in array order."""
-        return geometry.spacing_zyx(self.affine)
 
 
 def read_nifti(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
@@ -155,38 +118,6 @@ def write_deflated_nifti(path: Path, source: Deflated, affine: np.ndarray) -> No
         for chunk in source.chunks:
             file.write(chunk)
         file.write(struct.pack("<II", crc, (len(front) + source.size) & 0xFFFFFFFF))
-
-
-def require_same_grid(
-    image: Volume | Grid, label: Volume | Grid, image_path: Path, label_path: Path
-) -> None:
-    """Raise `GeometryError` unless image and label have one shape and one affine."""
-    if image.shape == label.shape and _is_same_affine(image.affine, label.affine):
-        return
-    case_id = Path(label_path).name.removesuffix(".nii.gz")
-    hint = ""
-    if image.shape == label.shape and np.allclose(image.spacing_zyx, label.spacing_zyx):
-        hint = "Shape and spacing agree, origin or direction of the axes do not.\n"
-    raise geometry.GeometryError(
-        f"{case_id}: label and image are on different grids.\n"
-        f"  label  {label_path}  {_describe(label)}\n"
-        f"  image  {image_path}  {_describe(image)}\n{hint}"
-        f"Expected one grid: prepare {case_id} again from files that belong together, or leave it "
-        "out."
-    )
-
-
-def _is_same_affine(first: np.ndarray, second: np.ndarray) -> bool:
-    """Compare two affines at the scale of their voxels, which may be nanometres or centimetres."""
-    voxel = np.linalg.norm(first[:3, :3], axis=0)
-    axes = np.abs(first[:3, :3] - second[:3, :3]) <= AXIS_TOLERANCE * voxel
-    room = ORIGIN_TOLERANCE * voxel.min() + FLOAT32_TOLERANCE * np.abs(first[:3, 3]).max()
-    return bool(axes.all() and (np.abs(first[:3, 3] - second[:3, 3]) <= room).all())
-
-
-def _describe(grid: Volume | Grid) -> str:
-    spacing = ", ".join(f"{s:.6g}" for s in grid.spacing_zyx)
-    return f"shape (D, H, W) {tuple(grid.shape)}, spacing_zyx ({spacing}) mm"
 
 
 @contextmanager

@@ -18,8 +18,9 @@ import numpy as np
 
 from utils.cases.label_table import LabelTable
 from utils.errors import InputError
-from utils.files.nifti import Grid, read_nifti, require_same_grid
+from utils.files.nifti import read_nifti
 from utils.files.npz_archive import MAX_VOXELS
+from utils.volumes.grid import Grid, require_same_grid
 from utils.volumes.labels import as_label
 
 IMAGES, LABELS, SUFFIX = "imagesTr", "labelsTr", ".nii.gz"
@@ -42,7 +43,7 @@ class Kind(str, Enum):
 
 
 @dataclass(frozen=True, order=True)
-class Finding:
+class TreeFault:
     """One thing that is wrong with a file or folder of the tree."""
 
     kind: Kind
@@ -60,7 +61,7 @@ class CaseReport:
     images: dict[str, bytes | None] = field(default_factory=dict)  # organ -> digest, when read
     labels: dict[str, bytes | None] = field(default_factory=dict)  # organ -> digest, None if empty
     image_files: set[object] = field(default_factory=set)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[TreeFault] = field(default_factory=list)
     instance_labels: int = 0
     voxels: int = 0
 
@@ -71,7 +72,7 @@ class CaseReport:
     def add(self, kind: Kind, path: Path, message: object) -> None:
         """Add a finding; its message becomes one line, with paths relative to the tree."""
         text = str(message).removeprefix(f"{path}: ").replace(f" {self.tree}{os.sep}", " ")
-        self.findings.append(Finding(kind, path, " ".join(text.split())))
+        self.findings.append(TreeFault(kind, path, " ".join(text.split())))
 
     @contextmanager
     def noting(self, kind: Kind, path: Path) -> Iterator[None]:
@@ -83,11 +84,11 @@ class CaseReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class TreeReport:
     """All findings in a tree, by kind and path, and how much was read."""
 
     tree: Path
-    findings: list[Finding]
+    findings: list[TreeFault]
     totals: dict[str, int]
 
     @property
@@ -110,7 +111,7 @@ def check_tree(
     table: LabelTable | None,
     run: Callable[..., Iterable],
     max_voxels: int = MAX_VOXELS,
-) -> Report:
+) -> TreeReport:
     """Read a whole tree and report what is wrong in it.
 
     ``table`` says which data sets number instances; those that it lacks do where they are uint16.
@@ -128,10 +129,10 @@ def check_tree(
     cases = sorted(run(partial(check_case, instances=instances, max_voxels=max_voxels), cases))
     _add_duplicates(cases)
     findings += [finding for case in cases for finding in case.findings]
-    return Report(tree, sorted(findings), _totals(cases))
+    return TreeReport(tree, sorted(findings), _totals(cases))
 
 
-def find_pairs(tree: Path) -> tuple[list[CaseReport], list[Finding]]:
+def find_pairs(tree: Path) -> tuple[list[CaseReport], list[TreeFault]]:
     """List the cases of a tree, sorted and not yet read, and what lies in it out of place."""
     cases, findings = {}, []
     for path in _files(tree, ORGAN, tree, findings):
@@ -141,24 +142,24 @@ def find_pairs(tree: Path) -> tuple[list[CaseReport], list[Finding]]:
     return sorted(cases.values()), findings
 
 
-def _files(folder: Path, depth: int, tree: Path, findings: list[Finding]) -> list[Path]:
+def _files(folder: Path, depth: int, tree: Path, findings: list[TreeFault]) -> list[Path]:
     """List the case files below a folder whose entries are at ``depth``; note what is stray."""
     files, known = [], len(findings)
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        findings.append(Finding(Kind.UNREADABLE, folder, f"cannot be listed: {error.strerror}"))
+        findings.append(TreeFault(Kind.UNREADABLE, folder, f"cannot be listed: {error.strerror}"))
         return []
     for entry in entries:
         path = folder / entry.name
         if depth == ORGAN and BESIDE_ORGANS.match(entry.name):
             continue
         if message := _why_stray(path, entry, depth, tree):
-            findings.append(Finding(Kind.STRAY, path, message))
+            findings.append(TreeFault(Kind.STRAY, path, message))
         else:
             files += [path] if depth == FILE else _files(path, depth + 1, tree, findings)
     if depth in (DATASET, FOLDER) and not files and len(findings) == known:
-        findings.append(Finding(Kind.STRAY, folder, "holds no file: remove the folder"))
+        findings.append(TreeFault(Kind.STRAY, folder, "holds no file: remove the folder"))
     return files
 
 

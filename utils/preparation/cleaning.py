@@ -57,7 +57,7 @@ class CleaningRule:
         return asdict(self)
 
 
-def add_cleaning_flags(parser: argparse.ArgumentParser) -> None:
+def add_cleaning_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags behind `CleaningRule`."""
     cleaning = parser.add_argument_group("cleaning of labels")
     cleaning.add_argument(
@@ -82,7 +82,7 @@ def add_cleaning_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def cleaning_rule(args: argparse.Namespace) -> CleaningRule:
-    """Collect the flags of `add_cleaning_flags`."""
+    """Collect the flags of `add_cleaning_arguments`."""
     return CleaningRule(args.min_volume_mm3, args.min_side_mm, args.keep_components)
 
 

@@ -23,14 +23,14 @@ class Role(Enum):
 
 
 @dataclass
-class Findings:
+class FoundFiles:
     """What a search for files found."""
 
     files: dict[str, list[Path]] = field(default_factory=dict)  # case id -> its files, sorted
     problems: list[str] = field(default_factory=list)  # what could not be looked at
 
 
-def find_files(folder: Path, suffix: str, expected: str) -> Findings:
+def find_files(folder: Path, suffix: str, expected: str) -> FoundFiles:
     """Find all files with a suffix in and below ``folder``; links to folders are followed.
 
     A folder that is reached twice, by a loop of links for one, is looked at once. What begins with
@@ -40,7 +40,7 @@ def find_files(folder: Path, suffix: str, expected: str) -> Findings:
         InputError: no such folder, or no such file in it.
     """
     require_folder(folder, expected)
-    findings, visited = Findings(), set()
+    findings, visited = FoundFiles(), set()
     for path in walk(folder, visited, findings.problems):
         if path.name.endswith(suffix):
             case_id = case_id_of(path, suffix)
@@ -60,7 +60,7 @@ def find_files(folder: Path, suffix: str, expected: str) -> Findings:
     return findings
 
 
-def find_npz(folder: Path) -> Findings:
+def find_npz(folder: Path) -> FoundFiles:
     """Find all challenge files in and below ``folder``, see `find_files`."""
     return find_files(folder, ".npz", "a folder of challenge NPZ files")
 

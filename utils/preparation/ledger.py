@@ -30,7 +30,7 @@ from isal import isal_zlib
 from utils.errors import InputError
 from utils.files.atomic import WriteError, atomic_path
 from utils.files.safe_read import open_regular, reading
-from utils.preparation.records import BEGUN, DONE, FAILED, Found, Record, table_of
+from utils.preparation.records import BEGUN, DONE, FAILED, CaseFacts, Record, table_of
 
 RECORDS = ".records"
 CLOCK_MARGIN_NS = 2 * 10**9  # file systems' clocks run coarsely, and servers' a little apart
@@ -38,7 +38,7 @@ BLOCK = 2**20
 
 
 @dataclass(frozen=True)
-class Job:
+class CaseJob:
     """A case to work on."""
 
     case_id: str  # unique in the step
@@ -85,7 +85,7 @@ class Ledger:
         inner = record.sources.values() if isinstance(record.sources, dict) else [None]
         return record if all(isinstance(table, dict) for table in (*tables, *inner)) else None
 
-    def is_current(self, job: Job) -> bool:
+    def is_current(self, job: CaseJob) -> bool:
         """Tell from the records and the files' sizes and times whether a case is done."""
         record = self.read(job.case_id)
         if record is None or not self.matches(record, job) or not self.outputs_there(record):
@@ -106,7 +106,7 @@ class Ledger:
             return False
         return True
 
-    def open(self, job: Job) -> "Entry":
+    def open(self, job: CaseJob) -> "Entry":
         """Hash the sources of a case that is not current and return its entry."""
         began = time.time_ns() - CLOCK_MARGIN_NS
         sources = {}
@@ -122,7 +122,7 @@ class Ledger:
             temporary.write_text(content + "\n", "ascii")
             os.utime(temporary, ns=(began_ns, began_ns))
 
-    def fail(self, job: Job, message: str, entry: "Entry | None" = None) -> None:
+    def fail(self, job: CaseJob, message: str, entry: "Entry | None" = None) -> None:
         """Record that a case failed.
 
         Outputs that an earlier content of its sources gave are removed, so that nothing stands
@@ -194,7 +194,7 @@ class Ledger:
         """Return where the record of a case is."""
         return self.records / f"{case_id}.json"
 
-    def matches(self, record: Record, job: Job) -> bool:
+    def matches(self, record: Record, job: CaseJob) -> bool:
         """Tell whether a record is of the job as it is now, but for the content of its files."""
         return (
             record.outcome == DONE
@@ -226,7 +226,9 @@ class Ledger:
 class Entry:
     """One case while it is worked on."""
 
-    def __init__(self, ledger: Ledger, job: Job, sources: dict[str, dict], began_ns: int) -> None:
+    def __init__(
+        self, ledger: Ledger, job: CaseJob, sources: dict[str, dict], began_ns: int
+    ) -> None:
         self.ledger, self.job, self.sources, self._began = ledger, job, sources, began_ns
         self._old = ledger.read(job.case_id)
         self._claimed: list[str] = []
@@ -266,7 +268,7 @@ class Entry:
         """Take back a claim: the file is not going to be written."""
         self._claimed.remove(output.relative_to(self.ledger.folder).as_posix())
 
-    def finish(self, found: Found) -> None:
+    def finish(self, found: CaseFacts) -> None:
         """Record that the case is done, and remove outputs that it no longer has."""
         states: dict[tuple[int, int], list[int]] = {}  # hard links are read once
         outputs = {}

@@ -28,15 +28,15 @@ from utils.files.atomic import TEMPORARY, WriteError, atomic_path, is_abandoned
 from utils.files.disk_space import free_space, readable, require_space
 from utils.files.npz_archive import MAX_VOXELS
 from utils.preparation.find_files import walk
-from utils.preparation.ledger import Entry, Job, Ledger
-from utils.preparation.records import Found, shortened
+from utils.preparation.ledger import CaseJob, Entry, Ledger
+from utils.preparation.records import CaseFacts, shortened
 from utils.run.executor import cpu_count, run_all
 
 Item = TypeVar("Item")
 
 
 @dataclass
-class Summary:
+class PrepareSummary:
     """How many cases ended how; its text is the last line of a script."""
 
     done: int = 0
@@ -69,28 +69,28 @@ class Step:
 
     title: str
     ledger: Ledger
-    work: Callable[[Job, Entry], Found]
-    space: Callable[[Job], int]
+    work: Callable[[CaseJob, Entry], CaseFacts]
+    space: Callable[[CaseJob], int]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How one job ended."""
 
-    job: Job
+    job: CaseJob
     kind: str  # "done", "skipped", "failed" or "unwritable"
     message: str = ""
     notes: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
 
 
-def plan_job(plan: Callable[..., Job], case_id: str, *args: object) -> Job:
+def plan_job(plan: Callable[..., CaseJob], case_id: str, *args: object) -> CaseJob:
     """Return ``plan(case_id, files, ...)``, or a job with the problem that planning found."""
     try:
         return plan(case_id, *args)
     except InputError as error:
         files = args[0] if isinstance(args[0], list) else [args[0]]
-        return Job(case_id, "", {"file": files[0]}, problem=str(error))
+        return CaseJob(case_id, "", {"file": files[0]}, problem=str(error))
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -108,7 +108,7 @@ def link_to_first(outputs: Sequence[Path]) -> None:
         link_or_copy(outputs[0], output)
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
+def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how, not what: they do not change the outputs."""
     group = parser.add_argument_group("how to run")
     group.add_argument(
@@ -158,25 +158,25 @@ def progress(items: Iterable[Item] | None = None, **options: object) -> "tqdm[It
 
 def prepare(
     step: Step,
-    jobs: Iterable[Job],
+    jobs: Iterable[CaseJob],
     problems: Sequence[str],
     args: argparse.Namespace,
     *,
     left: Iterable[str] = (),
     prune: bool | None = None,
-) -> Summary:
+) -> PrepareSummary:
     """Do what is due of ``jobs``; show progress, list failures as they happen.
 
     Args:
         step: what to do with a job.
         jobs: all cases, of all shards.
         problems: what could not even become a job.
-        args: the flags of `add_run_flags`.
+        args: the flags of `add_preparation_arguments`.
         left: ids of cases that are there and left as they are; counted as skipped.
         prune: remove outputs of cases that are no longer among the jobs (default: ``--prune``).
 
     Returns:
-        The `Summary`. With ``--dry-run`` nothing is written, and it holds the plan.
+        The `PrepareSummary`. With ``--dry-run`` nothing is written, and it holds the plan.
 
     Raises:
         WriteError: an output cannot be written; cases not yet begun are left.
@@ -185,7 +185,7 @@ def prepare(
     if args.workers < 1:
         raise InputError(f"--workers is {args.workers}. Expected 1 or more: give a number.")
     jobs = list(jobs)
-    summary = Summary()
+    summary = PrepareSummary()
     for problem in problems:
         _report_failure(summary, problem)
     mine = [job for job in jobs if in_shard(job.case_id, args.shard)]
@@ -236,7 +236,7 @@ def _see_to_orphans(step: Step, known: list[str], args: argparse.Namespace, prun
         _remove_empty_folders(step.ledger.folder, removed)
 
 
-def _run(step: Step, due: list[Job], summary: Summary, args: argparse.Namespace) -> None:
+def _run(step: Step, due: list[CaseJob], summary: PrepareSummary, args: argparse.Namespace) -> None:
     sizes = {job.case_id: _bytes_of(job) for job in due}
     workers = max(1, min(args.workers, len(due)))
     outcomes = run_all(partial(_do, step), due, workers=workers, scheduler=args.dask_scheduler)
@@ -271,7 +271,7 @@ def _remove_empty_folders(root: Path, removed: Iterable[str]) -> None:
                 folder.rmdir()
 
 
-def _do(step: Step, job: Job) -> Outcome:
+def _do(step: Step, job: CaseJob) -> Outcome:
     """Work on one job, in whichever process; nothing is raised but by our own defects."""
     entry = None
     try:
@@ -299,7 +299,7 @@ def _do(step: Step, job: Job) -> Outcome:
     return Outcome(job, "failed", message, removed=tuple(entry.removed) if entry else ())
 
 
-def _report_failure(summary: Summary, message: str) -> None:
+def _report_failure(summary: PrepareSummary, message: str) -> None:
     summary.failures.append(message)
     _say(f"FAILED {message}")
 
@@ -312,7 +312,7 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def _plan(step: Step, due: list[Job], summary: Summary, need: int) -> str:
+def _plan(step: Step, due: list[CaseJob], summary: PrepareSummary, need: int) -> str:
     blocked = [job for job in due if job.problem]
     for job in blocked:
         _report_failure(summary, job.problem)
@@ -341,7 +341,7 @@ def _sweep(ledger: Ledger, case_ids: set[str]) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _bytes_of(job: Job) -> int:
+def _bytes_of(job: CaseJob) -> int:
     sizes = 0
     for path in job.sources.values():
         try:

@@ -44,24 +44,24 @@ import numpy as np
 
 from utils.cases.label_table import organ_slug
 from utils.errors import InputError, exit_on_input_error
-from utils.files.nifti import (
-    Grid,
-    Volume,
-    read_nifti,
-    read_nifti_grid,
-    require_same_grid,
-    write_nifti,
-)
+from utils.files.nifti import read_nifti, read_nifti_grid, write_nifti
 from utils.preparation.cleaning import (
     CleaningRule,
-    add_cleaning_flags,
+    add_cleaning_arguments,
     clean_instances,
     clean_mask,
     cleaning_rule,
 )
-from utils.preparation.find_files import Findings
-from utils.preparation.ledger import Entry, Job, Ledger
-from utils.preparation.loop import Step, Summary, add_run_flags, link_to_first, plan_job, prepare
+from utils.preparation.find_files import FoundFiles
+from utils.preparation.ledger import CaseJob, Entry, Ledger
+from utils.preparation.loop import (
+    PrepareSummary,
+    Step,
+    add_preparation_arguments,
+    link_to_first,
+    plan_job,
+    prepare,
+)
 from utils.preparation.nnunet_dataset import (
     CHANNEL,
     IMAGE,
@@ -73,8 +73,9 @@ from utils.preparation.nnunet_dataset import (
     read_description,
     require_folder_name,
 )
-from utils.preparation.records import Found
+from utils.preparation.records import CaseFacts
 from utils.preparation.resampling import Resampling
+from utils.volumes.grid import Grid, Volume, require_same_grid
 from utils.volumes.labels import as_label, count_values
 
 LABEL = "label"  # role of a case's label among its sources, see `IMAGE`
@@ -98,8 +99,8 @@ class Source:
     """A data set to prepare."""
 
     name: str
-    labels: Findings  # case -> its files
-    images: Findings  # case, with its channel's number where there are channels -> its files
+    labels: FoundFiles  # case -> its files
+    images: FoundFiles  # case, with its channel's number where there are channels -> its files
     recipe: Recipe
 
 
@@ -141,12 +142,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=Path("data/medical_preprocessed"),
         help="output folder (%(default)s)",
     )
-    add_cleaning_flags(parser)
-    add_run_flags(parser)
+    add_cleaning_arguments(parser)
+    add_preparation_arguments(parser)
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> Summary:
+def run(args: argparse.Namespace) -> PrepareSummary:
     """Write labels and images of all data sets; return how many cases ended how."""
     sources = find_sources(args)
     _require_outside(args)
@@ -260,7 +261,7 @@ def cases_with_image(source: Source) -> set[str]:
     return {CHANNEL.sub("", name) for name in source.images.files}
 
 
-def plan_case(key: str, files: list[Path], source: Source) -> Job:
+def plan_case(key: str, files: list[Path], source: Source) -> CaseJob:
     """Find the images of a case."""
     case_id = key.split("/")[1]
     sources = {LABEL: only_file(files)}
@@ -272,10 +273,10 @@ def plan_case(key: str, files: list[Path], source: Source) -> Job:
                 "folder of images: add it, or take the label away."
             )
         sources[role] = only_file(source.images.files[name])
-    return Job(key, source.name, sources, settings=asdict(source.recipe))
+    return CaseJob(key, source.name, sources, settings=asdict(source.recipe))
 
 
-def space_of(job: Job, *, max_voxels: int) -> int:
+def space_of(job: CaseJob, *, max_voxels: int) -> int:
     """Return about how many bytes the outputs of a case take, at most."""
     if job.problem:
         return 0
@@ -295,7 +296,7 @@ def space_of(job: Job, *, max_voxels: int) -> int:
     return size + len(job.settings["classes"]) * (voxels // 1000 + 2**12)
 
 
-def prepare_case(job: Job, entry: Entry, *, out: Path, max_voxels: int) -> Found:
+def prepare_case(job: CaseJob, entry: Entry, *, out: Path, max_voxels: int) -> CaseFacts:
     """Write labels and images of a case, once all of it is read and fits together."""
     recipe = Recipe(**job.settings)
     label, images = read_sources(job, recipe, max_voxels)
@@ -331,10 +332,10 @@ def prepare_case(job: Job, entry: Entry, *, out: Path, max_voxels: int) -> Found
         outputs = places("imagesTr", sizes, [dataset])
         _write_once(outputs, resampling.apply(image.array, order=1), affine)
     z, y, x = grid.spacing_zyx
-    return Found(grid.shape, (x, y, z), sizes, tuple(notes))
+    return CaseFacts(grid.shape, (x, y, z), sizes, tuple(notes))
 
 
-def read_sources(job: Job, recipe: Recipe, max_voxels: int) -> tuple[Volume, dict[str, Volume]]:
+def read_sources(job: CaseJob, recipe: Recipe, max_voxels: int) -> tuple[Volume, dict[str, Volume]]:
     """Read the label of a case and, for each data set, its image; they must be on one grid."""
     path = job.sources[LABEL]
     label, images = read_nifti(path, max_voxels), {}
@@ -370,7 +371,7 @@ def _write_once(places: list[Path], array: np.ndarray, affine: np.ndarray) -> No
     link_to_first(places)
 
 
-def _require_known(job: Job, recipe: Recipe, counts: dict[int, int]) -> None:
+def _require_known(job: CaseJob, recipe: Recipe, counts: dict[int, int]) -> None:
     known = {value for values in recipe.classes.values() for value in values}
     unknown = sorted(counts.keys() - known - set(recipe.ignored))
     if unknown and not recipe.instances:
@@ -381,7 +382,7 @@ def _require_known(job: Job, recipe: Recipe, counts: dict[int, int]) -> None:
         )
 
 
-def _require_size(job: Job, grid: Grid, max_voxels: int) -> None:
+def _require_size(job: CaseJob, grid: Grid, max_voxels: int) -> None:
     voxels = math.prod(grid.shape)
     if voxels > max_voxels:
         raise InputError(

@@ -7,19 +7,18 @@ that flags name ("1=liver"): no name may be a path, and no two may end in one fo
 Whatever is wrong raises `InputError` with the file or flag in front.
 """
 
-import json
 import os
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from utils.cases.label_table import MAX_SLUG_BYTES, organ_slug
 from utils.errors import InputError
 from utils.files.safe_read import open_regular, reading
-from utils.preparation.find_files import Findings, find_files
+from utils.files.strict_json import RepeatedKeyError, parse_json
+from utils.preparation.find_files import FoundFiles, find_files
 from utils.volumes.labels import MAX_LABEL
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -43,7 +42,13 @@ def read_description(path: Path) -> Description:
         InputError: it is not there, no JSON, or does not say what it must.
     """
     with reading(path, "the JSON description of an nnU-Net data set"), open_regular(path) as file:
-        content = json.load(file, object_pairs_hook=partial(_without_repeats, path))
+        try:
+            content = parse_json(file.read())
+        except RepeatedKeyError as error:
+            twice = error.keys[0]
+            raise _malformed(
+                path, f"has {twice!r:.60} twice in one object", "one entry each"
+            ) from error
     if not isinstance(content, dict):
         raise _malformed(path, f"holds {content!r:.60}", "an object with channels and labels")
     channels = content.get("channel_names", content.get("modality"))
@@ -169,7 +174,7 @@ def require_folder_name(name: str, what: str) -> None:
         )
 
 
-def find_nifti(folder: Path) -> Findings:
+def find_nifti(folder: Path) -> FoundFiles:
     """Find NIfTI files in and below a folder, by their names without ``.nii`` or ``.nii.gz``."""
     found = find_files(folder, "", "a folder of NIfTI files")
     files: dict[str, list[Path]] = {}
@@ -182,7 +187,7 @@ def find_nifti(folder: Path) -> Findings:
             f"{folder}: holds no .nii.gz or .nii file, subfolders included. Expected NIfTI: check "
             "the path, or convert the files."
         )
-    return Findings(dict(sorted(files.items())), found.problems)
+    return FoundFiles(dict(sorted(files.items())), found.problems)
 
 
 def only_file(paths: list[Path]) -> Path:
@@ -218,14 +223,6 @@ def _require_harmless(where: Path | str, name: object) -> None:
         raise _malformed(
             where, f"has the name {name!r:.60}", "printable text that is no path, without .."
         )
-
-
-def _without_repeats(path: Path, pairs: list[tuple[str, object]]) -> dict[str, object]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _malformed(path, f"has {twice!r:.60} twice in one object", "one entry each")
-    return dict(pairs)
 
 
 def _malformed(where: Path | str, found: str, expected: str) -> InputError:

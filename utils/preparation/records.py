@@ -13,7 +13,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Found:
+class CaseFacts:
     """What a step found in a case; goes into its record."""
 
     shape: tuple[int, int, int] | None = None  # (D, H, W)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from utils.files.nifti import Grid, Volume
+from utils.volumes.grid import Grid, Volume
 
 SAME_SPACING = 1e-5  # relative: headers hold seven digits
 

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.files.atomic import WriteError, atomic_path, remove_abandoned
-from utils.volumes.crops import Crop, cut_at, grid_on_target, holds_hounsfield
+from utils.volumes.crops import Crop, cut_at, grid_on_target
 from utils.volumes.geometry import CropGrid, CropRule, canonical_axes, spacing_zyx
+from utils.volumes.intensity import holds_hounsfield
 from utils.volumes.labels import ALL_USEFUL, InstanceRule
 
 INDEX = "index.json"

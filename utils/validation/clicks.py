@@ -15,12 +15,12 @@ from torch import Tensor
 
 from segment_anything import CropPredictor, Engine, Interaction, Sam3D
 from utils.cases.prepared import Case, read_case, targets_of
-from utils.files.nifti import Volume
 from utils.prompts.click_method import challenge_click, mended_share
 from utils.results.ball import ball_dsc_curve
 from utils.results.metrics import dsc, interaction_auc, nsd
 from utils.volumes.crops import Crop, cut
 from utils.volumes.geometry import CropRule
+from utils.volumes.grid import Volume
 from utils.volumes.labels import InstanceRule
 
 #: Radii of the ball that every network must beat, in mm.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.volumes.geometry import CropGrid, CropRule, Triple, bounding_box_centre
+from utils.volumes.intensity import holds_hounsfield
 
 #: Hounsfield range in which SAM-Med3D was trained.
 HU_RANGE = (-1000, 1000)
@@ -41,14 +42,6 @@ def normalise(image: np.ndarray, covered: tuple[slice, ...] = ()) -> np.ndarray:
     # A constant body has none; dividing padding by next to nothing would overflow float16.
     image /= deviation if deviation > 1e-6 else 1.0
     return image
-
-
-def holds_hounsfield(image: np.ndarray, is_ct: bool) -> bool:
-    """Say whether values are Hounsfield units: CT with negative ones.
-
-    Challenge files hold CT windowed to 0..255.
-    """
-    return bool(is_ct and image.min() < 0)
 
 
 def cut(

@@ -70,8 +70,25 @@ def map_intensity(
     return Mapped(_stretched(volume, low, high), f"{done} ({low:g} to {high:g}) to 0..255")
 
 
+# Two tests of one fact, because the modality is not always known. `holds_hounsfield` is for
+# prepared trees and challenge cases: their names give the modality. `looks_hounsfield` is for the
+# images of predict.py without such a name (NIfTI) or with mapped values. It has only the values,
+# and other modalities may have small negative ones too, so it asks for values far below 0.
+
+
+def holds_hounsfield(image: np.ndarray, is_ct: bool) -> bool:
+    """Tell whether the values of an image of known modality are Hounsfield units.
+
+    They are where CT has negative values: challenge files hold CT windowed to 0..255.
+    """
+    return bool(is_ct and image.min() < 0)
+
+
 def looks_hounsfield(volume: np.ndarray) -> bool:
-    """Say whether values are Hounsfield units: air is far below 0."""
+    """Tell whether the values of an image of unknown modality are Hounsfield units.
+
+    They are where a signed volume reaches below `AIR_BELOW`.
+    """
     return bool(volume.dtype.kind in "if" and volume.min() < AIR_BELOW)
 
 

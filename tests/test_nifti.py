@@ -1,4 +1,4 @@
-"""NPZ and NIfTI in and out: axis order, affine, refusals."""
+"""NIfTI files in and out: axis order, affine, refusals."""
 
 import contextlib
 import gzip
@@ -11,16 +11,13 @@ import SimpleITK as sitk
 from utils.errors import InputError
 from utils.files.atomic import WriteError
 from utils.files.nifti import (
-    Grid,
-    Volume,
     read_nifti,
     read_nifti_grid,
-    require_same_grid,
     write_deflated_nifti,
     write_nifti,
 )
 from utils.files.npz_archive import NpzArchive, member_sizes
-from utils.volumes.geometry import GeometryError, affine_from_spacing
+from utils.volumes.geometry import affine_from_spacing
 
 AFFINE = affine_from_spacing((0.7, 0.9, 5.0))
 
@@ -114,28 +111,6 @@ def test_truncated_nifti_is_refused_by_name(tmp_path, kept):
 def test_missing_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match=r"no\.nii\.gz: no such file"):
         read_nifti(tmp_path / "no.nii.gz")
-
-
-def test_grids_that_differ_by_rounding_are_one_grid(tmp_path):
-    rounded = AFFINE.astype(np.float32).astype(np.float64)
-
-    require_same_grid(Grid((4, 6, 9), rounded), Volume(counting(), AFFINE), tmp_path, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("shape", "spacing_xyz", "found"),
-    [((4, 9, 6), (0.7, 0.9, 5), "(4, 9, 6)"), ((4, 6, 9), (0.7, 0.9, 4), "(4, 0.9, 0.7)")],
-)
-def test_grids_that_differ_are_named_with_shape_and_spacing(tmp_path, shape, spacing_xyz, found):
-    image = Grid(shape, affine_from_spacing(spacing_xyz))
-    paths = tmp_path / "i.npz", tmp_path / "CT_AMOS_1.nii.gz"
-
-    with pytest.raises(GeometryError) as error:
-        require_same_grid(image, Grid((4, 6, 9), AFFINE), *paths)
-
-    assert str(error.value).startswith("CT_AMOS_1: label and image are on different grids.")
-    for part in (*map(str, paths), found, "(4, 6, 9)", "(5, 0.9, 0.7) mm"):
-        assert part in str(error.value)
 
 
 def test_place_that_cannot_be_written_is_named_with_the_free_space(tmp_path):
