@@ -180,7 +180,7 @@ def _draw_clicks(axes: Axes, plane: _Plane, clicks: Sequence[Click], view: _View
 
 
 def _draw_scale_bar(axes: Axes) -> None:
-    """Draw a bar of a round length, about a quarter of the width, into the lower left corner."""
+    """Draw a bar of a round length, about a quarter of the width, in the lower left corner."""
     left, right = axes.get_xlim()
     bottom, top = axes.get_ylim()
     length = max(n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n == 1 or n <= 0.3 * (right - left))
