@@ -21,15 +21,17 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from segment_anything import Sam3D
 from utils.cases.challenge import read_challenge_case
 from utils.errors import exit_on_input_error
 from utils.files.atomic import atomic_path
@@ -41,12 +43,11 @@ from utils.prompts.kinds import BoxPrompt, Click, Prompt
 from utils.results.metrics import CHALLENGE_DSC_FLOOR
 from utils.run.executor import run_all
 from utils.run.flags import positive_int
-from utils.run.network import NetworkFile
-from utils.validation.challenge import evaluate, ranked
+from utils.run.network import open_network
+from utils.validation.challenge import PredictorAnswerer, evaluate, ranked
 from utils.validation.run_challenge import find_challenge_cases
-from utils.validation.worker import PredictorAnswerer, opened
 from utils.volumes.crops import grid_on_target
-from utils.volumes.geometry import CropGrid, Triple, bounding_box_centre
+from utils.volumes.geometry import CropGrid, CropRule, Triple, bounding_box_centre
 
 
 class TruthSession(ImageSession):
@@ -161,10 +162,17 @@ class Job(NamedTuple):
     boxes: bool
 
 
+@lru_cache(maxsize=1)
+def opened(checkpoint: Path) -> tuple[Sam3D, CropRule]:
+    """Open the network once in each process."""
+    torch.set_num_threads(1)
+    return open_network(checkpoint)
+
+
 def score(job: Job) -> tuple[Job, dict]:
     """Run the protocol; return the means over the classes after each step."""
     variant = variants()[job.variant]
-    model, rule = opened(NetworkFile(job.checkpoint), "", threads=1)
+    model, rule = opened(job.checkpoint)
     predictor = Predictor(model, rule, options=variant.options, session=variant.session)
     case = read_challenge_case(job.image_path)
     truth = read_npz(job.label_path, ["gts"])["gts"]

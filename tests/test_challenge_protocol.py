@@ -14,8 +14,7 @@ from utils.prediction.predictor import Predictor
 from utils.prompts.click_method import Click, challenge_click
 from utils.prompts.kinds import BoxPrompt
 from utils.results.metrics import dsc, nsd
-from utils.validation.challenge import evaluate, ranked
-from utils.validation.worker import PredictorAnswerer
+from utils.validation.challenge import PredictorAnswerer, evaluate, ranked
 
 ROOT = Path(__file__).parent.parent
 SPACING_XYZ = (1.0, 1.2, 2.0)

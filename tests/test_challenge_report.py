@@ -13,8 +13,8 @@ from utils.errors import InputError
 from utils.prompts.kinds import Click
 from utils.results.figures import png_bytes
 from utils.results.overlays import overlay_figure
-from utils.validation.curves import Overlay, score_figure
-from utils.validation.report import step_times, worst_cases, write_report
+from utils.validation.protocol import Overlay
+from utils.validation.report import score_figure, step_times, worst_cases, write_report
 from utils.validation.scores import CaseScore
 
 #: Elements that have no end.

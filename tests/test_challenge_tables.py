@@ -8,12 +8,10 @@ from score_helpers import row, target
 from utils.errors import InputError
 from utils.validation.scores import CaseScore
 from utils.validation.tables import (
-    anatomy_table,
     challenge_rows,
     grouped,
-    overall_table,
     target_rows,
-    write_tables,
+    write_challenge_tables,
 )
 
 #: With a box, two targets; without, one; without, one, over the time limit.
@@ -120,7 +118,7 @@ def test_an_organ_named_like_a_group_is_sorted_among_organs():
 
 
 def test_overall_table_tells_boxes_from_points():
-    assert overall_table({"tiny": SCORES}, "128³").splitlines() == [
+    assert markdown(overall_rows({"tiny": SCORES}, "128³")).splitlines() == [
         "| Model | Prompt | Cases | Resolution | Inference time (s per case and step) "
         "| Dice (%) | NSD (%) |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -133,25 +131,25 @@ def test_overall_table_tells_boxes_from_points():
 
 
 def test_anatomy_table_has_a_column_a_group_and_splits_lesions_where_it_can():
-    lines = anatomy_table({"a|b": SCORES[1:2]}).splitlines()
+    lines = markdown(anatomy_rows({"a|b": SCORES[1:2]})).splitlines()
     assert lines[0] == (
         "| Model | Prompt | abdomen and thorax | bone | brain | cardiac | gland | muscle "
         "| lesion | other |"
     )
     assert lines[-1] == r"| a\|b | 2 points | - | - | - | - | - | - | 50.00 | - |"
-    lines = anatomy_table({"a": SCORES[1:2]}, {"liver/CT_AMOS"}).splitlines()
+    lines = markdown(anatomy_rows({"a": SCORES[1:2]}, {"liver/CT_AMOS"})).splitlines()
     assert "| muscle | seen lesion | unseen lesion | other |" in lines[0]
     assert lines[-1] == "| a | 2 points | - | - | - | - | - | - | - | 50.00 | - |"
 
 
 def test_one_click_is_named_once():
     content = row("a", target(dsc=(0.5, 0.6), nsd=(0, 0), nsd_official=(0, 0)), seconds=(1.0, 2.0))
-    table = overall_table({"tiny": [CaseScore.from_dict(content)]}, "128³")
+    table = markdown(overall_rows({"tiny": [CaseScore.from_dict(content)]}, "128³"))
     assert [line.split(" | ")[1] for line in table.splitlines()[2:]] == ["box", "box + 1 point"]
 
 
 def test_files_hold_the_tables(tmp_path):
-    write_tables(SCORES, tmp_path)
+    write_challenge_tables(SCORES, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "challenge.csv",
         "groups.csv",

@@ -15,7 +15,8 @@ from segment_anything import student_payload
 from utils.cases.phantoms import boxes_of
 from utils.errors import InputError
 from utils.results.metrics import dsc
-from utils.validation.run_challenge import find_challenge_cases, print_challenge
+from utils.validation.arguments import show
+from utils.validation.run_challenge import find_challenge_cases
 
 CLASSES = {"CT_A": {"1": ["Liver"], "4": ["Spleen"], "instance_label": 0}}
 
@@ -54,7 +55,7 @@ def rows(path: Path) -> list[dict]:
 
 def test_it_leaves_tables_predictions_and_a_report(flags, tmp_path, capsys):
     summary = run(validation_student, flags)
-    assert print_challenge(summary) == 0
+    assert show(summary) == 0
     out = tmp_path / "out"
     names = {"challenge.csv", "targets.csv", "groups.csv", "report.html", "args.json"}
     assert names <= {path.name for path in out.iterdir()}
@@ -128,7 +129,7 @@ def test_a_damaged_case_is_named_and_the_rest_goes_on(flags, tmp_path, capsys):
     (tmp_path / "npz" / "CT_A_1.npz").write_bytes(b"PK\x03\x04 no archive")
     summary = run(validation_student, flags)
     assert [score.case for score in summary.scores] == ["CT_A_0", "CT_A_2"]
-    assert print_challenge(summary) == 1
+    assert show(summary) == 1
     assert "CT_A_1" in capsys.readouterr().err
 
 

@@ -5,8 +5,9 @@ from small import RULE, ball, small_sam, write_prepared
 
 from utils.cases.prepared import find_cases
 from utils.files.nifti import read_nifti, write_nifti
+from utils.results.ball import BALL_RADII_MM
 from utils.results.metrics import dsc
-from utils.validation.clicks import BALL_RADII_MM, Evaluator
+from utils.validation.clicks import Evaluator
 from utils.volumes.geometry import CropRule
 
 CPU = {"device": torch.device("cpu"), "precision": torch.float32}
@@ -43,16 +44,16 @@ def test_a_perfect_network_scores_nearly_one_on_the_volumes_own_grid(case):
     oracle = Oracle(small_sam(), lambda image: image > image.median() + 0.5)
     rule = CropRule(size=32, spacing_mm=0.6)
     result = Evaluator(oracle, rule, num_clicks=3, **CPU).run_case(case)
-    target = result.targets[0]
-    assert target.dsc[0] > 0.9
-    assert len(target.dsc) == len(target.nsd) == 3
+    target = result.score.targets[0]
+    assert target.dsc[1] > 0.9
+    assert len(target.dsc) == len(target.nsd) == 1 + 3
     assert result.prediction.shape == read_nifti(case.image_path).array.shape
     assert dsc(ball(centre=(9, 12, 15)), result.prediction > 0) == pytest.approx(target.dsc[-1])
 
 
 def test_the_first_click_is_the_middle_of_the_target(case):
-    result = Evaluator(small_sam(), RULE, num_clicks=1, **CPU).run_case(case).targets[0]
-    (click, is_foreground) = result.clicks[0]
+    result = Evaluator(small_sam(), RULE, num_clicks=1, **CPU).run_case(case).score.targets[0]
+    *click, is_foreground = result.clicks[0]
     assert is_foreground
     np.testing.assert_allclose(click, (9, 12, 15), atol=1)
     assert result.coverage == 1.0
@@ -63,18 +64,18 @@ def test_the_first_click_is_the_middle_of_the_target(case):
 def test_truth_outside_the_cube_counts_as_missed(case):
     oracle = Oracle(small_sam(), lambda image: torch.ones_like(image))
     rule = CropRule(size=32, spacing_mm=0.25)  # a cube of 8 mm about a ball of 12 mm
-    result = Evaluator(oracle, rule, num_clicks=2, **CPU).run_case(case).targets[0]
+    result = Evaluator(oracle, rule, num_clicks=2, **CPU).run_case(case).score.targets[0]
     assert result.coverage < 0.7
-    assert result.dsc[0] < 0.85
+    assert result.dsc[1] < 0.85
     # No error is left that a click inside the cube could reach.
     assert len(result.clicks) == 1
-    assert result.dsc[1] == result.dsc[0]
+    assert result.dsc[2] == result.dsc[1]
 
 
 def test_the_ball_of_the_targets_radius_is_the_best_for_a_ball(case):
-    result = Evaluator(small_sam(), RULE, num_clicks=1, **CPU).run_case(case).targets[0]
+    result = Evaluator(small_sam(), RULE, num_clicks=1, **CPU).run_case(case).score.targets[0]
     assert BALL_RADII_MM[np.argmax(result.ball_dsc)] == pytest.approx(6.6, abs=0.7)
-    assert result.ball_dsc.max() > 0.85
+    assert max(result.ball_dsc) > 0.85
 
 
 def test_instances_are_scored_apart_and_written_together(tmp_path):
@@ -84,5 +85,5 @@ def test_instances_are_scored_apart_and_written_together(tmp_path):
     label[ball(centre=(6, 7, 8), radius=4)], label[ball(centre=(13, 16, 19), radius=4)] = 3, 500
     write_nifti(path, label, read_nifti(path).affine)
     result = Evaluator(small_sam(), RULE, num_clicks=1, **CPU).run_case(find_cases([folder])[0])
-    assert [t.sample_id[-4:] for t in result.targets] == ["_0#3", "#500"]
+    assert [t.name[-4:] for t in result.score.targets] == ["_0#3", "#500"]
     assert set(np.unique(result.prediction)) <= {0, 3, 500}

@@ -9,6 +9,9 @@ import numpy as np
 
 from utils.errors import InputError
 
+#: Radii that validation tries, in mm.
+BALL_RADII_MM = np.arange(1.0, 101.0)
+
 
 def ball_dsc_curve(
     gt_mask: np.ndarray,

@@ -13,13 +13,12 @@ another machine: nothing needs the NIfTI files again.
 import glob
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
@@ -27,10 +26,15 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.files.atomic import WriteError, atomic_path, remove_abandoned
+from utils.files.stamp import stamp
+from utils.run.executor import cpu_count, run_all
 from utils.volumes.crops import Crop, cut_at, grid_on_target
 from utils.volumes.geometry import CropGrid, CropRule, canonical_axes, spacing_zyx
 from utils.volumes.intensity import holds_hounsfield
 from utils.volumes.labels import ALL_USEFUL, InstanceRule
+
+if TYPE_CHECKING:
+    from utils.cases.prepared import Case
 
 INDEX = "index.json"
 IMAGES = "images"
@@ -166,17 +170,18 @@ def build_cache(
 
     Raises:
         WriteError: the disk is full, or the folder does not let us write.
+        WorkerDiedError: a worker process was killed; finished cases are kept.
     """
     from utils.cases.prepared import find_cases  # nibabel is needed only where NIfTI is read
 
     cases = find_cases(folders)
     samples, failures = [], []
     work = partial(_lay_down, out_dir=out_dir, instances=instances)
-    with ProcessPoolExecutor(max_workers=workers or os.cpu_count()) as pool:
-        done = pool.map(work, cases, chunksize=4)
-        for made, failure in tqdm(done, total=len(cases), desc="crops", unit="case"):
-            samples += made
-            failures += [failure] if failure else []
+    done = run_all(work, enumerate(cases), workers=workers or cpu_count())
+    done = tqdm(done, total=len(cases), desc="crops", unit="case")
+    for _, made, failure in sorted(done, key=lambda result: result[0]):
+        samples += made
+        failures += [failure] if failure else []
     remove_abandoned(out_dir)
     if not samples:
         raise InputError("no target could be read:\n" + "\n".join(failures[:5]))
@@ -185,10 +190,13 @@ def build_cache(
     return CropIndex(out_dir, samples, failures)
 
 
-def _lay_down(case, *, out_dir: Path, instances: InstanceRule) -> tuple[list[dict], str]:
-    """Lay down all targets of one case; return their index rows, or a failure message."""
+def _lay_down(
+    numbered: tuple[int, "Case"], *, out_dir: Path, instances: InstanceRule
+) -> tuple[int, list[dict], str]:
+    """Cache all targets of one case; return its number, index rows, and what went wrong if any."""
     from utils.cases.prepared import read_case
 
+    number, case = numbered
     try:
         if not case.image_path.exists():
             read_case(case)  # says what is missing
@@ -197,14 +205,15 @@ def _lay_down(case, *, out_dir: Path, instances: InstanceRule) -> tuple[list[dic
             "case": case.sample_id,
             "organ": case.organ,
             "dataset": case.dataset,
-            "sources": [_stamp(case.image_path), _stamp(case.label_path)],
+            "sources": [stamp(case.image_path), stamp(case.label_path)],
             "instances": asdict(instances),
         }
-        return _finished(out_dir, case.sample_id, origin) or _write_case(case, out_dir, origin), ""
+        rows = _finished(out_dir, case.sample_id, origin) or _write_case(case, out_dir, origin)
+        return number, rows, ""
     except WriteError:
         raise
     except InputError as error:
-        return [], f"{case.sample_id}: {error}"
+        return number, [], f"{case.sample_id}: {error}"
 
 
 def _write_case(case, out_dir: Path, origin: dict) -> list[dict]:
@@ -325,12 +334,3 @@ def _files_of(out_dir: Path, sample_id: str) -> list[Path]:
     whole = out_dir / f"{sample_id}.npz"
     instances = whole.parent.glob(f"{glob.escape(whole.stem)}#*.npz")
     return [path for path in (whole, *instances) if path.exists()]
-
-
-def _stamp(path: Path) -> list:
-    """Return what tells that a source file has changed."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected a file.") from error
-    return [str(path), stat.st_size, stat.st_mtime_ns]

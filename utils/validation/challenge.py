@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from utils.prediction.predictor import Predictor
 from utils.prompts.click_method import challenge_click
 from utils.prompts.kinds import Click, Prompt
 from utils.results.metrics import class_masks, dsc, nsd
@@ -34,6 +35,29 @@ class Answerer(Protocol):
             prompts: for every class, all so far, in order.
             previous: the last answer; None at the first step.
         """
+
+
+class PredictorAnswerer:
+    """Answers in this process; prompts that it has seen are not given to the network again."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        image: np.ndarray,
+        spacing_xyz: Sequence[float],
+        *,
+        hounsfield: bool = False,
+    ) -> None:
+        self._predictor, self._given = predictor, {}
+        predictor.set_image(image, spacing_xyz, hounsfield=hounsfield)
+
+    def answer(self, prompts: list[list[Prompt]], previous: np.ndarray | None) -> np.ndarray:
+        """Return the ranks of all classes' masks."""
+        for rank, own in enumerate(prompts, start=1):
+            for prompt in own[self._given.get(rank, 0) :]:
+                self._predictor.add(prompt, target=rank)
+            self._given[rank] = len(own)
+        return self._predictor.segmentation()
 
 
 @dataclass(frozen=True)

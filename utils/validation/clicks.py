@@ -1,75 +1,76 @@
-"""Cases x network -> scores after each simulated click. Both validation scripts are this.
+"""Protocol "clicks" on one case: each target alone, in a crop about it, with simulated clicks.
 
-A case is scored on its own grid: the network sees a cube about the target, its logits are
-resampled to the volume and thresholded there, and the next click is the challenge's on that grid.
-Truth outside the cube counts as missed.
+The network sees a cube about the target. Its logits are resampled to the volume's own grid and
+thresholded there, and the next click is the challenge's on that grid. Truth outside the cube counts
+as missed.
 """
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from segment_anything import CropPredictor, Engine, Interaction, Sam3D
+from utils.cases.label_table import modality_of
 from utils.cases.prepared import Case, read_case, targets_of
 from utils.prompts.click_method import challenge_click, mended_share
-from utils.results.ball import ball_dsc_curve
-from utils.results.metrics import dsc, interaction_auc, nsd
+from utils.prompts.kinds import Click
+from utils.results.ball import BALL_RADII_MM, ball_dsc_curve
+from utils.results.metrics import dsc, nsd
+from utils.run.device import peak_memory_mib
+from utils.validation.scores import CLICKS, CaseScore, TargetScore
 from utils.volumes.crops import Crop, cut
 from utils.volumes.geometry import CropRule
 from utils.volumes.grid import Volume
 from utils.volumes.labels import InstanceRule
 
-#: Radii of the ball that every network must beat, in mm.
-BALL_RADII_MM = np.arange(1.0, 101.0)
 
+class ScoredCase(NamedTuple):
+    """The scores of a case, and the arrays that they are of."""
 
-@dataclass
-class TargetResult:
-    """One target of one case: scores after each click, times, and what was clicked where."""
-
-    sample_id: str
-    organ: str
-    dataset: str
-    coverage: float
-    dsc: list[float] = field(default_factory=list)
-    nsd: list[float] = field(default_factory=list)
-    clicks: list[tuple[tuple[int, int, int], bool]] = field(default_factory=list)
-    mended: list[float] = field(default_factory=list)  # by each click, of the error it lies in
-    encoder_ms: float = 0.0
-    decoder_ms: list[float] = field(default_factory=list)
-    ball_dsc: np.ndarray = field(default_factory=lambda: np.zeros(len(BALL_RADII_MM)))
-
-    @property
-    def dsc_auc(self) -> float:
-        return interaction_auc(self.dsc)
-
-    @property
-    def nsd_auc(self) -> float:
-        return interaction_auc(self.nsd)
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    """All targets of a case, and the answer on the image's grid: instance numbers, or 1."""
-
-    case: Case
+    score: CaseScore
     image: Volume
     label: Volume
-    prediction: np.ndarray
-    targets: list[TargetResult]
+    prediction: np.ndarray  # (D, H, W) uint16 after the last click: instance numbers, or 1
+
+
+class Step(NamedTuple):
+    """One click of the loop on one target."""
+
+    mask: np.ndarray  # (D, H, W) bool after the click
+    click: Click | None  # None: no error was left, so nothing was clicked
+    decoder_ms: float
 
 
 class Evaluator:
-    """Runs the click protocol with one network.
+    """Runs protocol "clicks" with one network.
+
+    >>> import torch
+    >>> from segment_anything import sam_model_registry3D
+    >>> from utils.volumes.geometry import CropRule
+    >>> model = sam_model_registry3D["tiny"]()
+    >>> evaluator = Evaluator(
+    ...     model, CropRule(), num_clicks=5, device=torch.device("cpu"), precision=torch.float32
+    ... )
+    >>> scored = evaluator.run_case(case)  # a `Case` of `find_cases`      # doctest: +SKIP
+    >>> scored.score.targets[0].dsc        # step 0 is the box: unused     # doctest: +SKIP
+    (0.0, 0.41, 0.52, 0.58, 0.61, 0.63)
 
     Args:
+        model: the network; moved to ``device``.
         rule: the crops that the network was trained on.
-        num_clicks: clicks a target.
+        num_clicks: clicks a target, at least 1.
+        device: where the network runs.
+        precision: dtype of the network's arithmetic; float32 or, where the device has it, bfloat16
+            or float16.
+        engine: how the network's kernels run; see segment_anything/engine.py.
         max_instances: how many of an instance label's largest instances are scored.
+
+    Raises:
+        EngineError: the machine cannot run the engine.
     """
 
     def __init__(
@@ -89,8 +90,11 @@ class Evaluator:
         self.device = device
         self._warm_up()
 
-    def run_case(self, case: Case) -> CaseResult:
-        """Segment every target of ``case`` by clicks.
+    def run_case(self, case: Case) -> ScoredCase:
+        """Segment and score every target of a case.
+
+        The case's files are read, nothing is written. All scores are on the image's own grid; NSD
+        has a tolerance of 2 mm.
 
         Raises:
             InputError: the case cannot be read.
@@ -99,52 +103,83 @@ class Evaluator:
         prediction = np.zeros(label.array.shape, np.uint16)
         targets = []
         for name, value in targets_of(case, label.array, self.instances):
-            target = label.array == value
-            result, mask = self._run_target(name, case, image, target)
+            score, mask = self._run_target(name, value, case, image, label.array == value)
             prediction[mask] = value
-            targets.append(result)
-        return CaseResult(case, image, label, prediction, targets)
+            targets.append(score)
+        score = CaseScore(
+            case=case.sample_id,
+            dataset=case.dataset,
+            modality=modality_of(case.dataset),
+            shape=label.array.shape,
+            spacing_xyz=image.spacing_zyx[::-1],
+            has_box=False,
+            seconds=self._seconds(targets),
+            peak_memory_mib=peak_memory_mib(self.device),
+            targets=tuple(targets),
+            protocol=CLICKS,
+        )
+        return ScoredCase(score, image, label, prediction)
 
     def _run_target(
-        self, name: str, case: Case, image: Volume, target: np.ndarray
-    ) -> tuple[TargetResult, np.ndarray]:
+        self, name: str, value: int, case: Case, image: Volume, target: np.ndarray
+    ) -> tuple[TargetScore, np.ndarray]:
         crop = cut(image.array, target, image.affine, self.rule, case.is_ct)
-        result = TargetResult(name, case.organ, case.dataset, crop.coverage)
+        embedding, encoder_ms = self._timed(self.network.encode, torch.from_numpy(crop.image))
         mask = np.zeros_like(target)
-        for after, click in self._interact(crop, target, result):
-            if click:
-                result.clicks.append(click)
-                result.mended.append(mended_share(mask, after, target, click))
-            mask = after
-            result.dsc.append(dsc(target, mask))
-            result.nsd.append(nsd(target, mask, image.spacing_zyx))
-        first_click, _ = result.clicks[0]
-        result.ball_dsc = ball_dsc_curve(target, first_click, image.spacing_zyx, BALL_RADII_MM)
-        return result, mask
+        dscs, nsds, clicks, mended, decoder_ms = [0.0], [0.0], [], [], []
+        for step in self._interact(self.network.interaction(embedding), crop, target):
+            if step.click:
+                clicks.append(step.click)
+                mended.append(mended_share(mask, step.mask, target, step.click))
+                decoder_ms.append(step.decoder_ms)
+            mask = step.mask
+            dscs.append(float(dsc(target, mask)))
+            nsds.append(float(nsd(target, mask, image.spacing_zyx)))
+        ball = ball_dsc_curve(target, clicks[0].zyx, image.spacing_zyx, BALL_RADII_MM)
+        score = TargetScore(
+            class_id=value,
+            name=name,
+            organ=case.organ,
+            voxels=int(np.count_nonzero(target)),
+            dsc=tuple(dscs),
+            nsd=tuple(nsds),
+            nsd_official=tuple(nsds),
+            clicks=tuple((*click.zyx, int(click.is_foreground)) for click in clicks),
+            coverage=crop.coverage,
+            mended=tuple(mended),
+            ball_dsc=tuple(ball.tolist()),
+            encoder_ms=encoder_ms,
+            decoder_ms=tuple(decoder_ms),
+        )
+        return score, mask
 
-    def _interact(
-        self, crop: Crop, target: np.ndarray, result: TargetResult
-    ) -> Iterator[tuple[np.ndarray, tuple | None]]:
-        """Yield the mask on the volume's grid after each click, and the click (None: no error)."""
+    def _interact(self, interaction: Interaction, crop: Crop, target: np.ndarray) -> Iterator[Step]:
+        """Yield one step a click; the clicks go into the errors that the crop covers."""
         reachable = target & crop.grid.covered()
-        image = torch.from_numpy(crop.image)
-        embedding, result.encoder_ms = self._timed(self.network.encode, image)
-        interaction, mask = self.network.interaction(embedding), np.zeros_like(target)
+        mask, milliseconds = np.zeros_like(target), 0.0
         for _ in range(self.num_clicks):
             click = challenge_click(mask, reachable)
             if click is not None:
-                point = torch.tensor([crop.grid.to_crop(click[0])], dtype=torch.float32)
-                label = torch.tensor([int(click[1])])
+                point = torch.tensor([crop.grid.to_crop(click.zyx)], dtype=torch.float32)
+                label = torch.tensor([int(click.is_foreground)])
                 logits, milliseconds = self._timed(self._click, interaction, point, label)
-                result.decoder_ms.append(milliseconds)
                 values = logits[0, 0].float().cpu().numpy()
-                mask = crop.grid.paste(values, outside=-np.inf) > self.network.model.mask_threshold
-            yield mask, click
+                threshold = self.network.model.mask_threshold
+                mask = crop.grid.paste(values, outside=-np.inf) > threshold
+            yield Step(mask, click, milliseconds)
 
     def _click(self, interaction: Interaction, coords: Tensor, labels: Tensor) -> Tensor:
         """Return the crop's logits (1, 1, S, S, S) after one more click."""
         low_res, _ = interaction.click(coords, labels)
         return self.network.engine.upsample(low_res, self.rule.size)
+
+    def _seconds(self, targets: list[TargetScore]) -> tuple[float, ...]:
+        """Return the network's time of each step, over all targets; no box in step 0."""
+        steps = np.zeros(1 + self.num_clicks)
+        for target in targets:
+            steps[1] += target.encoder_ms
+            steps[1 : 1 + len(target.decoder_ms)] += target.decoder_ms
+        return tuple((steps / 1000).tolist())
 
     def _timed(self, function, *inputs):
         """Return the result and the synchronised time in ms."""

@@ -1,7 +1,7 @@
-"""The report of a validation by the challenge's protocol: one HTML file with all in it (no torch).
+"""The report of a validation: one HTML file with everything in it.
 
-It needs nothing beside it: pictures are inside, there is no script, and nothing is fetched. It has
-no date, so the same scores make the same bytes.
+The page needs no other file: pictures are inside, there is no script, and nothing is fetched. It
+has no date, so the same scores make the same bytes.
 """
 
 import base64
@@ -11,12 +11,22 @@ from typing import NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from matplotlib.figure import Figure
 
 from utils.files.atomic import atomic_path
+from utils.results.curves import spread_figure
 from utils.results.figures import png_bytes
-from utils.validation.curves import Overlay, score_figure
-from utils.validation.scores import CaseScore
-from utils.validation.tables import Group, anatomy_rows, grouped, num_steps, overall_rows
+from utils.validation.protocol import Overlay
+from utils.validation.scores import CHALLENGE, CLICKS, CaseScore
+from utils.validation.tables import (
+    WITH_BOX,
+    WITHOUT_BOX,
+    Group,
+    anatomy_rows,
+    grouped,
+    num_steps,
+    overall_rows,
+)
 
 _TEMPLATE_FILE = Path(__file__).with_suffix(".html")
 _WORST = 10
@@ -55,6 +65,7 @@ def write_report(
     fingerprint: str,
     resolution: str,
     settings: Mapping[str, str],
+    notes: Sequence[str] = (),
     overlays: Sequence[Overlay] = (),
     failures: Mapping[str, str] | None = None,
     trained_on: Collection[str] | None = None,
@@ -63,12 +74,13 @@ def write_report(
 
     Args:
         path: the HTML file.
-        scores: at least one case; in the order in which ties are listed.
+        scores: at least one case, all of one protocol; in the order in which ties are listed.
         model: name of the network.
         fingerprint: of its weights.
         resolution: of its input, such as "128³".
         settings: what was run, by name, in the order to show; leave out dates and paths that
             differ from run to run where reports are to be compared.
+        notes: lines to show below the figures of all cases.
         overlays: pictures of the worst cases, in the order to show.
         failures: case -> message of those that have no score.
         trained_on: "organ/data set" of what was trained on; None where that is not known.
@@ -80,8 +92,10 @@ def write_report(
         model=model,
         fingerprint=fingerprint,
         settings=settings,
+        notes=notes,
+        is_challenge=scores[0].protocol == CHALLENGE,
         clicks=num_steps(scores) - 1,
-        shown=_shown_steps(num_steps(scores)),
+        shown=_shown_steps(scores),
         whole=grouped(scores, "all")[0],
         sections=_sections(scores, trained_on),
         curves=_curves(scores),
@@ -118,25 +132,48 @@ def step_times(scores: Sequence[CaseScore]) -> list[StepTime]:
     ]
 
 
-def _shown_steps(steps: int) -> list[int]:
+def _shown_steps(scores: Sequence[CaseScore]) -> list[int]:
     """Return the steps that the tables show, 0 being the box: all, or as many as a page holds."""
-    return list(range(steps)) if steps <= _MOST_STEPS else [0, 1, 2, 3, 5, steps - 1]
+    steps = num_steps(scores)
+    shown = list(range(steps)) if steps <= _MOST_STEPS else [0, 1, 2, 3, 5, steps - 1]
+    return shown[1:] if scores[0].protocol == CLICKS else shown
 
 
 def _sections(
     scores: Sequence[CaseScore], trained_on: Collection[str] | None
 ) -> dict[str, list[Group]]:
-    return {title: grouped(scores, key, trained_on) for key, title in _SECTIONS.items()}
+    has_boxes = scores[0].protocol == CHALLENGE
+    shown = {key: title for key, title in _SECTIONS.items() if has_boxes or key != "prompt"}
+    return {title: grouped(scores, key, trained_on) for key, title in shown.items()}
 
 
 def _curves(scores: Sequence[CaseScore]) -> list[Picture]:
+    if scores[0].protocol == CLICKS:
+        nsd = ("NSD at 2 mm after each click", "nsd_correct", "NSD")
+        drawn = [("DSC after each click", "dsc", "DSC"), nsd]
+    else:
+        caption = "NSD at 2 mm after each step, as the evaluator computes it"
+        nsd = (caption, "nsd_official", "NSD (official)")
+        drawn = [("DSC after each step", "dsc", "DSC"), nsd]
     return [
-        Picture("DSC after each step", _uri(png_bytes(score_figure(scores, "dsc", "DSC")))),
-        Picture(
-            "NSD at 2 mm after each step, as the evaluator computes it",
-            _uri(png_bytes(score_figure(scores, "nsd_official", "NSD (official)"))),
-        ),
+        Picture(caption, _uri(png_bytes(score_figure(scores, metric, ylabel))))
+        for caption, metric, ylabel in drawn
     ]
+
+
+def score_figure(scores: Sequence[CaseScore], metric: str, ylabel: str) -> Figure:
+    """Draw a score over the steps: the cases with a box, and those without from the first click.
+
+    Args:
+        scores: at least one case.
+        metric: field of `StepScores` to draw.
+        ylabel: what it is called.
+    """
+    steps = ["box", *map(str, range(1, num_steps(scores)))]
+    boxed = [getattr(case.scores, metric) for case in scores if case.has_box]
+    unboxed = [getattr(case.scores, metric)[1:] for case in scores if not case.has_box]
+    series = {WITH_BOX: np.array(boxed), WITHOUT_BOX: np.array(unboxed)}
+    return spread_figure(series, steps, ylabel)
 
 
 def _uri(png_bytes: bytes) -> str:

@@ -1,58 +1,234 @@
-"""Validation by the challenge's protocol: `--protocol challenge` of both validation scripts.
-
-Reads   challenge NPZ with ``imgs``, ``spacing``, perhaps ``boxes``; ``gts`` in them or beside them
-Writes  cases/, predictions/   what is kept of each case (worker.py): a run that was stopped
-                               resumes
-        challenge.csv          the evaluator's table; targets.csv, groups.csv: ours
-        report.html            all of it on one page, pictures inside
-"""
+"""Protocol "challenge" on challenge NPZ: its cases, tables and summary."""
 
 import argparse
-import hashlib
-import json
-import logging
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from tqdm import tqdm
+import numpy as np
 
-from segment_anything import Sam3D, fingerprint
+from utils.cases.challenge import ChallengeCase, read_challenge_case, write_segs
+from utils.cases.label_table import LabelTableError, modality_of, read_label_table
 from utils.errors import InputError
 from utils.files.npz import read_npz
-from utils.prediction.predictor import PredictorOptions
-from utils.prompts.kinds import Click
+from utils.prediction.predictor import Predictor, ready_predictor
+from utils.prediction.session import PredictorOptions
 from utils.results.figures import png_bytes
 from utils.results.overlays import overlay_figure
-from utils.run.executor import cpu_count, run_all
-from utils.run.flags import positive_int
-from utils.run.network import NetworkFile, trained_on
-from utils.run.start import start_run
-from utils.validation.curves import Overlay
-from utils.validation.report import worst_cases, write_report
-from utils.validation.scores import CaseScore
-from utils.validation.tables import anatomy_table, grouped, overall_table, write_tables
-from utils.validation.worker import Job, kept_score, score_case
-from utils.volumes.geometry import CropRule
-
-log = logging.getLogger(__name__)
+from utils.run.device import peak_memory_mib
+from utils.validation.challenge import PredictorAnswerer, Steps, evaluate, ranked
+from utils.validation.protocol import Finished, Overlay, Protocol, RunSettings, ScoreJob, Summary
+from utils.validation.scores import CaseScore, TargetScore
+from utils.validation.tables import (
+    anatomy_rows,
+    clicked,
+    grouped,
+    markdown,
+    overall_rows,
+    write_challenge_tables,
+)
+from utils.validation.worker import opened
+from utils.volumes.labels import as_label
 
 
 @dataclass(frozen=True)
-class ChallengeSummary:
-    """What a run came to; scores as the challenge counts them."""
+class ChallengeJob(ScoreJob):
+    """A challenge file with its truth."""
+
+    class_file: Path
+    boxes: bool  # begin with those that the case has
+
+    @property
+    def prediction_path(self) -> Path:
+        """``segs`` after the last click, with class ids as in the truth."""
+        return self.out_dir / "predictions" / f"{self.case}.npz"
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The prediction."""
+        return (self.prediction_path,)
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files that the scores depend on."""
+        return (*super().sources, self.class_file)
+
+    def score(self) -> CaseScore:
+        """Run the protocol on the whole volume; write the prediction."""
+        predictor = _predictor(self.settings)
+        case = read_challenge_case(self.image_path)
+        truth = self._read_truth(case)
+        class_ids, _ = ranked(truth)
+        self._require_boxes_of(case, class_ids)
+        dataset, names = self._names(class_ids)
+        boxes = case.boxes if self.boxes else None
+        answerer = PredictorAnswerer(
+            predictor, case.image, case.spacing_xyz, hounsfield=case.hounsfield
+        )
+        steps = evaluate(answerer, truth, case.spacing_xyz, boxes, self.settings.num_clicks)
+        score = CaseScore(
+            case=self.case,
+            dataset=dataset,
+            modality=modality_of(dataset),
+            shape=truth.shape,
+            spacing_xyz=case.spacing_xyz,
+            has_box=boxes is not None,
+            seconds=tuple(steps.seconds),
+            peak_memory_mib=peak_memory_mib(predictor.network.device),
+            targets=_target_scores(names, steps, truth),
+        )
+        ids = np.array([0, *steps.class_ids], truth.dtype)
+        write_segs(self.prediction_path, ids[steps.answers[-1]])
+        return score
+
+    def overlay(self, score: CaseScore) -> Overlay:
+        """Draw the worst target."""
+        worst = score.worst_target
+        figure = overlay_figure(
+            read_npz(self.image_path, ["imgs"])["imgs"],
+            read_npz(self.label_path, ["gts"])["gts"] == worst.class_id,
+            read_npz(self.prediction_path, ["segs"])["segs"] == worst.class_id,
+            spacing_zyx=score.spacing_xyz[::-1],
+            clicks=clicked(worst),
+        )
+        curve = " → ".join(f"{value:.2f}" for value in worst.dsc)
+        return Overlay(score.case, f"{worst.name}, DSC {curve}", png_bytes(figure))
+
+    def _read_truth(self, case: ChallengeCase) -> np.ndarray:
+        truth = as_label(read_npz(self.label_path, ["gts"])["gts"], self.label_path)
+        if truth.shape != case.image.shape:
+            raise InputError(
+                f"{self.label_path}: has shape {truth.shape} and the image {case.image.shape}. "
+                "Expected one grid: take both files from one case."
+            )
+        return truth
+
+    def _require_boxes_of(self, case: ChallengeCase, class_ids: list[int]) -> None:
+        classes = len(class_ids)
+        if classes == 0:
+            raise InputError(f"{self.label_path}: the truth is empty, expected a class or more.")
+        if case.prompts and len(case.prompts) != classes:
+            raise InputError(
+                f"{self.image_path}: has boxes of {len(case.prompts)} classes and "
+                f"{self.label_path} has {classes} classes. Expected one box a class, in order of "
+                "class id: take both files from one case."
+            )
+
+    def _names(self, ids: list[int]) -> tuple[str, list[tuple[str, str]]]:
+        """Return the case's data set, and name and organ of every class.
+
+        Raises:
+            LabelTableError: the class file does not know the data set, or one of the classes.
+        """
+        table = read_label_table(self.class_file)
+        dataset = table.dataset_of(self.case)
+        labels = table.labels_of(dataset)
+        if labels.instance:
+            return dataset, [(f"{labels.classes[1]} {value}", labels.organs[1]) for value in ids]
+        unknown = [value for value in ids if value not in labels.classes]
+        if unknown:
+            raise LabelTableError(
+                f"{dataset}: the truth holds class {unknown[0]}, {table.path} knows "
+                f"{sorted(labels.classes)}. Expected every class in the class file: add it."
+            )
+        return dataset, [(labels.classes[value], labels.organs[value]) for value in ids]
+
+
+@dataclass(frozen=True)
+class ChallengeSummary(Summary):
+    """What a validation came to; scores as the challenge counts them."""
 
     model: str
-    resolution: int  # edge of the network's input
+    edges: str  # of the network's input, such as 128³
     scores: list[CaseScore]
     failures: dict[str, str]
     trained_on: set[str] | None
     out_dir: Path
 
+    @property
+    def failure_lines(self) -> list[str]:
+        """One line for each case that could not be scored."""
+        return [f"{case}: {message}" for case, message in self.failures.items()]
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Nothing: the report has a section for each figure."""
+        return ()
+
+    def __str__(self) -> str:
+        models = {self.model: self.scores}
+        lines = [markdown(overall_rows(models, self.edges)), ""]
+        lines += [markdown(anatomy_rows(models, self.trained_on)), ""]
+        for group in [*grouped(self.scores, "all"), *grouped(self.scores, "prompt")]:
+            dsc_auc, nsd_auc, _ = group.scores.auc
+            dsc, nsd, nsd_correct = group.scores.final
+            lines.append(
+                f"{group.name:12} {group.cases:4} cases   DSC_AUC {dsc_auc:.3f}  "
+                f"NSD_AUC {nsd_auc:.3f}  DSC_Final {dsc:.3f}  NSD_Final {nsd:.3f} "
+                f"({nsd_correct:.3f} with the spacing in the right order)"
+            )
+        late = sum(score.timed_out for score in self.scores)
+        if late:
+            lines.append(f"{late} cases took more than 90 s a class and count 0")
+        lines.append(f"tables, predictions, report -> {self.out_dir / 'report.html'}")
+        return "\n".join(lines)
+
+
+class ChallengeProtocol(Protocol):
+    """Whole volumes of ``--images`` from prompts alone, by the challenge's rules."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        if args.images is None:
+            raise InputError("--protocol challenge needs --images, a folder of challenge NPZ.")
+        self.args = args
+        self.pairs = find_challenge_cases(args.images, args.labels)
+
+    @property
+    def options(self) -> list:
+        """The predictor's options, and whether boxes are given."""
+        return [asdict(PredictorOptions()), self.args.boxes]
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """Prompts, and the predictor's options."""
+        boxes = "boxes where there are any, then " if self.args.boxes else ""
+        options = _flat(asdict(PredictorOptions()))
+        return {
+            "prompts": f"{boxes}{self.args.num_clicks} clicks",
+            "predictor": ", ".join(f"{name} {value}" for name, value in options),
+        }
+
+    def jobs(self, settings: RunSettings) -> list[ScoreJob]:
+        """Return a job for each case; paths are absolute, for workers elsewhere."""
+        return [
+            ChallengeJob(
+                case=image.stem,
+                image_path=image.absolute(),
+                label_path=label.absolute(),
+                out_dir=self.args.out_dir.resolve(),
+                settings=settings,
+                class_file=self.args.json.resolve(),
+                boxes=self.args.boxes,
+            )
+            for image, label in self.pairs
+        ]
+
+    def finish(self, run: Finished) -> ChallengeSummary:
+        """Write challenge.csv, targets.csv and groups.csv."""
+        write_challenge_tables(run.scores, run.out_dir, run.trained_on)
+        return ChallengeSummary(
+            model=run.network.name,
+            edges=run.network.edges,
+            scores=run.scores,
+            failures=run.failures,
+            trained_on=run.trained_on,
+            out_dir=run.out_dir,
+        )
+
 
 def find_challenge_cases(images: Path, labels: Path | None) -> list[tuple[Path, Path]]:
-    """List (image file, label file) of a folder of challenge NPZ, sorted.
+    """List (image file, label file) of a folder of challenge NPZ, sorted by case.
 
     Args:
         labels: folder with files of the same names; None where the images hold ``gts``.
@@ -60,7 +236,10 @@ def find_challenge_cases(images: Path, labels: Path | None) -> list[tuple[Path, 
     Raises:
         InputError: no cases, or one without labels.
     """
-    files = sorted(path for path in images.glob("*.npz") if not path.name.startswith("."))
+    files = sorted(
+        (path for path in images.glob("*.npz") if not path.name.startswith(".")),
+        key=lambda path: path.stem,
+    )
     if not files:
         raise InputError(
             f"{images}: found no .npz files, expected challenge cases.\nGive another --images."
@@ -75,181 +254,36 @@ def find_challenge_cases(images: Path, labels: Path | None) -> list[tuple[Path, 
     return pairs
 
 
-def add_challenge_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the challenge's protocol."""
-    challenge = parser.add_argument_group("protocol challenge")
-    challenge.add_argument(
-        "--protocol",
-        choices=("clicks", "challenge"),
-        default="clicks",
-        help="clicks: each target of --val-datas alone, in a crop about it. challenge: whole "
-        "volumes of --images from prompts alone, all classes at once (default: clicks)",
-    )
-    challenge.add_argument("--images", type=Path, help="folder of challenge NPZ")
-    challenge.add_argument(
-        "--labels", type=Path, help="folder of NPZ with gts (default: those of --images)"
-    )
-    challenge.add_argument("--json", type=Path, default=Path("CVPR25.json"), help="class file")
-    challenge.add_argument(
-        "--boxes",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="begin with the boxes of cases that have them (default: on)",
-    )
-    challenge.add_argument(
-        "--workers",
-        type=positive_int,
-        default=1,
-        help="processes, each with a network of its own; scores do not depend on it (default: 1)",
-    )
-    challenge.add_argument(
-        "--trained-on",
-        type=Path,
-        nargs="+",
-        help="<organ>/<data set> folders that training had, to tell seen lesions from unseen ones "
-        "(default: those that the checkpoint names)",
+@lru_cache(maxsize=1)
+def _predictor(settings: RunSettings) -> Predictor:
+    """Return the run's predictor, made once in each process."""
+    return ready_predictor(
+        *opened(settings),
+        device=settings.device,
+        precision=settings.precision,
+        engine=settings.engine,
     )
 
 
-def run_challenge(checkpoint: NetworkFile, args: argparse.Namespace) -> ChallengeSummary:
-    """Validate as ``args`` say; leave scores, predictions, tables and the report."""
-    if args.images is None:
-        raise InputError("--protocol challenge needs --images, a folder of challenge NPZ.")
-    pairs = find_challenge_cases(args.images, args.labels)
-    start_run(args, args.out_dir)
-    model, rule = checkpoint.open()
-    settings = digest_of(model, rule, args)
-    threads = max(1, cpu_count() // args.workers)
-    jobs = [
-        Job(
-            image_path=image.absolute(),
-            label_path=label.absolute(),
-            class_file=args.json.resolve(),
-            out_dir=args.out_dir.resolve(),
-            checkpoint=checkpoint,
-            device=args.device,
-            precision=args.precision,
-            engine=args.engine,
-            num_clicks=args.num_clicks,
-            boxes=args.boxes,
-            threads=threads,
-            settings=settings,
+def _target_scores(
+    names: list[tuple[str, str]], steps: Steps, truth: np.ndarray
+) -> tuple[TargetScore, ...]:
+    voxels = np.bincount(truth.reshape(-1))
+    return tuple(
+        TargetScore(
+            class_id=value,
+            name=name,
+            organ=organ,
+            voxels=int(voxels[value]),
+            dsc=tuple(map(float, steps.dsc[:, n])),
+            nsd=tuple(map(float, steps.nsd[:, n])),
+            nsd_official=tuple(map(float, steps.nsd_official[:, n])),
+            clicks=tuple((*c.zyx, int(c.is_foreground)) for c in steps.clicks[n]),
         )
-        for image, label in pairs
-    ]
-    scores, failures = score_all(jobs, args.workers)
-    if not scores:
-        raise InputError("no case could be validated:\n" + "\n".join(list(failures.values())[:5]))
-    seen = _trained_on(checkpoint, args)
-    size = model.config.encoder.img_size
-    write_tables(scores, args.out_dir, seen)
-    write_report(
-        args.out_dir / "report.html",
-        scores,
-        model=model.config.network,
-        fingerprint=fingerprint(model),
-        resolution=f"{size}³",
-        settings=_shown_settings(checkpoint, rule, args, threads),
-        overlays=draw_worst(jobs, scores, args.pictures),
-        failures=failures,
-        trained_on=seen,
+        for n, (value, (name, organ)) in enumerate(zip(steps.class_ids, names, strict=True))
     )
-    return ChallengeSummary(model.config.network, size, scores, failures, seen, args.out_dir)
-
-
-def score_all(jobs: list[Job], workers: int) -> tuple[list[CaseScore], dict[str, str]]:
-    """Score the cases that are not scored yet.
-
-    Returns:
-        All scores by name, and case -> message of the failures.
-    """
-    kept = {job.case: score for job in jobs if (score := kept_score(job))}
-    todo = [job for job in jobs if job.case not in kept]
-    if kept:
-        log.info("%d of %d cases were scored before", len(kept), len(jobs))
-    failures = {}
-    results = run_all(score_case, todo, workers=min(workers, max(1, len(todo))))
-    for case, result in tqdm(results, total=len(todo), desc="validate", unit="case"):
-        if isinstance(result, CaseScore):
-            kept[case] = result
-        else:
-            failures[case] = result
-    return [kept[name] for name in sorted(kept)], dict(sorted(failures.items()))
-
-
-def digest_of(model: Sam3D, rule: CropRule, args: argparse.Namespace) -> str:
-    """Return a digest of all that scores depend on beside the case."""
-    content = [fingerprint(model), rule.to_dict(), asdict(PredictorOptions())]
-    content += [args.num_clicks, args.boxes, args.precision, args.device, args.engine]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def draw_worst(jobs: list[Job], scores: list[CaseScore], count: int) -> list[Overlay]:
-    """Draw the worst target of each of the worst cases."""
-    of_case = {job.case: job for job in jobs}
-    return [_overlay(of_case[score.case], score) for score in worst_cases(scores, count)]
-
-
-def _overlay(job: Job, score: CaseScore) -> Overlay:
-    worst = min(score.targets, key=lambda target: target.dsc[-1])
-    image = read_npz(job.image_path, ["imgs"])["imgs"]
-    truth = read_npz(job.label_path, ["gts"])["gts"] == worst.class_id
-    prediction = read_npz(job.prediction_path, ["segs"])["segs"] == worst.class_id
-    curve = " → ".join(f"{value:.2f}" for value in worst.dsc)
-    figure = overlay_figure(
-        image,
-        truth,
-        prediction,
-        spacing_zyx=score.spacing_xyz[::-1],
-        clicks=[Click((z, y, x), bool(kind)) for z, y, x, kind in worst.clicks],
-    )
-    return Overlay(score.case, f"{worst.name}, DSC {curve}", png_bytes(figure))
-
-
-def _trained_on(checkpoint: NetworkFile, args: argparse.Namespace) -> set[str] | None:
-    """Return "organ/data set" of what was trained on; None where nobody says."""
-    if args.trained_on:
-        return {f"{folder.parent.name}/{folder.name}" for folder in args.trained_on}
-    return trained_on(checkpoint.path)
-
-
-def _shown_settings(
-    checkpoint: NetworkFile, rule: CropRule, args: argparse.Namespace, threads: int
-) -> dict[str, str]:
-    fit = ", finer where the whole volume fits" if rule.fit else ""
-    return {
-        "checkpoint": checkpoint.path.name,
-        **({"encoder": checkpoint.encoder.name} if checkpoint.encoder else {}),
-        "crops": f"{rule.size}³ voxels of {rule.spacing_mm:g} mm{fit}",
-        "prompts": f"{'boxes where there are any, then ' if args.boxes else ''}"
-        f"{args.num_clicks} clicks",
-        "predictor": ", ".join(f"{k} {v}" for k, v in _flat(asdict(PredictorOptions()))),
-        "device": f"{args.device}, {args.precision}, {args.engine}, {threads} threads a worker",
-    }
 
 
 def _flat(options: dict) -> Iterator[tuple[str, object]]:
     for name, value in options.items():
         yield from _flat(value) if isinstance(value, dict) else [(name, value)]
-
-
-def print_challenge(summary: ChallengeSummary) -> int:
-    """Print the tables and where the rest lies; return the script's exit code."""
-    models = {summary.model: summary.scores}
-    print(overall_table(models, f"{summary.resolution}³"))
-    print(f"\n{anatomy_table(models, summary.trained_on)}\n")
-    for group in [*grouped(summary.scores, "all"), *grouped(summary.scores, "prompt")]:
-        dsc_auc, nsd_auc, _ = group.scores.auc
-        dsc, nsd, nsd_correct = group.scores.final
-        print(
-            f"{group.name:12} {group.cases:4} cases   DSC_AUC {dsc_auc:.3f}  "
-            f"NSD_AUC {nsd_auc:.3f}  DSC_Final {dsc:.3f}  NSD_Final {nsd:.3f} "
-            f"({nsd_correct:.3f} with the spacing in the right order)"
-        )
-    late = sum(score.timed_out for score in summary.scores)
-    if late:
-        print(f"{late} cases took more than 90 s a class and count 0")
-    print(f"tables, predictions, report -> {summary.out_dir / 'report.html'}")
-    for case, message in summary.failures.items():
-        print(f"{case}: {message}", file=sys.stderr)
-    return 1 if summary.failures else 0

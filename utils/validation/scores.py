@@ -1,13 +1,14 @@
-"""Scores by the challenge's protocol: what a case scored, and what counts of it (no torch).
+"""What a case scored, by either protocol, and what counts of it.
 
-A case has one score a step and target. Step 1 is the box, and is skipped and scored 0 where the
-case has none; the steps after it are clicks. What the protocol makes of them:
+A case has one score a step and target. Step 0 is the box, and is skipped and scored 0 where the
+case has none; the steps after it are clicks. DSC_AUC and NSD_AUC are areas over the click steps
+only, DSC_Final and NSD_Final the last step. Protocol "clicks" has no boxes, and its scores count as
+measured. In protocol "challenge":
 
 * A case scores the mean over its targets, and its NSD of a step is 0 unless its mean DSC of that
   step is above 0.2. A case that takes more than 90 s a target scores 0 throughout.
-* DSC_AUC and NSD_AUC are areas over the click steps only, DSC_Final and NSD_Final the last step.
-* ``nsd_official`` repeats the evaluator's slip in the order of the spacing, ``nsd_correct`` does
-  not (see utils/results/metrics.py).
+* ``nsd_official`` uses (x, y, z) spacing as the evaluator does by mistake, ``nsd_correct`` does not
+  (see utils/results/metrics.py). In protocol "clicks" both are the correct one.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.results.metrics import CHALLENGE_DSC_FLOOR, interaction_auc
+
+CLICKS, CHALLENGE = "clicks", "challenge"
 
 #: Wall seconds that the protocol grants a target, over all steps of its case.
 SECONDS_PER_TARGET = 90.0
@@ -48,7 +51,10 @@ class StepScores(NamedTuple):
 
 @dataclass(frozen=True)
 class TargetScore:
-    """One target as measured, before any rule; ``dsc`` and both NSDs have one score a step."""
+    """One target as measured, before any rule; ``dsc`` and both NSDs have one score a step.
+
+    The fields with defaults are of protocol "clicks".
+    """
 
     class_id: int
     name: str
@@ -58,6 +64,11 @@ class TargetScore:
     nsd: tuple[float, ...]  # spacing in array order
     nsd_official: tuple[float, ...]  # the evaluator's
     clicks: tuple[tuple[int, int, int, int], ...]  # z, y, x, 1 = foreground; in order
+    coverage: float | None = None  # share of the target's voxels inside its crop
+    mended: tuple[float, ...] = ()  # by each click: the share of the clicked error that it removed
+    ball_dsc: tuple[float, ...] = ()  # of the ball about the first click, for each BALL_RADII_MM
+    encoder_ms: float = 0.0
+    decoder_ms: tuple[float, ...] = ()  # of each click
 
     @property
     def curves(self) -> tuple[tuple[float, ...], ...]:
@@ -75,9 +86,11 @@ class CaseScore:
     shape: tuple[int, int, int]
     spacing_xyz: tuple[float, float, float]  # mm
     has_box: bool
-    seconds: tuple[float, ...]  # wall time of each step, 0 where the box step was skipped
+    # Wall time of each step, in protocol "clicks" the network's alone; 0 of a skipped box step.
+    seconds: tuple[float, ...]
     peak_memory_mib: float
     targets: tuple[TargetScore, ...]
+    protocol: str = CHALLENGE  # or CLICKS
 
     @classmethod
     def from_dict(cls, content: Mapping) -> "CaseScore":
@@ -106,25 +119,32 @@ class CaseScore:
         return asdict(self)
 
     @property
+    def worst_target(self) -> TargetScore:
+        """The target of lowest DSC after the last click; the first of equals."""
+        return min(self.targets, key=lambda target: target.dsc[-1])
+
+    @property
     def total_seconds(self) -> float:
         """Wall seconds of all steps."""
         return sum(self.seconds)
 
     @property
     def seconds_allowed(self) -> float:
-        """Wall seconds above which the case scores 0."""
+        """Wall seconds above which the challenge scores the case 0."""
         return SECONDS_PER_TARGET * len(self.targets)
 
     @property
     def timed_out(self) -> bool:
         """Whether the case took so long that it scores 0."""
-        return self.total_seconds > self.seconds_allowed
+        return self.protocol == CHALLENGE and self.total_seconds > self.seconds_allowed
 
     @cached_property
     def target_scores(self) -> StepScores:
         """(targets, steps) scores as the protocol counts them."""
         measured = np.array([t.curves for t in self.targets], dtype=float)  # (targets, 3, steps)
         dsc, nsd_official, nsd_correct = np.moveaxis(measured * (not self.timed_out), 1, 0)
+        if self.protocol == CLICKS:
+            return StepScores(dsc, nsd_official, nsd_correct)
         above = dsc.mean(axis=0) > CHALLENGE_DSC_FLOOR
         return StepScores(dsc, nsd_official * above, nsd_correct * above)
 

@@ -1,11 +1,13 @@
-"""Scores by the challenge's protocol as tables: CSV files, and SAM-Med3D's two (no torch).
+"""Scores as tables: rows of the CSV files, groups of cases or targets, and Markdown.
 
-Columns named NSD are official, those named NSD_correct have the spacing in the right order (see
-utils/validation/scores.py). Averages over targets (an organ's, a group's) give each target 0 where
-the protocol gives its case 0, so that an organ and a data set of that organ alone agree. Only
-``targets.csv`` has the scores as measured.
+In protocol "challenge", columns named NSD are official, those named NSD_correct have the spacing in
+the right order (see utils/validation/scores.py). Averages over targets (of an organ, of a group)
+count a target as 0 where its case counts as 0, so that an organ and a data set of that organ alone
+agree. Only ``targets.csv`` has the scores as measured. In protocol "clicks" everything is averaged
+over targets, as measured.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +16,13 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.errors import InputError
+from utils.prompts.kinds import Click
 from utils.results.anatomy import LESION, REPORT_GROUPS, SEEN_LESION, UNSEEN_LESION, report_group
+from utils.results.ball import BALL_RADII_MM, best_fixed_radius
 from utils.results.csv_table import write_csv
-from utils.validation.scores import CaseScore, StepScores
+from utils.validation.scores import CHALLENGE, CLICKS, CaseScore, StepScores, TargetScore
 
-#: What `grouped` averages by: whole cases, then single targets.
+#: What `grouped` averages by: whole cases (targets in protocol "clicks"), then single targets.
 CASE_KEYS, TARGET_KEYS = ("all", "prompt", "modality", "dataset"), ("group", "organ")
 
 WITH_BOX, WITHOUT_BOX = "with box", "without box"
@@ -76,13 +80,80 @@ def target_rows(
             "has_box": int(case.has_box),
             "timed_out": int(case.timed_out),
             **_columns(StepScores(*map(np.array, (target.dsc, target.nsd_official, target.nsd)))),
-            "clicks_zyx": " ".join(
-                f"{'+' if c[3] else '-'}{c[0]},{c[1]},{c[2]}" for c in target.clicks
-            ),
+            "clicks_zyx": _clicks_text(target),
         }
         for case in scores
         for target in case.targets
     ]
+
+
+def click_rows(scores: Sequence[CaseScore]) -> list[dict]:
+    """Return a row a target of protocol "clicks": scores after each click, times, clicks."""
+    clicks = range(1, num_steps(scores))
+    return [
+        {
+            "sample_id": target.name,
+            "organ": target.organ,
+            "dataset": case.dataset,
+            "coverage": target.coverage,
+            **_auc_columns(of),
+            **{f"DSC_{k}": target.dsc[k] for k in clicks},
+            **{f"NSD_{k}": target.nsd[k] for k in clicks},
+            **{
+                f"mended_{k}": target.mended[k - 1] if k <= len(target.mended) else math.nan
+                for k in clicks
+            },
+            "encoder_ms": target.encoder_ms,
+            "decoder_ms": float(np.mean(target.decoder_ms)),
+            "clicks_zyx": _clicks_text(target),
+        }
+        for case in scores
+        for target in case.targets
+        for of in [StepScores(*map(np.array, target.curves))]
+    ]
+
+
+def organ_rows(scores: Sequence[CaseScore]) -> list[dict]:
+    """Average the targets of each (data set, organ); the ball has that group's best radius."""
+    groups = defaultdict(list)
+    for case in scores:
+        for target in case.targets:
+            groups[case.dataset, target.organ].append(target)
+    rows = []
+    for (dataset, organ), targets in sorted(groups.items()):
+        curves = StepScores(*np.moveaxis(np.array([t.curves for t in targets]), 1, 0)).mean()
+        ball = np.array([target.ball_dsc for target in targets])
+        radius, ball_dsc = best_fixed_radius(ball, BALL_RADII_MM)
+        rows.append(
+            {
+                "dataset": dataset,
+                "organ": organ,
+                "targets": len(targets),
+                **{f"DSC_{k}": float(v) for k, v in enumerate(curves.dsc[1:], 1)},
+                **{f"NSD_{k}": float(v) for k, v in enumerate(curves.nsd_correct[1:], 1)},
+                **_auc_columns(curves),
+                "ball_radius_mm": float(radius),
+                "ball_DSC": float(ball_dsc),
+            }
+        )
+    return rows
+
+
+def clicked(target: TargetScore) -> list[Click]:
+    """Return a target's clicks, in order."""
+    return [Click((z, y, x), bool(kind)) for z, y, x, kind in target.clicks]
+
+
+def _clicks_text(target: TargetScore) -> str:
+    return " ".join(
+        f"{'+' if click.is_foreground else '-'}{','.join(map(str, click.zyx))}"
+        for click in clicked(target)
+    )
+
+
+def _auc_columns(of: StepScores) -> dict[str, float]:
+    dsc_auc, _, nsd_auc = of.auc
+    return {"DSC_AUC": dsc_auc, "NSD_AUC": nsd_auc}
 
 
 def grouped(
@@ -93,7 +164,7 @@ def grouped(
     Args:
         scores: cases of one number of steps.
         key: one of CASE_KEYS, which average cases as the challenge does, or of TARGET_KEYS, which
-            average targets.
+            average targets. Protocol "clicks" averages targets by either.
         trained_on: "organ/data set" of what was trained on, for "group" (`report_group`).
 
     Returns:
@@ -113,14 +184,15 @@ def _members(
 ) -> Iterator[tuple[str, CaseScore, StepScores]]:
     """Yield the name of the group, the case and the (steps,) scores of each case or target."""
     for case in scores:
-        if key in CASE_KEYS:
+        if key in CASE_KEYS and case.protocol == CHALLENGE:
             yield _case_name(case, key), case, case.scores
             continue
         of = case.target_scores
         for index, target in enumerate(case.targets):
-            name = target.organ
             if key == "group":
                 name = report_group(case.dataset, target.organ, trained_on)
+            else:
+                name = target.organ if key == "organ" else _case_name(case, key)
             yield name, case, StepScores(*(curve[index] for curve in of))
 
 
@@ -141,19 +213,23 @@ def _group(key: str, name: str, members: Sequence[tuple[CaseScore, StepScores]])
 
 
 def overall_rows(models: Mapping[str, Sequence[CaseScore]], resolution: str) -> list[dict]:
-    """Return SAM-Med3D's first table, one row a model and prompt.
+    """Return SAM-Med3D's first table (arXiv:2310.15161), one row a model and prompt.
 
     Args:
         models: the scores of each model by name.
         resolution: of the network's input, such as "128³".
 
     Returns:
-        Texts by column: over the prompt's cases the median of the seconds of that step alone, the
-        mean Dice and the mean official NSD.
+        Texts by column. Protocol "challenge": over the prompt's cases the median of the seconds of
+        that step alone, the mean Dice and the mean official NSD. Protocol "clicks": the network's
+        time from the image to that click, and the mean Dice over targets.
     """
     rows = []
     for model, scores in models.items():
         for prompt, step, cases in _prompts(scores):
+            if cases[0].protocol == CLICKS:
+                rows.append(_clicks_overall_row(model, prompt, step, cases, resolution))
+                continue
             of = grouped(cases, "all")[0].scores
             seconds = np.median([case.seconds[step] for case in cases])
             rows.append(
@@ -168,6 +244,21 @@ def overall_rows(models: Mapping[str, Sequence[CaseScore]], resolution: str) -> 
                 }
             )
     return rows
+
+
+def _clicks_overall_row(
+    model: str, prompt: str, clicks: int, cases: Sequence[CaseScore], resolution: str
+) -> dict:
+    targets = [target for case in cases for target in case.targets]
+    encoder_ms = np.median([target.encoder_ms for target in targets])
+    decoder_ms = np.median([ms for target in targets for ms in target.decoder_ms])
+    return {
+        "Model": model,
+        "Prompt": prompt,
+        "Resolution": resolution,
+        "Inference time (ms)": f"{encoder_ms + clicks * decoder_ms:.0f}",
+        "Dice (%)": _percent(grouped(cases, "all")[0].scores.dsc[clicks]),
+    }
 
 
 def anatomy_rows(
@@ -191,28 +282,17 @@ def anatomy_rows(
 def _prompts(scores: Sequence[CaseScore]) -> Iterator[tuple[str, int, list[CaseScore]]]:
     """Yield what was given up to a step, the step's index, and the cases it was given to."""
     last = num_steps(scores) - 1
-    boxed, clicked = ([c for c in scores if c.has_box == has] for has in (True, False))
-    points = {step: f"{step} point" + ("s" if step > 1 else "") for step in (1, last)}
+    boxed, unboxed = ([c for c in scores if c.has_box == has] for has in (True, False))
+    shown = {1, last} if scores[0].protocol == CHALLENGE else {1, min(5, last), last}
+    points = {step: f"{step} point" + ("s" if step > 1 else "") for step in sorted(shown)}
     if boxed:
         yield "box", 0, boxed
         yield from ((f"box + {text}", step, boxed) for step, text in points.items())
-    if clicked:
-        yield from ((text, step, clicked) for step, text in points.items())
+    if unboxed:
+        yield from ((text, step, unboxed) for step, text in points.items())
 
 
-def overall_table(models: Mapping[str, Sequence[CaseScore]], resolution: str) -> str:
-    """Return `overall_rows` as Markdown."""
-    return _markdown(overall_rows(models, resolution))
-
-
-def anatomy_table(
-    models: Mapping[str, Sequence[CaseScore]], trained_on: Collection[str] | None = None
-) -> str:
-    """Return `anatomy_rows` as Markdown."""
-    return _markdown(anatomy_rows(models, trained_on))
-
-
-def write_tables(
+def write_challenge_tables(
     scores: Sequence[CaseScore], out_dir: Path, trained_on: Collection[str] | None = None
 ) -> None:
     """Write challenge.csv, targets.csv and groups.csv."""
@@ -257,7 +337,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return rows of texts as a Markdown table with the first row's columns."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(
         "| " + " | ".join(c.replace("|", r"\|") for c in cells) + " |" for cells in lines

@@ -1,0 +1,135 @@
+"""The command line of both validation scripts, and what they print."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from segment_anything import sam_model_registry3D
+from utils.data_paths import val_datas
+from utils.run.flags import (
+    add_engine_arguments,
+    add_run_arguments,
+    non_negative_int,
+    positive_int,
+)
+from utils.validation.protocol import Summary
+from utils.validation.run import PROTOCOLS
+
+
+def validation_parser(
+    manual: str, *, checkpoint: Path, out_dir: Path, released: str
+) -> argparse.ArgumentParser:
+    """Return the parser of a validation script.
+
+    Args:
+        manual: the script's docstring.
+        checkpoint: default of ``--checkpoint``.
+        out_dir: default of ``--out-dir``.
+        released: which ``--network`` the released file holds.
+    """
+    parser = argparse.ArgumentParser(
+        description=manual, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(teacher=None)
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--checkpoint", type=Path, default=checkpoint, help=f"(default: {checkpoint})"
+    )
+    files.add_argument(
+        "--network",
+        choices=sorted(sam_model_registry3D),
+        help=f"the network in a file without our configuration; {released}",
+    )
+    files.add_argument("--out-dir", type=Path, default=out_dir, help=f"(default: {out_dir})")
+    _add_protocol(parser)
+    _add_clicks(parser)
+    _add_challenge(parser)
+    add_engine_arguments(parser)
+    add_run_arguments(parser)
+    return parser
+
+
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
+    protocol = parser.add_argument_group("protocol and output")
+    protocol.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="clicks",
+        help="clicks: each target of --val-datas alone, in a crop about it. challenge: whole "
+        "volumes of --images from prompts alone, all classes at once (default: clicks)",
+    )
+    protocol.add_argument(
+        "--num-clicks", type=positive_int, default=5, help="clicks a target (default: 5)"
+    )
+    protocol.add_argument(
+        "--workers",
+        type=positive_int,
+        default=1,
+        help="processes, each with a network of its own; scores do not depend on it (default: 1)",
+    )
+    protocol.add_argument(
+        "--pictures",
+        type=non_negative_int,
+        default=12,
+        help="cases drawn in the report, and of protocol clicks in pictures/; 0 = none "
+        "(default: 12)",
+    )
+    protocol.add_argument(
+        "--trained-on",
+        type=Path,
+        nargs="+",
+        help="<organ>/<data set> folders that training had, to tell seen lesions from unseen ones "
+        "(default: those that the checkpoint names)",
+    )
+
+
+def _add_clicks(parser: argparse.ArgumentParser) -> None:
+    clicks = parser.add_argument_group("protocol clicks")
+    clicks.add_argument(
+        "--val-datas",
+        type=Path,
+        nargs="+",
+        default=[Path(folder) for folder in val_datas],
+        help="<organ>/<data set> folders (default: val_datas of utils/data_paths.py)",
+    )
+    clicks.add_argument(
+        "--max-instances",
+        type=positive_int,
+        default=8,
+        help="largest instances of a label (default: 8)",
+    )
+    clicks.add_argument(
+        "--predictions",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write predictions as NIfTI on the input's grid; the report draws its cases from "
+        "them (default: on)",
+    )
+
+
+def _add_challenge(parser: argparse.ArgumentParser) -> None:
+    challenge = parser.add_argument_group("protocol challenge")
+    challenge.add_argument("--images", type=Path, help="folder of challenge NPZ")
+    challenge.add_argument(
+        "--labels", type=Path, help="folder of NPZ with gts (default: those of --images)"
+    )
+    challenge.add_argument(
+        "--json",
+        type=Path,
+        default=Path("CVPR25.json"),
+        help="class file (default: CVPR25.json)",
+    )
+    challenge.add_argument(
+        "--boxes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="begin with the boxes of cases that have them (default: on)",
+    )
+
+
+def show(summary: Summary) -> int:
+    """Print a summary, and the failures to stderr; return the script's exit code."""
+    print(summary)
+    for line in summary.failure_lines:
+        print(line, file=sys.stderr)
+    return 1 if summary.failure_lines else 0

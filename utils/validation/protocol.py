@@ -1,0 +1,162 @@
+"""What a validation protocol decides, so that one loop, one set of files and one report serve all.
+
+A `Protocol` finds the cases and makes a `ScoreJob` of each; a job scores its case in any process;
+the protocol then makes tables and a summary of all scores. `utils.validation.run` does the rest.
+"""
+
+import argparse
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from segment_anything import Sam3D, fingerprint
+from utils.files.stamp import stamp
+from utils.run.network import NetworkFile
+from utils.validation.scores import CaseScore
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How all cases of a run are scored; picklable and hashable."""
+
+    network: NetworkFile
+    device: str
+    precision: str
+    engine: str
+    num_clicks: int
+    threads: int  # of each worker process
+    digest: str  # of everything that scores depend on beside the case
+
+
+class NetworkFacts(NamedTuple):
+    """What is known of a network without keeping it."""
+
+    name: str
+    fingerprint: str
+    resolution: int  # edge of its input in voxels
+    encoder_parameters: int
+    parameters: int
+
+    @classmethod
+    def of(cls, model: Sam3D) -> "NetworkFacts":
+        """Look at a network."""
+        return cls(
+            name=model.config.network,
+            fingerprint=fingerprint(model),
+            resolution=model.config.encoder.img_size,
+            encoder_parameters=sum(p.numel() for p in model.image_encoder.parameters()),
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
+
+    @property
+    def edges(self) -> str:
+        """The input's size in words, such as ``128³``."""
+        return f"{self.resolution}³"
+
+
+class Overlay(NamedTuple):
+    """A picture of a case for the report."""
+
+    case: str
+    title: str  # what is drawn, in a line
+    png_bytes: bytes
+
+
+@dataclass(frozen=True)
+class ScoreJob(ABC):
+    """One case to score."""
+
+    case: str  # unique in the run; a relative path without a suffix
+    image_path: Path
+    label_path: Path
+    out_dir: Path
+    settings: RunSettings
+
+    @property
+    def score_path(self) -> Path:
+        """Where the scores are kept."""
+        return self.out_dir / "cases" / f"{self.case}.json"
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[Path, ...]:
+        """The files that scoring leaves beside the scores."""
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files that the scores depend on."""
+        return self.image_path, self.label_path
+
+    def key(self) -> dict:
+        """Return what must be unchanged for kept scores to be used again."""
+        return {"settings": self.settings.digest, "files": [stamp(path) for path in self.sources]}
+
+    @abstractmethod
+    def score(self) -> CaseScore:
+        """Score the case and write the outputs.
+
+        Raises:
+            WriteError: an output cannot be written.
+            InputError: the case cannot be read or used.
+        """
+
+    @abstractmethod
+    def overlay(self, score: CaseScore) -> Overlay | None:
+        """Draw the case's worst target from its outputs; None where they were not written."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A validation whose cases are scored."""
+
+    network: NetworkFacts
+    scores: list[CaseScore]  # in the order of the jobs
+    failures: dict[str, str]  # case -> message
+    trained_on: set[str] | None  # "organ/data set" of what training had; None: not known
+    settings: RunSettings
+    out_dir: Path
+
+
+class Summary(ABC):
+    """What a validation came to; its text is what the script prints."""
+
+    @property
+    @abstractmethod
+    def failure_lines(self) -> list[str]:
+        """One line for each case that could not be scored."""
+
+    @property
+    @abstractmethod
+    def notes(self) -> Sequence[str]:
+        """What the report says beside its tables."""
+
+
+class Protocol(ABC):
+    """A validation protocol with its flags and cases.
+
+    Raises:
+        InputError: there are no cases.
+    """
+
+    @abstractmethod
+    def __init__(self, args: argparse.Namespace) -> None: ...
+
+    @property
+    @abstractmethod
+    def options(self) -> list:
+        """What scores depend on beside the case, the network and `RunSettings`; JSON-able."""
+
+    @property
+    @abstractmethod
+    def shown(self) -> Mapping[str, str]:
+        """The options as the report shows them."""
+
+    @abstractmethod
+    def jobs(self, settings: RunSettings) -> list[ScoreJob]:
+        """Return a job for each case, in the order of the tables."""
+
+    @abstractmethod
+    def finish(self, run: Finished) -> Summary:
+        """Write the protocol's tables and pictures; return the summary."""

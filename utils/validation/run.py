@@ -1,0 +1,126 @@
+"""Both validation scripts: score all cases by a protocol; leave scores, tables, pictures, a report.
+
+The network is opened once here and once in each worker process. Every file except the run's log is
+the same whatever the number of workers.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+
+from utils.errors import InputError
+from utils.run.executor import cpu_count
+from utils.run.network import NetworkFile, trained_on
+from utils.run.start import start_run
+from utils.validation.protocol import (
+    Finished,
+    NetworkFacts,
+    Overlay,
+    Protocol,
+    RunSettings,
+    ScoreJob,
+    Summary,
+)
+from utils.validation.report import worst_cases, write_report
+from utils.validation.run_challenge import ChallengeProtocol
+from utils.validation.run_clicks import ClicksProtocol
+from utils.validation.scores import CaseScore
+from utils.validation.worker import score_all
+from utils.volumes.geometry import CropRule
+
+PROTOCOLS: dict[str, type[Protocol]] = {"clicks": ClicksProtocol, "challenge": ChallengeProtocol}
+
+
+def validate(args: argparse.Namespace) -> Summary:
+    """Validate a network as the flags say; leave everything in ``args.out_dir``.
+
+    Args:
+        args: from `utils.validation.arguments.parse_validation_args`.
+
+    Raises:
+        InputError: the network or the flags cannot be used, or no case could be scored.
+        WriteError: an output cannot be written.
+    """
+    protocol = PROTOCOLS[args.protocol](args)  # first: without cases nothing is written
+    start_run(args, args.out_dir)
+    network = NetworkFile(args.checkpoint, args.network, args.teacher, args.encoder)
+    facts, rule = _facts(network)
+    settings = RunSettings(
+        network=network,
+        device=args.device,
+        precision=args.precision,
+        engine=args.engine,
+        num_clicks=args.num_clicks,
+        threads=max(1, cpu_count() // args.workers),
+        digest=_digest(facts, rule, args, protocol),
+    )
+    jobs = protocol.jobs(settings)
+    scores, failures = score_all(jobs, args.workers)
+    if not scores:
+        first = "\n".join(f"{case}: {message}" for case, message in list(failures.items())[:5])
+        raise InputError(f"no case could be validated:\n{first}")
+    run = Finished(
+        network=facts,
+        scores=list(scores.values()),
+        failures=failures,
+        trained_on=_trained_on(network, args),
+        settings=settings,
+        out_dir=args.out_dir,
+    )
+    summary = protocol.finish(run)
+    write_report(
+        args.out_dir / "report.html",
+        run.scores,
+        model=facts.name,
+        fingerprint=facts.fingerprint,
+        resolution=facts.edges,
+        settings=_shown(settings, rule, protocol),
+        notes=summary.notes,
+        overlays=draw_worst(jobs, run.scores, args.pictures),
+        failures=failures,
+        trained_on=run.trained_on,
+    )
+    return summary
+
+
+def draw_worst(jobs: Sequence[ScoreJob], scores: Sequence[CaseScore], count: int) -> list[Overlay]:
+    """Draw the worst target of each of the worst cases."""
+    of_case = {job.case: job for job in jobs}
+    drawn = (of_case[score.case].overlay(score) for score in worst_cases(scores, count))
+    return [overlay for overlay in drawn if overlay]
+
+
+def _facts(network: NetworkFile) -> tuple[NetworkFacts, CropRule]:
+    """Look at the network and let it go: the workers open their own."""
+    model, rule = network.open()
+    return NetworkFacts.of(model), rule
+
+
+def _digest(
+    facts: NetworkFacts, rule: CropRule, args: argparse.Namespace, protocol: Protocol
+) -> str:
+    """Return a digest of all that scores depend on beside the case."""
+    content = [args.protocol, facts.fingerprint, rule.to_dict(), protocol.options]
+    content += [args.num_clicks, args.precision, args.device, args.engine]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _trained_on(network: NetworkFile, args: argparse.Namespace) -> set[str] | None:
+    """Return "organ/data set" of what was trained on; None where neither flag nor file says."""
+    if args.trained_on:
+        return {f"{folder.parent.name}/{folder.name}" for folder in args.trained_on}
+    return trained_on(network.path)
+
+
+def _shown(settings: RunSettings, rule: CropRule, protocol: Protocol) -> dict[str, str]:
+    """Return what the report says of the run; nothing that differs from run to run."""
+    network, fit = settings.network, ", finer where the whole volume fits" if rule.fit else ""
+    device = f"{settings.device}, {settings.precision}, {settings.engine}"
+    return {
+        "checkpoint": network.path.name,
+        **({"encoder": network.encoder.name} if network.encoder else {}),
+        "crops": f"{rule.size}³ voxels of {rule.spacing_mm:g} mm{fit}",
+        **protocol.shown,
+        "device": f"{device}, {settings.threads} threads a worker",
+    }
