@@ -8,8 +8,11 @@ from score_helpers import row, target
 from utils.errors import InputError
 from utils.validation.scores import CaseScore
 from utils.validation.tables import (
+    anatomy_rows,
     challenge_rows,
     grouped,
+    markdown,
+    overall_rows,
     target_rows,
     write_challenge_tables,
 )

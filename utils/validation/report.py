@@ -85,6 +85,7 @@ def write_report(
         failures: case -> message of those that have no score.
         trained_on: "organ/data set" of what was trained on; None where that is not known.
     """
+    clicks = num_steps(scores) - 1  # refuses what cannot be averaged
     pictures = [
         Picture(f"{o.case}: {o.title}" if o.title else o.case, _uri(o.png_bytes)) for o in overlays
     ]
@@ -94,7 +95,7 @@ def write_report(
         settings=settings,
         notes=notes,
         is_challenge=scores[0].protocol == CHALLENGE,
-        clicks=num_steps(scores) - 1,
+        clicks=clicks,
         shown=_shown_steps(scores),
         whole=grouped(scores, "all")[0],
         sections=_sections(scores, trained_on),

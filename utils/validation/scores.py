@@ -12,7 +12,7 @@ measured. In protocol "challenge":
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -115,8 +115,10 @@ class CaseScore:
         return score
 
     def to_dict(self) -> dict:
-        """Return plain containers for JSON."""
-        return asdict(self)
+        """Return plain containers for JSON; fields that hold their default are left out."""
+        content = _without_defaults(self, asdict(self))
+        pairs = zip(self.targets, content["targets"], strict=True)
+        return content | {"targets": [_without_defaults(*pair) for pair in pairs]}
 
     @property
     def worst_target(self) -> TargetScore:
@@ -152,6 +154,11 @@ class CaseScore:
     def scores(self) -> StepScores:
         """(steps,) scores of the case."""
         return self.target_scores.mean()
+
+
+def _without_defaults(record: TargetScore | CaseScore, content: dict) -> dict:
+    defaults = {each.name: each.default for each in fields(record)}
+    return {name: value for name, value in content.items() if value != defaults[name]}
 
 
 def _tuples(value: Any) -> Any:
