@@ -332,8 +332,8 @@ class Entry:
         if old[name] is not None and old[name] != _fingerprint_of(path):
             raise InputError(
                 f"{path}: was changed after this step wrote it, and its source has changed too. "
-                "Expected one change at most: nothing was overwritten; move the file away, then run "
-                "again."
+                "Expected at most one change: nothing was overwritten; move the file away, then "
+                "run again."
             )
 
 
