@@ -100,7 +100,7 @@ def plan_case(
 
 
 def space_of(job: CaseJob) -> int:
-    """Return an estimated upper bound of the bytes of the label: ISA-L compresses it less."""
+    """Return an estimated upper bound of the label's bytes: deflating it anew may give more."""
     deflated, inflated = member_sizes(job.sources["label"], "gts") if job.dataset else (0, 0)
     return min(2 * deflated, inflated // 3) + 2**12
 
