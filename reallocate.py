@@ -87,7 +87,7 @@ def has_its_image(key: str, labels: list[Path], images: FoundFiles, ledger: Ledg
     """Tell whether the labels of a case have an image that this step must leave alone.
 
     Either the image has another origin, such as utils/preparation/nnunet.py. Or this step wrote it,
-    its NPZ is gone since, and the labels are unchanged.
+    its NPZ no longer exists, and the labels are unchanged.
     """
     record = ledger.read(key)
     if not all(path.exists() for path in images_beside(labels)):

@@ -25,8 +25,8 @@ from utils.files.strict_json import RepeatedKeyError, parse_json
 INSTANCE_KEY = "instance_label"
 MAX_SLUG_BYTES = 200  # of an organ folder's or data set's name: file systems allow 255
 
-# The published class file and the published file names spell this data set differently; whichever
-# of the two is the key, files in the other spelling belong to it.
+# The published class file and the published file names spell this data set differently. The key may
+# have either spelling; files in both spellings belong to it.
 SPELLINGS = (("CT_AbdomenCT1K", "CT_Abdomen1K"), ("CT_Abdomen1K", "CT_AbdomenCT1K"))
 
 

@@ -196,17 +196,17 @@ class _Reader:
         return items
 
     def _extend(self, items: list) -> None:
-        _require(type(self._stack[-1]) is list, "items for what is no list")
+        _require(type(self._stack[-1]) is list, "items for something that is not a list")
         self._stack[-1].extend(items)
 
     def _update(self, items: list) -> None:
         """Set dict entries; keys must be text, as hashing nested tuples may take forever."""
-        _require(type(self._stack[-1]) is dict, "entries for what is no dict")
-        _require(all(isinstance(key, str) for key in items[::2]), "a key of a dict is no text")
+        _require(type(self._stack[-1]) is dict, "entries for something that is not a dict")
+        _require(all(isinstance(key, str) for key in items[::2]), "a key of a dict is not text")
         self._stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def _named(self, module: object, name: object) -> _Name:
-        _require(isinstance(module, str) and isinstance(name, str), "a name is no text")
+        _require(isinstance(module, str) and isinstance(name, str), "a name is not text")
         full_name = f"{module}.{name}"
         if full_name.replace("numpy._core.", "numpy.core.") not in NAMES:
             self._refuse(f"calls for {_printable(full_name)}")

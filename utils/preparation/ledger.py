@@ -13,7 +13,7 @@ before the work on the record began. This test reads no source. If it fails, equ
 make the case current.
 
 Records are written ahead: a record with the outcome "begun" names the outputs before the first of
-them is written. So after a kill the ledger still knows which files of the tree this step wrote. Any
+them is written. So even after a kill the records tell which files of the tree this step wrote. Any
 other file, and any output that was changed since, is never overwritten or removed.
 """
 
@@ -55,7 +55,7 @@ class Ledger:
         folder: the step's output folder.
         step: name of the step.
         roots: folders that the sources' paths are recorded relative to.
-        datasets: data sets whose cases this run knows completely; None: all data sets.
+        datasets: data sets of which this run has all cases; None: all data sets.
     """
 
     def __init__(
