@@ -3,19 +3,19 @@
 Reads   --in       <data set>/<case>.nii.gz, as classify.py writes them
         --json     the class file: what the label values mean
 Writes  --out      <organ>/<data set>/labelsTr/<case>.nii.gz for every organ with a voxel in the
-                   case: uint8, 1 inside and 0 outside. Then comes reallocate.py.
+                   case: uint8, 1 inside and 0 outside. Next: reallocate.py.
 
-The organ's folder is the class name in lower case, every run of characters other than letters and
-digits an underscore: "Left kidney" -> left_kidney. Data sets with `instance_label: 1` number the
-objects of one class (tumours, nuclei): their labels keep these numbers as they are, in uint16, in
+The organ's folder is the class name in lower case, with an underscore for every run of characters
+other than letters and digits: "Left kidney" -> left_kidney. Data sets with `instance_label: 1`
+number the objects of one class (tumours, nuclei): their labels keep these numbers, in uint16, in
 the folder of class 1.
 
---min-volume-mm3, --min-side-mm and --keep-components leave out crumbs, as SAM-Med3D does; what is
-dropped is listed with the reason, and nothing is by default.
+--min-volume-mm3, --min-side-mm and --keep-components drop small parts, as SAM-Med3D does; each drop
+is listed with its reason. By default nothing is dropped.
 
 A case that cannot be used is listed, the others are done, and the exit code is 1. Inputs are only
-read. A second run skips what is unchanged; a run that was stopped or killed goes on where it was.
-What became of each case is in <out>/manifest_categorize.csv.
+read. A second run skips unchanged cases; a run that was stopped or killed resumes where it stopped.
+<out>/manifest_categorize.csv tells what became of each case.
 
     python categorize.py
     python categorize.py --in data/classified_validation --out data/medical_validation
@@ -39,8 +39,7 @@ from utils.preparation.check_tree import TreeReport, check_tree
 from utils.preparation.cleaning import (
     CleaningRule,
     add_cleaning_arguments,
-    clean_instances,
-    clean_mask,
+    clean_target,
     cleaning_rule,
 )
 from utils.preparation.find_files import require_folder
@@ -51,7 +50,7 @@ from utils.preparation.loop import (
     add_preparation_arguments,
     plan_job,
     prepare,
-    progress,
+    progress_bar,
 )
 from utils.preparation.records import CaseFacts
 from utils.run.executor import run_all
@@ -68,22 +67,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         dest="classified",
         type=Path,
         default=Path("data/classified"),
-        help="folder that classify.py wrote (%(default)s)",
+        help="folder that classify.py wrote (default: %(default)s)",
     )
     parser.add_argument(
-        "--json", type=Path, default=Path("CVPR25.json"), help="class file (%(default)s)"
+        "--json", type=Path, default=Path("CVPR25.json"), help="class file (default: %(default)s)"
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("data/medical_preprocessed"),
-        help="output folder (%(default)s)",
+        help="output folder (default: %(default)s)",
     )
     parser.add_argument(
         "--check",
         metavar="TREE",
         type=Path,
-        help="only read a prepared tree and report what is wrong with it",
+        help="only read this prepared tree and report what is wrong in it",
     )
     add_cleaning_arguments(parser)
     add_preparation_arguments(parser)
@@ -91,12 +90,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> PrepareSummary | TreeReport:
-    """Write the labels of all organs; return how many cases ended how. Or check a tree."""
+    """Write the labels of all organs, or check a tree; return the summary or the report."""
     table = read_label_table(args.json)
     if args.check:
         return check_tree(args.check, table, partial(run_with_progress, args), args.max_voxels)
     rule = cleaning_rule(args)
-    if args.shard == "1/1":  # of a shard the step before may have had no case
+    if args.shard == "1/1":  # in a shard, the previous step may have had no case
         require_folder(args.classified, "the output folder of classify.py")
     found = sorted(args.classified.glob("[!.]*/[!.]*.nii.gz"))
     if not found and args.shard == "1/1":
@@ -121,9 +120,9 @@ def run(args: argparse.Namespace) -> PrepareSummary | TreeReport:
 def run_with_progress(
     args: argparse.Namespace, function: Callable[[Any], Any], items: list
 ) -> Iterator[Any]:
-    """Run a check of all cases as the flags say."""
+    """Apply ``function`` to all cases with progress, in the processes that the flags give."""
     results = run_all(function, items, workers=args.workers, scheduler=args.dask_scheduler)
-    return progress(results, desc="check", total=len(items), unit="case")
+    return progress_bar(results, desc="check", total=len(items), unit="case")
 
 
 def key_of(path: Path) -> str:
@@ -132,16 +131,16 @@ def key_of(path: Path) -> str:
 
 
 def plan_case(key: str, path: Path, table: LabelTable, rule: CleaningRule) -> CaseJob:
-    """Collect what decides the labels of a case."""
+    """Collect the settings that decide the labels of a case."""
     labels = table.labels_of(path.parent.name)
     settings = {"organs": labels.organs, "instance": labels.instance, "cleaning": rule.to_dict()}
     return CaseJob(key, path.parent.name, {"label": path}, settings=settings)
 
 
 def space_of(job: CaseJob, *, table: LabelTable) -> int:
-    """Return about how many bytes the labels of all organs take, at most.
+    """Return an estimated upper bound of the bytes of all organs' labels.
 
-    Each outline is in two of the binary labels, and deflate leaves a thousandth of nothing.
+    Every boundary lies in two binary labels, and background deflates to about a thousandth.
     """
     try:
         path = job.sources["label"]
@@ -169,7 +168,8 @@ def categorize_case(
     entry.claim(outputs.values())
     notes, sizes = [], {}
     for value, output in sorted(outputs.items()):
-        target, lines = target_of(value, label, labels, volume.spacing_zyx, rule)
+        values = None if labels.instance else [value]
+        target, lines = clean_target(label, values, volume.spacing_zyx, rule)
         name = labels.classes[value]
         notes += [f"{name}: {line}" for line in lines]
         if lines:
@@ -182,19 +182,6 @@ def categorize_case(
             entry.drop(output)
     z, y, x = volume.spacing_zyx
     return CaseFacts(label.shape, (x, y, z), sizes, tuple(notes))
-
-
-def target_of(
-    value: int,
-    label: np.ndarray,
-    labels: DatasetLabels,
-    spacing_zyx: tuple[float, float, float],
-    rule: CleaningRule,
-) -> tuple[np.ndarray, list[str]]:
-    """Return the cleaned mask of a class, or the uint16 instance numbers, and what was dropped."""
-    if labels.instance:
-        return clean_instances(label.astype(np.uint16), spacing_zyx, rule)
-    return clean_mask(label == value, spacing_zyx, rule)
 
 
 def _require_known(path: Path, dataset: str, labels: DatasetLabels, values: set[int]) -> None:

@@ -3,14 +3,14 @@
 Reads   --labels   NPZ files with `gts` (D, H, W); subfolders are searched too
         --images   NPZ files of the same cases with `imgs` and `spacing`; not needed where the
                    label files hold both
-        --json     the class file: which data sets there are
+        --json     the class file, which names the data sets
 Writes  --out      <data set>/<case>.nii.gz: all classes in one file, the case's spacing in the
-                   affine. Then comes categorize.py.
+                   affine. Next: categorize.py.
 
 A case belongs to the data set whose key is the longest prefix of its name. A case that cannot be
 used is listed, the others are done, and the exit code is 1. Inputs are only read. A second run
-skips what is unchanged; a run that was stopped or killed goes on where it was. What became of each
-case is in <out>/manifest_classify.csv.
+skips unchanged cases; a run that was stopped or killed resumes where it stopped.
+<out>/manifest_classify.csv tells what became of each case.
 
     python classify.py --labels data/npz
     python classify.py --labels val_gts --images val --out data/classified_validation
@@ -49,16 +49,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--labels", type=Path, default=Path("data/npz"), help="folder of labels (%(default)s)"
+        "--labels",
+        type=Path,
+        default=Path("data/npz"),
+        help="folder of labels (default: %(default)s)",
     )
     parser.add_argument(
-        "--images", type=Path, default=None, help="folder of images (the same as --labels)"
+        "--images", type=Path, default=None, help="folder of images (default: that of --labels)"
     )
     parser.add_argument(
-        "--json", type=Path, default=Path("CVPR25.json"), help="class file (%(default)s)"
+        "--json", type=Path, default=Path("CVPR25.json"), help="class file (default: %(default)s)"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("data/classified"), help="output folder (%(default)s)"
+        "--out",
+        type=Path,
+        default=Path("data/classified"),
+        help="output folder (default: %(default)s)",
     )
     add_preparation_arguments(parser)
     return parser.parse_args(argv)
@@ -86,7 +92,7 @@ def run(args: argparse.Namespace) -> PrepareSummary:
 def plan_case(
     case_id: str, files: list[Path], image_files: list[Path] | None, table: LabelTable
 ) -> CaseJob:
-    """Find out which data set a case belongs to and which files it is made from."""
+    """Find the data set and the input files of a case."""
     label = file_of(files, Role.LABEL)
     image = file_of(image_files, Role.IMAGE) if image_files else None
     sources = {"label": label} if image in (None, label) else {"label": label, "image": image}
@@ -94,7 +100,7 @@ def plan_case(
 
 
 def space_of(job: CaseJob) -> int:
-    """Return about how many bytes the label will take: deflated a little less well than before."""
+    """Return an estimated upper bound of the label's bytes: deflating it anew may give more."""
     deflated, inflated = member_sizes(job.sources["label"], "gts") if job.dataset else (0, 0)
     return min(2 * deflated, inflated // 3) + 2**12
 
@@ -117,7 +123,7 @@ def classify_case(
 def _spacing_of_case(
     path: Path, shape: tuple[int, ...], spacing_xyz: np.ndarray | None, image: NpzArchive
 ) -> np.ndarray:
-    """Return the label file's own spacing, or else the image file's; both must be of one shape."""
+    """Return the label file's spacing, else the image file's; both must have one shape."""
     header = image.headers.get("imgs")
     if header and header.shape != shape:
         raise InputError(
@@ -128,14 +134,14 @@ def _spacing_of_case(
         )
     if spacing_xyz is None and image.path == path:
         raise InputError(
-            f"{path}: lacks 'spacing', and no other file of the case is there. Expected it "
-            "here or in the image's file: give the folder of the images, --images."
+            f"{path}: lacks 'spacing', and the case has no other file. Expected it here or in the "
+            "image's file: give the folder of the images, --images."
         )
     return checked_arrays(image, ("spacing",))["spacing"] if spacing_xyz is None else spacing_xyz
 
 
 def _name_values(label: np.ndarray, table: LabelTable, job: CaseJob) -> dict[str, int]:
-    """Return class -> voxels for the manifest; categorize.py judges unknown values."""
+    """Return class -> voxels for the manifest; unknown values fail later, in categorize.py."""
     counts = count_values(label)
     labels = table.labels_of(job.dataset)
     if labels.instance:

@@ -66,11 +66,11 @@ def run(args: argparse.Namespace, clock: "Clock | None" = None) -> Report:
     """Answer every case; what goes wrong with one is logged, and the rest goes on."""
     clock = Clock() if clock is None else clock
     with clock.part("imports"), importing():  # only now, so that --help is quick
-        from utils.cases.prediction import find_cases, read_case
+        from utils.cases.prediction import find_inputs, read_input
         from utils.prediction.predictor import ready_predictor
         from utils.run.network import open_network
         from utils.run.start import make_folder
-    paths = find_cases(args.input, args.output)
+    paths = find_inputs(args.input, args.output)
     make_folder(args.output)
     with clock.part("weights"):
         model, rule = open_network(
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, clock: "Clock | None" = None) -> Report:
     for path in progress(paths):
         try:
             with clock.part("cases"):
-                case = read_case(path, args)
+                case = read_input(path, args)
             with clock.part("network"):
                 answer = case.ask(predictor)
             with clock.part("writing"):

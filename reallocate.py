@@ -4,11 +4,12 @@ Reads   --images   NPZ files with `imgs` (D, H, W) and `spacing`; subfolders are
         --tree     <organ>/<data set>/labelsTr/<case>.nii.gz, as categorize.py writes them
 Writes  --tree     <organ>/<data set>/imagesTr/<case>.nii.gz on the grid of its label, dtype kept.
                    An image is written once; the other organs of the case get hard links to it
-                   (copies where the disk has none). Then comes preparelabel.py.
+                   (copies where the disk has no hard links). Next: preparelabel.py.
 
-A label whose image is there already and has no NPZ (utils/preparation/nnunet.py writes both) is
-left alone. A case that cannot be used is listed, the others are done, and the exit code is 1.
-Inputs are only read. A second run skips what is unchanged; a stopped or killed run resumes.
+A label that already has an image, but no NPZ, is left alone: utils/preparation/nnunet.py writes
+such pairs. A case that cannot be used is listed, the others are done, and the exit code is 1.
+Inputs are only read. A second run skips unchanged cases; a run that was stopped or killed resumes
+where it stopped. <tree>/manifest_reallocate.csv tells what became of each case.
 
     python reallocate.py --images data/npz
     python reallocate.py --images val --tree data/medical_validation
@@ -37,7 +38,7 @@ from utils.preparation.records import CaseFacts
 from utils.volumes.geometry import affine_from_spacing
 from utils.volumes.grid import Grid, require_same_grid
 
-IMAGE = ""  # the image's role among the sources of a case; a label's is its organ
+NPZ_ROLE = ""  # role of the image's file among a case's sources; the role of a label is its organ
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,13 +47,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--images", type=Path, default=Path("data/npz"), help="folder of images (%(default)s)"
+        "--images",
+        type=Path,
+        default=Path("data/npz"),
+        help="folder of images (default: %(default)s)",
     )
     parser.add_argument(
         "--tree",
         type=Path,
         default=Path("data/medical_preprocessed"),
-        help="folder that categorize.py wrote (%(default)s)",
+        help="folder that categorize.py wrote (default: %(default)s)",
     )
     add_preparation_arguments(parser)
     return parser.parse_args(argv)
@@ -75,15 +79,15 @@ def run(args: argparse.Namespace) -> PrepareSummary:
         work=partial(reallocate_case, max_voxels=args.max_voxels),
         space=space_of,
     )
-    # An image without a label in any organ serves nothing; the labels are gone on purpose.
+    # Always prune: an image without labels is of no use, and labels are removed on purpose.
     return prepare(step, jobs, images.problems, args, left=left, prune=True)
 
 
 def has_its_image(key: str, labels: list[Path], images: FoundFiles, ledger: Ledger) -> bool:
-    """Tell whether the labels of a case have an image that is not ours to look after now.
+    """Tell whether the labels of a case have an image that this step must leave alone.
 
-    That is one of another origin, such as utils/preparation/nnunet.py; or ours, the NPZ gone since
-    and the labels as they were.
+    Either the image has another origin, such as utils/preparation/nnunet.py. Or this step wrote it,
+    its NPZ no longer exists, and the labels are unchanged.
     """
     record = ledger.read(key)
     if not all(path.exists() for path in images_beside(labels)):
@@ -91,7 +95,7 @@ def has_its_image(key: str, labels: list[Path], images: FoundFiles, ledger: Ledg
     if record is None:
         return True
     organs = organs_of(labels)
-    known = record.sources.keys() - {IMAGE}
+    known = record.sources.keys() - {NPZ_ROLE}
     unchanged = known == organs.keys() and ledger.are_untouched(record, organs)
     return key.rsplit("/")[-1] not in images.files and unchanged
 
@@ -99,8 +103,11 @@ def has_its_image(key: str, labels: list[Path], images: FoundFiles, ledger: Ledg
 def labels_of_cases(tree: Path, *, allow_none: bool = False) -> dict[str, list[Path]]:
     """Return "<data set>/<case id>" -> its labels in all organs of the tree.
 
+    Args:
+        allow_none: return an empty dict where there is no label, which is right for a shard.
+
     Raises:
-        InputError: there is none, which a shard is allowed.
+        InputError: there is no label.
     """
     if not allow_none:
         require_folder(tree, "the output folder of categorize.py")
@@ -117,7 +124,7 @@ def labels_of_cases(tree: Path, *, allow_none: bool = False) -> dict[str, list[P
 
 
 def images_beside(labels: Sequence[Path]) -> list[Path]:
-    """Return where the image of each label belongs."""
+    """Return the path of each label's image."""
     return [label.parent.with_name("imagesTr") / label.name for label in labels]
 
 
@@ -135,12 +142,12 @@ def plan_case(key: str, labels: list[Path], images: FoundFiles, folder: Path) ->
             "folder that holds it, --images."
         )
     source = file_of(images.files[case_id], Role.IMAGE)
-    return CaseJob(key, dataset, {IMAGE: source} | organs_of(labels))
+    return CaseJob(key, dataset, {NPZ_ROLE: source} | organs_of(labels))
 
 
 def space_of(job: CaseJob) -> int:
-    """Return how many bytes the image takes where the disk has hard links: as many as before."""
-    return member_sizes(job.sources[IMAGE], "imgs")[0] + 2**12 if job.dataset else 0
+    """Return the bytes of the image, as in its NPZ; hard links take none."""
+    return member_sizes(job.sources[NPZ_ROLE], "imgs")[0] + 2**12 if job.dataset else 0
 
 
 def reallocate_case(job: CaseJob, entry: Entry, *, max_voxels: int) -> CaseFacts:

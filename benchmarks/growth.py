@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import predict
 from benchmarks.measure import machine, machine_line, summary, table, write_json
 from segment_anything import checkpoint_payload, network_configs, sam_model_registry3D
-from utils.cases.prediction import read_case
+from utils.cases.prediction import read_input
 from utils.errors import exit_on_input_error
 from utils.files.npz import read_npz
 from utils.prediction.predictor import Predictor, ready_predictor
@@ -98,7 +98,7 @@ def answered(path: Path, out: Path, predictor: Predictor) -> dict[str, float]:
     words = ["--input", path, "--output", out, "--checkpoint", "unused"]
     args, clock = predict.parse_args(list(map(str, words))), predict.Clock()
     with clock.part("cases"):
-        case = read_case(path, args)
+        case = read_input(path, args)
     with clock.part("network"):
         answer = case.ask(predictor)
     with clock.part("writing"):

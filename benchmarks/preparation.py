@@ -1,9 +1,9 @@
-"""How fast the three data scripts are beside a plain sequential script, on the same made-up cases.
+"""Speed of the three data scripts, compared with a plain sequential script on the same phantoms.
 
-The plain script does what most of us would write: one case at a time, `np.load`, one pass over the
-label per class, `nib.save` with its defaults, the image copied to each organ. Both run as commands
-of their own, in turns, start-up included; the trees are compared voxel by voxel. A second table
-says where the time of one case goes, a third how long a second run takes that has nothing to do.
+The plain script is the obvious one: one case at a time, `np.load`, one pass over the label per
+class, `nib.save` with its defaults, and the image copied to each organ. Both run in turns as
+commands of their own, start-up included; the trees are compared voxel by voxel. The row "a second
+run" is a run with nothing to do. The second table shows where the time of one case goes.
 
     python benchmarks/preparation.py
     python benchmarks/preparation.py --cases 40 --runs 3 --json work_dir/preparation.json
@@ -47,11 +47,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", type=int, default=16, help="made-up cases (%(default)s)")
-    parser.add_argument("--classes", type=int, default=16, help="classes a case (%(default)s)")
-    parser.add_argument("--zoom", type=int, default=3, help="in-plane size, 1 = 104 (%(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each, in turns (%(default)s)")
-    parser.add_argument("--json", type=Path, help="write the numbers here as well")
+    parser.add_argument("--cases", type=int, default=16, help="phantoms (default: %(default)s)")
+    parser.add_argument(
+        "--classes", type=int, default=16, help="classes per case (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--zoom", type=int, default=3, help="in-plane zoom, 1 = 104 voxels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--runs", type=int, default=3, help="runs of each script, in turns (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--plain", nargs=3, type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -73,12 +79,12 @@ def run(args: argparse.Namespace) -> dict[str, object]:
             for title, steps in commands.items():
                 for tree in folder.glob(f"{outputs[title]}*"):
                     shutil.rmtree(tree)
-                os.sync()  # what the run before wrote is its own affair
+                os.sync()  # writing out the previous run is not timed
                 seconds[title].append(sum(map(seconds_of, steps)))
             if number == 0:
                 files = compare_trees(folder / "plain", folder / "ours1", folder / "ours2")
         for step in commands["ours, 1 worker"]:
-            seconds_of(step)  # finds by hashing that files just made are unchanged; then times do
+            seconds_of(step)  # hashes the files just made; later runs need only their times
         again = [sum(map(seconds_of, commands["ours, 1 worker"])) for _ in range(args.runs)]
         idle = [seconds_of([sys.executable, ROOT / step, "--help"]) for step in STEPS]
         return {
@@ -178,7 +184,7 @@ def compare_trees(expected: Path, *others: Path) -> int:
 
 
 def time_parts(folder: Path, table: Path) -> dict[str, dict[str, float]]:
-    """Return milliseconds of the parts of one case: usual way and ours."""
+    """Return the milliseconds of the parts of one case, the usual way and ours."""
     path = min((folder / "npz").iterdir())
     case = np.load(path)
     image, label = case["imgs"], case["gts"]
@@ -234,7 +240,7 @@ def size_of(tree: Path) -> int:
     return sum(sizes.values())
 
 
-def table_of(result: dict) -> str:
+def report_table(result: dict) -> str:
     """Return the tables that the command prints."""
     megabytes = 2 * result["voxels"] / 1e6  # image and label, a byte a voxel
     medians = {title: statistics.median(times) for title, times in result["seconds"].items()}
@@ -277,7 +283,7 @@ def main() -> None:
     if args.json:
         with atomic_path(args.json) as temporary:
             temporary.write_text(json.dumps(result, indent=1))
-    print(table_of(result))
+    print(report_table(result))
 
 
 if __name__ == "__main__":

@@ -70,24 +70,24 @@ def check(table=TABLE):
     before = state_of("tree")
     report = check_tree(Path("tree"), table, map)
     assert state_of("tree") == before
-    assert report.exit_code == bool(report.findings)
+    assert report.exit_code == bool(report.faults)
     return report
 
 
 def found(table=TABLE):
-    return [(finding.kind, finding.path) for finding in check(table).findings]
+    return [(fault.kind, fault.path) for fault in check(table).faults]
 
 
 def message(table=TABLE):
-    """The message of the one finding."""
-    (finding,) = check(table).findings
-    return finding.message
+    """The message of the one fault."""
+    (fault,) = check(table).faults
+    return fault.message
 
 
-def test_clean_tree_has_no_findings_and_is_counted():
+def test_clean_tree_has_no_faults_and_is_counted():
     report = check()
 
-    assert report.findings == []
+    assert report.faults == []
     assert report.exit_code == 0
     assert report.totals == {
         "organs": 3,
@@ -240,8 +240,8 @@ def test_file_of_more_than_max_voxels_is_unreadable():
 
     report = categorize_all("--check", "tree", "--max-voxels", str(np.prod(SHAPE)))
 
-    assert [finding.path for finding in report.findings] == [LIVER]
-    assert "has 270 voxels. Expected at most 216" in report.findings[0].message
+    assert [fault.path for fault in report.faults] == [LIVER]
+    assert "has 270 voxels. Expected at most 216" in report.faults[0].message
 
 
 def test_folder_that_cannot_be_listed_is_found(tree, monkeypatch):
@@ -254,7 +254,7 @@ def test_folder_that_cannot_be_listed_is_found(tree, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
 
-    assert check_tree(tree, TABLE, map).findings == [
+    assert check_tree(tree, TABLE, map).faults == [
         TreeFault(Kind.UNREADABLE, closed, "cannot be listed: Permission denied")
     ]
 
@@ -295,14 +295,14 @@ def test_targets_whose_images_cannot_be_read_are_not_compared():
     assert [kind for kind, _ in found()] == [Kind.UNREADABLE] * 2
 
 
-def test_image_that_data_sets_share_is_counted_and_no_finding():
+def test_image_that_data_sets_share_is_counted_and_no_fault():
     add_pair("kidney/CT_B", "CT_B_1", voxels(30), image("liver/CT_A", "CT_A_1"))
     add_pair("liver/CT_C", "CT_C_1", voxels(31), voxels(10, high=99))  # a copy, not a link
     add_pair("liver/CT_C", "CT_C_2", voxels(32), voxels(11, high=99))
 
     report = check()
 
-    assert report.findings == []
+    assert report.faults == []
     assert report.totals["images shared by 3 cases"] == 1
     assert report.totals["images shared by 2 cases"] == 1
     assert report.totals["images (distinct files)"] == 5
@@ -358,20 +358,20 @@ def test_data_set_on_another_disk_may_be_linked(tree):
     assert found() == []
 
 
-def test_all_findings_are_printed_by_kind_and_path_between_the_counts_and_the_totals(tree):
+def test_all_faults_are_printed_by_kind_and_path_between_the_counts_and_the_totals(tree):
     for number in (2, 1):
         image("liver/CT_A", f"CT_A_{number}").unlink()
     (tree / os.fsdecode(b"\xff.txt")).write_text("")
 
-    counts, findings, totals = str(check()).split("\n\n")
+    counts, faults, totals = str(check()).split("\n\n")
 
     assert [line.split()[-1] for line in counts.splitlines()] == list("00020010")
-    assert findings.splitlines()[:3] == [
-        "findings: 3",
+    assert faults.splitlines()[:3] == [
+        "faults: 3",
         "missing image  liver/CT_A/labelsTr/CT_A_1.nii.gz: has no image: run reallocate.py",
         "missing image  liver/CT_A/labelsTr/CT_A_2.nii.gz: has no image: run reallocate.py",
     ]
-    assert findings.splitlines()[3].startswith("stray          \\udcff.txt: file out of place")
+    assert faults.splitlines()[3].startswith("stray          \\udcff.txt: file out of place")
     assert totals.startswith("organs ")
 
 
@@ -379,9 +379,9 @@ def test_every_finding_takes_one_line():
     image("liver/CT_A", "CT_A_1").write_bytes(b"")
     write_nifti(TUMOR, np.ones((1, 1, 1), np.uint16), AFFINE)
 
-    _, findings, _ = str(check()).split("\n\n")
+    _, faults, _ = str(check()).split("\n\n")
 
-    assert [line[:13] for line in findings.splitlines()[1:]] == ["grid mismatch", "unreadable   "]
+    assert [line[:13] for line in faults.splitlines()[1:]] == ["grid mismatch", "unreadable   "]
 
 
 def test_work_can_be_sent_to_other_processes_and_come_back_in_any_order(tree):

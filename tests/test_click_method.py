@@ -131,7 +131,7 @@ def test_click_holds_plain_numbers():
 
 @pytest.mark.parametrize("shapes", [((3, 4, 5), (3, 5, 4)), ((4, 5), (4, 5))], ids=str)
 def test_masks_of_other_shapes_are_refused(shapes):
-    with pytest.raises(InputError, match="expected two masks"):
+    with pytest.raises(InputError, match="Expected two masks"):
         challenge_click(*(np.zeros(shape, dtype=bool) for shape in shapes))
 
 

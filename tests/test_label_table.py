@@ -114,8 +114,8 @@ def test_slug_is_lower_case_letters_digits_and_single_underscores(name, slug):
         ({"A": one_class(instance_label=2)}, "'instance_label' is 2"),
         ({"A": {"instance_label": 0}}, r"has the classes \[\]"),
         ({"A": {"2": "Tumor", "instance_label": 1}}, r"has the classes \[2\]"),
-        ({"A": {"0": "Background", "instance_label": 0}}, "'0' is no label value"),
-        ({"A": {"liver": "1", "instance_label": 0}}, "'liver' is no label value"),
+        ({"A": {"0": "Background", "instance_label": 0}}, "'0' is not a label value"),
+        ({"A": {"liver": "1", "instance_label": 0}}, "'liver' is not a label value"),
         ({"A": {"1": [], "instance_label": 0}}, r"class 1 holds \[\]"),
         ({"A": one_class(name="?!")}, "holds no letter or digit"),
         (

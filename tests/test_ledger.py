@@ -122,7 +122,7 @@ def test_file_of_another_origin_is_not_overwritten(ledger, source):
     (ledger.folder).mkdir()
     (ledger.folder / "a").write_text("mine")
 
-    with pytest.raises(InputError, match="is there, and not written by this step for CT/a"):
+    with pytest.raises(InputError, match="exists and was not written by this step for CT/a"):
         copy(ledger, job_of(source))
     assert (ledger.folder / "a").read_text() == "mine"
 

@@ -70,7 +70,7 @@ MALFORMED = {
     "empty region": (V2 | {"labels": {"liver": []}}, "'liver' has the values"),
     "background elsewhere": (V2 | {"labels": {"background": 1}}, "'background' has the values"),
     "no class": (V2 | {"labels": {"background": 0}}, "has the classes {}"),
-    "ignored class": (V2 | {"labels": {"liver": 1, "ignore": 1}}, "beside what is ignored"),
+    "ignored class": (V2 | {"labels": {"liver": 1, "ignore": 1}}, "beside the ignored values"),
     "one folder for two": (V2 | {"labels": {"a b": 1, "A_B": 2}}, "would share the folder 'a_b'"),
     "two classes of one name": (V1 | {"labels": {"1": "a", "2": "a"}}, "share the folder 'a'"),
     "no letter in a class": (V2 | {"labels": {"?": 1}}, "holds no letter or digit"),

@@ -93,7 +93,7 @@ def test_image_that_fails_does_not_stay_beside_a_new_label(make_case):
     assert reallocate_all().exit_code == 1
     assert not output(LIVER, "imagesTr").exists()
     report = categorize.run(categorize.parse_args(["--check", str(TREE), "--workers", "1"]))
-    assert [finding.kind.value for finding in report.findings] == ["missing image"]
+    assert [fault.kind.value for fault in report.faults] == ["missing image"]
 
 
 def test_image_whose_npz_is_gone_fails_if_its_label_has_changed(make_case):

@@ -97,8 +97,8 @@ POINT = {"at": [1, 2, 3]}
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", r"is no JSON \(.*line 1"),
-        ("[" * 100_000, "is no JSON|cannot be read"),
+        ("{", r"is not JSON \(.*line 1"),
+        ("[" * 100_000, "is not JSON|cannot be read"),
         ("[]", r"the entry is \[\]\. Expected an object with coordinates, targets"),
         ({"Modality": "MR", "targets": []}, "unknown 'Modality', missing 'coordinates'"),
         ({"coordinates": "ijk", "targets": []}, 'coordinates is "ijk". Expected one of zyx, xyz'),
@@ -125,8 +125,8 @@ def test_what_is_no_prompt_file_is_named(tmp_path, content, said):
         ({"id": 1, "points": [{"at": [1, 2, "3"]}]}, r"points\[0\]: at is"),
         ({"id": 1, "points": [{"at": [1, 2, float("nan")]}]}, r"points\[0\]: at is"),
         ({"id": 1, "points": [POINT | {"positive": 1}]}, r"points\[0\]: positive is 1"),
-        ({"id": 1, "points": [{"at": [10, 2, 3]}]}, r"points\[0\]: the click .* is no voxel"),
-        ({"id": 1, "points": [{"at": [1.5, 2, 3]}]}, r"points\[0\]: the click .* is no voxel"),
+        ({"id": 1, "points": [{"at": [10, 2, 3]}]}, r"points\[0\]: the click .* is not a voxel"),
+        ({"id": 1, "points": [{"at": [1.5, 2, 3]}]}, r"points\[0\]: the click .* is not a voxel"),
         ({"id": 1, "box": {"from": [1, 2, 3]}}, "box: missing 'to'"),
         ({"id": 1, "box": {"from": [11, 0, 0], "to": [15, 4, 4]}}, "box: the box .* no voxel"),
     ],
@@ -171,7 +171,7 @@ def test_flags_may_begin_with_a_minus(tmp_path):
     assert corner.startswith("-")
     (target,) = find_prompts(args, tmp_path / "scan.nii.gz", SHAPE, AFFINE)
     assert target.prompts == [BoxPrompt((2, 3, 20), (5, 10, 30)), Click((5, 6, 7), True)]
-    with pytest.raises(InputError, match=r"--bg: the click .* is no voxel"):
+    with pytest.raises(InputError, match=r"--bg: the click .* is not a voxel"):
         find_prompts(parsed(*flags), tmp_path / "scan.nii.gz", SHAPE, AFFINE)
 
 

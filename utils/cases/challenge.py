@@ -1,12 +1,13 @@
-"""Challenge cases: image and prompts in, segmentation out (no torch).
+"""Challenge files: read image and prompts, write the segmentation.
 
-The k-th entry of ``boxes`` and of ``clicks`` belongs to class k. A class's prompts are its box and
-then its clicks in the order clicked. Object arrays come in the forms that evaluators have written:
-of dicts, wrapped in a 0-d array, empty, with None where there is nothing.
+The k-th entry of ``boxes`` and of ``clicks`` belongs to class k. The prompts of a class are its
+box, then its clicks in the order clicked. Evaluators have written the object arrays in several
+forms, which are all read: arrays of dicts, wrapped in a 0-d array, empty, or with None inside.
+``prev_pred``, the last answer, is not read: starting from it scored lower (docs/results.md).
 
-An entry that cannot be understood raises `InputError`. A box or click that merely lies beside the
-image is moved to the nearest voxel, and a missing order of clicks is made up, both with a logged
-warning: one bad prompt must not lose the case.
+An entry of another form raises `InputError`. A box or click outside the image is moved to the
+nearest voxel, and a missing order of clicks is replaced by foreground and background in turn, both
+with a logged warning: one bad prompt must not lose the case.
 """
 
 import logging
@@ -26,7 +27,7 @@ from utils.files.npz_archive import NpzArchive
 from utils.prompts.kinds import BoxPrompt, Click, Prompt
 from utils.volumes.intensity import holds_hounsfield
 
-#: The corners of a box (z, y, x), both inside; the sides along y and x are the middle slice's.
+#: Keys of a box's two corners (z, y, x), both inside; sides along y and x are of the middle slice.
 BOX_CORNERS = (("z_min", "z_mid_y_min", "z_mid_x_min"), ("z_max", "z_mid_y_max", "z_mid_x_max"))
 
 logger = logging.getLogger(__name__)
@@ -34,52 +35,41 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class ChallengeCase:
-    """What a challenge file asks for."""
+    """The image and the prompts of a challenge file."""
 
     image: np.ndarray  # (D, H, W), uint8 in the challenge
     spacing_xyz: tuple[float, float, float]  # mm
-    prompts: list[list[Prompt]]  # of class 1, 2, ...; a class without any has an empty list
-    prev_pred: np.ndarray | None  # (D, H, W) class ids: our answer to all prompts but the last
-    hounsfield: bool  # values are Hounsfield units, as in no file of the challenge's own
+    prompts: list[list[Prompt]]  # of class 1, 2, ...; a class without prompts has an empty list
+    hounsfield: bool  # values are Hounsfield units; never so in the challenge's own files
 
     @property
     def boxes(self) -> list[list[Prompt]] | None:
-        """Every class's box, or none where it has none; None where no class has one."""
+        """For each class a list of its box, or an empty list; None if no class has a box."""
         boxes = [[p for p in own if isinstance(p, BoxPrompt)] for own in self.prompts]
         return boxes if any(boxes) else None
 
 
-def read_challenge_case(path: Path, *, with_prev_pred: bool = True) -> ChallengeCase:
+def read_challenge_case(path: Path) -> ChallengeCase:
     """Read image and prompts of a challenge file.
 
-    Args:
-        with_prev_pred: read the last answer too, where there is one of the image's shape.
-
     Raises:
-        InputError: the file is damaged, lacks ``imgs`` or ``spacing``, or holds a box or click
-            that cannot be understood.
+        InputError: the file is damaged, lacks ``imgs`` or ``spacing``, or holds a box or click of
+            another form.
     """
-    optional = ("prev_pred",) if with_prev_pred else ()
     with NpzArchive(path) as npz:
-        arrays = checked_arrays(npz, ("imgs", "spacing"), optional=optional)
+        arrays = checked_arrays(npz, ("imgs", "spacing"))
         boxes, clicks, order = (_entries(npz, key) for key in ("boxes", "clicks", "clicks_order"))
-    image, prev_pred = arrays["imgs"], arrays.get("prev_pred")
-    if prev_pred is not None and prev_pred.shape != image.shape:
-        logger.warning(
-            "%s: 'prev_pred' has shape %s and the image %s: left out", path, prev_pred.shape,
-            image.shape,
-        )  # fmt: skip
-        prev_pred = None
+    image = arrays["imgs"]
     prompts = _PromptReader(Path(path), image.shape).read(boxes, clicks, order)
     hounsfield = holds_hounsfield(image, is_ct(Path(path).stem))
-    return ChallengeCase(image, tuple(arrays["spacing"].tolist()), prompts, prev_pred, hounsfield)
+    return ChallengeCase(image, tuple(arrays["spacing"].tolist()), prompts, hounsfield)
 
 
 def write_segs(path: Path, segs: np.ndarray) -> None:
-    """Write an answer as the evaluator reads it: ``segs`` (D, H, W) of class ids.
+    """Write an answer in the evaluator's form: ``segs`` (D, H, W) of class ids.
 
     Raises:
-        WriteError: the disk is full, or the folder does not let us write.
+        WriteError: the disk is full, or the folder is not writable.
     """
     with atomic_path(path) as temporary:
         np.savez_compressed(temporary, segs=segs)
@@ -92,7 +82,7 @@ def _entries(npz: NpzArchive, key: str) -> list:
 
 
 def _as_list(value: object) -> list:
-    """Return the entries of a list or an array, also of one wrapped in 0-d arrays."""
+    """Return the entries of a list or array, also if 0-d arrays wrap it."""
     while isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
     if value is None:
@@ -101,7 +91,7 @@ def _as_list(value: object) -> list:
 
 
 class _PromptReader:
-    """Makes prompts of the entries of one file.
+    """Turns the entries of one file into prompts.
 
     Args:
         path: begins each message.
@@ -130,7 +120,7 @@ class _PromptReader:
         inside = np.clip(np.sort(corners, axis=0), 0, self._last)
         if (inside != corners).any():
             self._warn(
-                "class %d: the box %s is no box inside of the image, taken as %s",
+                "class %d: the box %s is not a box inside the image; used %s",
                 number, corners.tolist(), inside.tolist(),
             )  # fmt: skip
         return BoxPrompt(tuple(inside[0].tolist()), tuple((inside[1] + 1).tolist()), True)
@@ -147,7 +137,7 @@ class _PromptReader:
             order = [kind for pair in pairs for kind in pair if kind]
             if all(counts.values()):
                 self._warn(
-                    "class %d: no order fits its %d foreground and %d background clicks; taken "
+                    "class %d: no order fits its %d foreground and %d background clicks; used "
                     "alternately", number, *counts.values(),
                 )  # fmt: skip
         waiting = {kind: iter(those) for kind, those in places.items()}
@@ -161,7 +151,7 @@ class _PromptReader:
         nearest = np.clip(np.rint(given), 0, self._last)
         for click, voxel in zip(given.tolist(), nearest.tolist(), strict=True):
             if click != voxel:
-                self._warn("class %d: the click %s is no voxel, taken as %s", number, click, voxel)
+                self._warn("class %d: the click %s is not a voxel; used %s", number, click, voxel)
         return [tuple(voxel) for voxel in nearest.astype(int).tolist()]
 
     def _numbers(self, values: object, entry: object) -> np.ndarray:
@@ -194,10 +184,10 @@ class _PromptReader:
 
 
 def _orders(entries: list, k: int, classes: int) -> list[list[str]]:
-    """Return what may be the order of class ``k``'s clicks, likeliest first.
+    """Return the possible orders of class ``k``'s clicks, the likeliest first.
 
-    A list a class is clear. A flat one holds the classes in turn, step by step, or is of one class
-    alone: which one, only the number of its clicks tells.
+    A list of lists has one order per class. A flat list holds the classes in turn, step by step, or
+    the order of one class alone; the caller finds out by the number of clicks.
     """
     if any(isinstance(row, (np.ndarray, list, tuple)) for row in entries):
         candidates = [_as_list(row) for row in entries[k : k + 1]]

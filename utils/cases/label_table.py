@@ -1,4 +1,4 @@
-"""The class file (``CVPR25.json``): data sets, their classes, organ folders (no torch).
+"""The class file (``CVPR25.json``): data sets, their classes and modality, organ folders.
 
 Schema: ``{data set: {"1": ["Liver", text prompt, ...], ..., "instance_label": 0 or 1}}``. Keys
 other than ``instance_label`` are label values, 1 and up; the first string of a list, or a bare
@@ -25,18 +25,18 @@ from utils.files.strict_json import RepeatedKeyError, parse_json
 INSTANCE_KEY = "instance_label"
 MAX_SLUG_BYTES = 200  # of an organ folder's or data set's name: file systems allow 255
 
-# The published class file and the published file names spell this data set differently; whichever
-# of the two is the key, files in the other spelling belong to it.
+# The published class file and the published file names spell this data set differently. The key may
+# have either spelling; files in both spellings belong to it.
 SPELLINGS = (("CT_AbdomenCT1K", "CT_Abdomen1K"), ("CT_Abdomen1K", "CT_AbdomenCT1K"))
 
 
 class LabelTableError(InputError):
-    """The class file is malformed, or does not know a data set or class that a file has."""
+    """The class file is malformed, or lacks a data set or class that a file has."""
 
 
 @dataclass(frozen=True)
 class DatasetLabels:
-    """What the label values of one data set mean."""
+    """The meaning of the label values of one data set."""
 
     classes: dict[int, str]  # label value -> class name
     instance: bool  # values are instance numbers of the one class 1
@@ -77,10 +77,10 @@ class LabelTable:
         return self.datasets[dataset]
 
     def shared_folders(self, datasets: Iterable[str]) -> list[str]:
-        """Say which organ folders take classes whose names are spelled differently.
+        """Return a line for each organ folder of classes whose names are spelled differently.
 
-        Such names differ in case, spaces and punctuation only; whether they mean the same organ is
-        for the user to see.
+        Such names differ in case, spaces and punctuation only; the user should check that they mean
+        the same organ.
         """
         spellings: dict[str, dict[str, str]] = {}
         for dataset in sorted(set(datasets) & self.datasets.keys()):
@@ -116,8 +116,8 @@ def is_ct(dataset: str) -> bool:
 def organ_slug(name: str) -> str:
     """Return the folder name of a class: "Left gluteus Maximus" -> "left_gluteus_maximus".
 
-    Lower case, Unicode's compatibility composition (NFKC); every run of characters other than
-    letters and digits becomes one underscore, none at the ends.
+    The name in Unicode's compatibility composition (NFKC) and lower case, with one underscore for
+    every run of characters other than letters and digits, and none at the ends.
     """
     slug = re.sub(r"[\W_]+", "_", unicodedata.normalize("NFKC", name).lower()).strip("_")
     if len(slug.encode()) > MAX_SLUG_BYTES:
@@ -137,7 +137,7 @@ def read_label_table(path: Path) -> LabelTable:
     """Read and check a class file.
 
     Raises:
-        LabelTableError: no such file, not JSON, or not the schema above; names the entry.
+        LabelTableError: the file is missing, is not JSON, or breaks the schema above.
     """
     try:
         content = parse_json(path.read_text("utf-8"))
@@ -157,7 +157,8 @@ def read_label_table(path: Path) -> LabelTable:
         ) from error
     if not isinstance(content, dict) or not content:
         raise LabelTableError(
-            f"{path}: holds {_shown(content)}. Expected an object with one entry per data set."
+            f"{path}: holds {_shown(content)}. Expected an object with one entry per data set: "
+            "correct it."
         )
     return LabelTable(path, {key: _dataset(path, key, entry) for key, entry in content.items()})
 
@@ -174,14 +175,17 @@ def _dataset(path: Path, dataset: str, entry: object) -> DatasetLabels:
         or len(dataset.encode()) > MAX_SLUG_BYTES
     ):
         raise LabelTableError(
-            f"{where}: cannot be a folder's name. Expected what the names of its files start with."
+            f"{where}: cannot be a folder's name. Expected the common start of its file names: "
+            "rename the entry."
         )
     if not isinstance(entry, dict):
-        raise LabelTableError(f"{where}: holds {_shown(entry)}. Expected {{value: names}}.")
+        raise LabelTableError(
+            f"{where}: holds {_shown(entry)}. Expected {{value: names}}: correct it."
+        )
     if entry.get(INSTANCE_KEY) not in (0, 1):
         raise LabelTableError(
             f"{where}: {INSTANCE_KEY!r} is {_shown(entry.get(INSTANCE_KEY))}. Expected 0 (values "
-            "are classes) or 1 (values are instances of class 1): write which it is."
+            "are classes) or 1 (values are instances of class 1): add the right one."
         )
     classes = {
         _value(where, key): _name(where, key, names)
@@ -206,7 +210,7 @@ def _require_one_class_per_organ(where: str, labels: DatasetLabels) -> None:
             raise LabelTableError(
                 f"{where}: class {first} {labels.classes[first]!r} and class {value} "
                 f"{labels.classes[value]!r} would share the folder {organ!r}. Expected one class "
-                "per organ: tell the names apart by a letter or digit."
+                "per organ: change a letter or digit of one name."
             )
         owner[organ] = value
 
@@ -214,7 +218,7 @@ def _require_one_class_per_organ(where: str, labels: DatasetLabels) -> None:
 def _value(where: str, key: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,4}", key) or int(key) > 65535:
         raise LabelTableError(
-            f"{where}: {key!r} is no label value. Expected {INSTANCE_KEY!r} or a whole number "
+            f"{where}: {key!r} is not a label value. Expected {INSTANCE_KEY!r} or a whole number "
             'from "1" to "65535": 0 is background and has no entry.'
         )
     return int(key)
@@ -225,7 +229,7 @@ def _name(where: str, key: str, names: object) -> str:
     if not isinstance(name, str):
         raise LabelTableError(
             f"{where}: class {key} holds {_shown(names)}. Expected a name, or a list that starts "
-            "with one."
+            "with one: correct it."
         )
     try:
         organ_slug(name)

@@ -1,16 +1,15 @@
-"""Made-up cases in the challenge's form, for trying everything out without data (no torch).
+"""Phantoms: made-up cases in the challenge's form, to try everything without data.
 
-Two sorts take turns, each under a data set's key of ``CVPR25.json`` and with its class ids:
+Two kinds alternate, each under a data set's key of ``CVPR25.json`` and with its class ids:
 
-* ``CT_AMOS_phantom_0001``: an abdomen with liver, spleen and two kidneys, and, unlabelled, what
-  else is as bright as they are: muscle, stomach, aorta, spine. Thick slices.
-* ``MR_Heart_ACDC_phantom_0002``: a short-axis heart, the right ventricle beside a ring of
+* ``CT_AMOS_phantom_0001``: an abdomen with liver, spleen and two kidneys, and unlabelled organs of
+  similar brightness: muscle, stomach, aorta, spine. Thick slices.
+* ``MR_Heart_ACDC_phantom_0002``: a short-axis heart, with the right ventricle beside a ring of
   myocardium around the left one, among fat, liver and vessels. Thicker slices.
 
 Shapes are ellipsoids bent by smooth random fields; pose, size, contrast, noise, bias and spacing
 differ from case to case. Axes grow as in the challenge's files: z to superior, y to posterior, x
-to the patient's left. They are pictures of nothing real: no score on them says anything about
-patients.
+to the patient's left. Phantoms show nothing real: scores on them say nothing about patients.
 """
 
 import zipfile
@@ -28,7 +27,7 @@ from utils.files.atomic import atomic_path
 CT_CLASSES = {"Spleen": 1, "Right kidney": 2, "Left kidney": 3, "Liver": 6}
 MR_CLASSES = {"Right ventricle cavity": 1, "Myocardium": 2, "Left ventricle cavity": 3}
 
-#: Maps arrays of canvas coordinates (z, y, x) to a number that is below 1 inside of the shape.
+#: Maps arrays of canvas coordinates (z, y, x) to numbers, below 1 inside the shape.
 Shape = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -43,17 +42,17 @@ class Phantom(NamedTuple):
 def write_phantoms(folder: Path, num_cases: int, seed: int, *, first_number: int = 1) -> list[Path]:
     """Write ``num_cases`` phantoms as NPZ files with ``imgs``, ``gts`` and ``spacing``.
 
-    Abdomens have ``boxes`` too, as in the challenge, where half of the MR cases have none.
-    A case depends on ``seed`` and its number only. Its name holds the number: give training and
-    validation cases different numbers. A file that already holds the case is left as it is.
+    Abdomens also have ``boxes``. Hearts have none, like half of the challenge's MR cases. A case
+    depends only on ``seed`` and its number, which its name holds: give training and validation
+    cases different numbers. A file that already holds the case is left unchanged.
 
     Returns:
         The files, in the order of their numbers.
     """
     if num_cases < 1 or seed < 0 or first_number < 0:
         raise InputError(
-            f"asked for {num_cases} phantoms from number {first_number} with seed {seed}; "
-            "expected at least one case and no negative number. Correct the numbers."
+            f"asked for {num_cases} phantoms from number {first_number} with seed {seed}. "
+            "Expected at least one case and no negative number: correct the numbers."
         )
     paths = []
     for number in range(first_number, first_number + num_cases):
@@ -147,10 +146,10 @@ def mr_phantom(rng: np.random.Generator) -> Phantom:
 
 
 class _Canvas:
-    """A volume that shapes are painted into, over its whole extent from -1 to 1 along each axis.
+    """A volume to paint shapes into; its coordinates run from -1 to 1 along each axis.
 
-    Shapes are given in straight coordinates; the canvas bends them, each by at most about ``bend``
-    in either direction, and roughens the outline of what it labels.
+    Shapes are given in straight coordinates. The canvas bends all of them, by at most about
+    ``bend`` in either direction, and roughens the surface of labelled ones.
     """
 
     def __init__(self, rng: np.random.Generator, shape: tuple[int, int, int], bend: float) -> None:
@@ -163,7 +162,7 @@ class _Canvas:
         self.zyx = [axis + bend / 2 * _smooth_field(rng, shape, 4) for axis in straight]
 
     def fill(self, shape: Shape, level: float, label: int | None = 0) -> None:
-        """Paint ``shape`` with a brightness and a class id; None leaves the label below it."""
+        """Paint ``shape`` with a brightness and a class id; None keeps the label beneath it."""
         field = shape(*self.zyx)
         if label:
             field = field + 0.1 * _smooth_field(self.rng, self.shape, 9)
@@ -227,9 +226,9 @@ def _smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], nodes: 
 
 
 def boxes_of(label: np.ndarray, rng: np.random.Generator) -> list[dict[str, int]]:
-    """Return every class's box as challenge files hold it.
+    """Return the box of every class as challenge files hold it.
 
-    Its sides along y and x are those of the middle labelled slice, up to two voxels wider on each.
+    Its sides along y and x are those of the middle labelled slice, each up to two voxels wider.
     """
     boxes = []
     for value in np.unique(label)[1:]:
@@ -253,7 +252,7 @@ def _write_if_new(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _holds(path: Path, arrays: dict[str, np.ndarray]) -> bool:
-    """Say whether a file holds these arrays; boxes follow from the others."""
+    """Tell whether a file holds these arrays; boxes follow from the others, so are not read."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             return set(stored) == set(arrays) and all(
@@ -262,4 +261,4 @@ def _holds(path: Path, arrays: dict[str, np.ndarray]) -> bool:
                 if array.dtype != object
             )
     except (OSError, ValueError, zipfile.BadZipFile):
-        return False  # half a file, or none of ours: written anew
+        return False  # incomplete or another file: written again

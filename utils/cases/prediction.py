@@ -1,4 +1,4 @@
-"""Cases that predict.py answers: found, read with their prompts, answered in a file (no torch)."""
+"""Cases of predict.py: find the input files, read image and prompts, write the answer."""
 
 import argparse
 import logging
@@ -18,24 +18,24 @@ from utils.volumes.intensity import looks_hounsfield, map_intensity
 if TYPE_CHECKING:
     from utils.prediction.predictor import Predictor
 
-SUFFIXES = (".npz", ".nii", ".nii.gz")
+INPUT_SUFFIXES = (".npz", ".nii", ".nii.gz")
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class PredictionCase:
-    """An image, what is asked of it, and how the answer is kept."""
+    """An image, its prompts, and the form of the answer's file."""
 
-    answer_name: str  # of the file, .npz or .nii.gz
+    answer_name: str  # the answer's file name, .npz or .nii.gz
     image: np.ndarray  # (D, H, W)
     affine: np.ndarray  # (x, y, z) voxel centres to RAS+ mm
-    prompts: dict[int, list[Prompt]]  # by the target's number in the answer
+    prompts: dict[int, list[Prompt]]  # target's number in the answer -> its prompts
     hounsfield: bool  # values are Hounsfield units
-    dtype: np.dtype | None = None  # of the answer; None: as small as the numbers allow
+    dtype: np.dtype | None = None  # of the answer; None: the smallest that holds the numbers
 
     def ask(self, predictor: "Predictor") -> np.ndarray:
-        """Return every voxel's target by the predictor, (D, H, W); 0 where there is none."""
+        """Return the predictor's answer (D, H, W): each voxel's target, 0 where there is none."""
         predictor.set_image(self.image, affine=self.affine, hounsfield=self.hounsfield)
         for target, prompts in self.prompts.items():
             for prompt in prompts:
@@ -46,7 +46,7 @@ class PredictionCase:
         """Write target numbers (D, H, W) into ``folder``; return the file.
 
         Raises:
-            WriteError: the disk is full, or the folder does not let us write.
+            WriteError: the disk is full, or the folder is not writable.
         """
         path = folder / self.answer_name
         answer = answer.astype(self.dtype or answer.dtype, copy=False)
@@ -59,27 +59,28 @@ class PredictionCase:
         return path
 
 
-def find_cases(source: Path, output: Path) -> list[Path]:
-    """Return the case ``source``, or the cases in the folder ``source``, sorted by name.
+def find_inputs(source: Path, output: Path) -> list[Path]:
+    """Return the input file ``source``, or the input files in the folder ``source``, sorted.
 
     Raises:
-        InputError: there is none, two would have one answer, or the answers would lie among them.
+        InputError: there is no input, two would have one answer, or the answers would lie with
+            the inputs.
     """
     if source.is_dir():
         paths = sorted(
             path
             for path in source.iterdir()
-            if path.name.endswith(SUFFIXES) and not path.name.startswith(".")
+            if path.name.endswith(INPUT_SUFFIXES) and not path.name.startswith(".")
         )
         inputs = source.resolve()
         mixed = output.resolve().is_relative_to(inputs)
     else:
-        paths = [source] if source.exists() and source.name.endswith(SUFFIXES) else []
+        paths = [source] if source.exists() and source.name.endswith(INPUT_SUFFIXES) else []
         mixed = output.resolve() == source.resolve().parent
     if not paths:
         raise InputError(
             f"{source}: found no case. Expected a file, or a folder of files, ending in "
-            f"{', '.join(SUFFIXES)}: check the path."
+            f"{', '.join(INPUT_SUFFIXES)}: check the path."
         )
     if mixed:
         raise InputError(
@@ -90,10 +91,11 @@ def find_cases(source: Path, output: Path) -> list[Path]:
     return paths
 
 
-def read_case(path: Path, args: argparse.Namespace) -> PredictionCase:
-    """Read a case and bring its intensities to what the network knows, as the flags say.
+def read_input(path: Path, args: argparse.Namespace) -> PredictionCase:
+    """Read an input and map its intensities to 0..255, as the flags say.
 
-    Values of a challenge case are what networks are trained on: they stay unless there is a window.
+    Challenge intensities stay as they are, since networks are trained on them, unless --window is
+    given.
 
     Raises:
         InputError: the file or its prompts cannot be used.
@@ -110,17 +112,17 @@ def read_case(path: Path, args: argparse.Namespace) -> PredictionCase:
 def _read_npz(path: Path, args: argparse.Namespace) -> PredictionCase:
     if gives_prompts(args):
         raise InputError(
-            f"{path}: found prompts on the command line. Expected them in the file, which is a "
+            f"{path}: found prompts on the command line. Expected them in the file, since it is a "
             "challenge case: leave --prompts, --fg, --bg and --box out, or give a NIfTI image."
         )
-    case = read_challenge_case(path, with_prev_pred=False)
+    case = read_challenge_case(path)
     dtype = np.dtype(args.segs_dtype)
     prompts = dict(enumerate(case.prompts, 1))
     most = np.iinfo(dtype).max
     if len(prompts) > most:
         logger.warning(
             "%s: has %d classes; those above %d are left out, since %s cannot hold their numbers "
-            "and would turn them into others (--segs-dtype uint16)", path, len(prompts), most, dtype
+            "(--segs-dtype uint16 can)", path, len(prompts), most, dtype
         )  # fmt: skip
         prompts = {number: prompts[number] for number in range(1, most + 1)}
     affine = affine_from_spacing(np.array(case.spacing_xyz))
@@ -128,9 +130,7 @@ def _read_npz(path: Path, args: argparse.Namespace) -> PredictionCase:
 
 
 def _read_nifti(path: Path, args: argparse.Namespace) -> PredictionCase:
-    from utils.files.nifti import (
-        read_nifti,  # brings nibabel, which a challenge case can do without
-    )
+    from utils.files.nifti import read_nifti  # imports nibabel, which challenge files do not need
 
     volume = read_nifti(path)
     targets = find_prompts(args, path, volume.shape, volume.affine)
@@ -140,7 +140,7 @@ def _read_nifti(path: Path, args: argparse.Namespace) -> PredictionCase:
 
 
 def _require_own_answers(paths: list[Path]) -> None:
-    """Raise `InputError` where ``a.nii`` and ``a.nii.gz`` would both become ``a.nii.gz``."""
+    """Raise `InputError` if two inputs, ``a.nii`` and ``a.nii.gz``, would have one answer."""
     by_answer: dict[str, Path] = {}
     for path in paths:
         answer = path.name if path.suffix == ".npz" else f"{image_stem(path)}.nii.gz"

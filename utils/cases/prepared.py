@@ -1,4 +1,4 @@
-"""Prepared folders -> targets: which mask to segment in which volume (no torch).
+"""Cases of prepared folders, and their targets: which mask to segment in which volume.
 
 A prepared folder is ``<organ>/<data set>`` with ``imagesTr/<case>.nii.gz`` and
 ``labelsTr/<case>.nii.gz``, as written by reallocate.py and listed in utils/data_paths.py.
@@ -22,7 +22,7 @@ SUFFIX = ".nii.gz"
 
 @dataclass(frozen=True)
 class Case:
-    """One label of one organ and its image."""
+    """One label of one organ, and its image."""
 
     organ: str
     dataset: str
@@ -44,7 +44,7 @@ class Case:
 def find_cases(folders: Iterable[Path | str]) -> list[Case]:
     """List the cases of prepared ``<organ>/<data set>`` folders, sorted.
 
-    Hidden folders are left out: a glob ``tree/*/*`` also finds those of the preparation's records.
+    Hidden folders are left out: a glob ``tree/*/*`` also finds those of the records.
 
     Raises:
         InputError: no folder given, a folder lacks labelsTr, or none holds a label.
@@ -53,7 +53,7 @@ def find_cases(folders: Iterable[Path | str]) -> list[Case]:
     folders = [f for f in folders if not f.name.startswith(".") and f.parent.name[:1] != "."]
     if not folders:
         raise InputError(
-            "no prepared folders: expected <organ>/<data set> folders with imagesTr and labelsTr.\n"
+            "no prepared folders. Expected <organ>/<data set> folders with imagesTr and labelsTr.\n"
             "Run classify.py, categorize.py and reallocate.py, or edit utils/data_paths.py."
         )
     cases = []
@@ -62,7 +62,7 @@ def find_cases(folders: Iterable[Path | str]) -> list[Case]:
         if not labels.is_dir():
             raise InputError(
                 f"{folder}: found no labelsTr folder, expected {labels}.\n"
-                "Name <organ>/<data set> folders as reallocate.py leaves them."
+                "Give <organ>/<data set> folders that reallocate.py wrote."
             )
         for label_path in sorted(labels.glob(f"*{SUFFIX}")):
             if label_path.name.startswith("."):

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all (no torch)."""
+"""Write files atomically: they appear whole or not at all."""
 
 import os
 import platform
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from utils.errors import InputError
 
-#: How the name of a half-written file begins: the machine, the process, chance.
+#: Start of a half-written file's name: a hash of the machine, the process id, a random number.
 TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-([0-9a-f]+)-[0-9a-f]{8}-")
-ABANDONED_SECONDS = 24 * 3600  # without a change, on a machine that cannot be asked
+ABANDONED_SECONDS = 24 * 3600  # without a change, if another machine was writing
 
 
 class WriteError(InputError):
@@ -26,13 +26,13 @@ class WriteError(InputError):
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds.
 
-    The temporary name starts with ``.tmp-``, says whose it is (`is_abandoned`) and keeps the
-    suffixes (``.nii.gz``), so that writers that look at the suffix work and globs for finished
-    files do not match it. When the block raises, a full disk included, the temporary file is
-    removed and ``path`` is as it was.
+    The temporary name starts with ``.tmp-``, so that globs for finished files do not match it. It
+    names its process (`is_abandoned`) and keeps the suffixes (``.nii.gz``) that some writers need.
+    If the block raises, also for a full disk, the temporary file is removed and ``path`` is
+    unchanged.
 
     Raises:
-        WriteError: in place of an OS error in the block, which should do nothing but write.
+        WriteError: replaces an OS error of the block, which should only write.
     """
     path = Path(path)
     owner = f"{_machine()}-{os.getpid():x}-{uuid.uuid4().hex[:8]}"
@@ -49,14 +49,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the half-written files, at any depth, of processes that live no more."""
+    """Remove the half-written files, at any depth, of processes that have ended."""
     for path in folder.rglob(".tmp-*"):
         if is_abandoned(path):
             path.unlink(missing_ok=True)
 
 
 def is_abandoned(temporary: Path) -> bool:
-    """Tell whether the process that was writing a temporary file lives no more."""
+    """Tell whether the process that was writing a temporary file has ended."""
     match = TEMPORARY.match(temporary.name)
     if match is None:
         return False
@@ -67,7 +67,7 @@ def is_abandoned(temporary: Path) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return True
-    except OSError:  # another user's
+    except OSError:  # a process of another user
         return False
     return False
 
@@ -83,5 +83,5 @@ def _unwritable(path: Path, error: OSError) -> str:
         f"{path}: cannot be written ({error}).\n"
         f"Expected a folder that can be written to, with room ({free_mib:,.0f} MiB are free "
         f"in {folder}).\nFree space or fix the permissions there, or choose another output "
-        "folder; then run again: what was finished before is kept."
+        "folder; then run again: finished work is kept."
     )

@@ -1,4 +1,4 @@
-"""Is there room for what is about to be written? (no torch)"""
+"""Free disk space, checked before work begins."""
 
 import shutil
 from pathlib import Path
@@ -7,16 +7,17 @@ from utils.errors import InputError
 
 
 def free_space(folder: Path) -> tuple[int, Path]:
-    """Return the free bytes where ``folder`` is or will be, and the folder that was asked."""
+    """Return the free bytes on the disk of ``folder``, and the existing folder measured for it."""
     place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
     return shutil.disk_usage(place).free, place
 
 
 def require_space(folder: Path, need: int, title: str, advice: str) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Raise `InputError` unless ``need`` bytes are free on the disk of ``folder``.
 
-    Raises:
-        InputError: ``need`` bytes are not free; ``title`` needs them, ``advice`` says what to do.
+    Args:
+        title: what needs the space, for the message.
+        advice: what to do, for the message.
     """
     free, place = free_space(folder)
     if need > free:
@@ -27,5 +28,5 @@ def require_space(folder: Path, need: int, title: str, advice: str) -> None:
 
 
 def readable(size: int) -> str:
-    """Write a number of bytes for people."""
+    """Return a number of bytes as text in MB or GB."""
     return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"

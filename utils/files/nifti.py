@@ -1,13 +1,12 @@
-"""NIfTI files, read and written (no torch).
+"""Read and write NIfTI files.
 
-The one place where file order and array order meet: arrays are ``(D, H, W)``, that is
-``(z, y, x)``; NIfTI stores ``(x, y, z)``, and the axes are reversed here on reading and on
-writing, nowhere else.
+Arrays are ``(D, H, W)``, that is ``(z, y, x)``; NIfTI stores ``(x, y, z)``. The axes are reversed
+here, on reading and on writing, and nowhere else.
 
-Files appear whole or not at all (`utils.files.atomic`), and the same voxels give the same bytes:
+Files appear whole or not at all (`utils.files.atomic`). The same voxels give the same bytes, since
 the gzip header holds neither name nor time. Gzip is Intel's ISA-L (package ``isal``), several times
-as fast as zlib. Whatever is wrong with a file raises `InputError` with the file in front; what
-cannot be written raises `WriteError`.
+as fast as zlib. A file that cannot be used raises `InputError`, whose message begins with the file;
+a file that cannot be written raises `WriteError`.
 """
 
 import math
@@ -32,14 +31,14 @@ from utils.files.safe_read import open_regular, reading
 from utils.volumes.grid import Grid, Volume
 
 EXPECTED = "a complete 3-D NIfTI file"
-DAMAGED = (ImageFileError, HeaderDataError, WrapStructError)  # what nibabel raises
-SCANNER = 1  # NIfTI's code for "coordinates of the scanner", what a case's affine is
+DAMAGED = (ImageFileError, HeaderDataError, WrapStructError)  # nibabel raises these
+SCANNER = 1  # NIfTI's code for scanner coordinates, which a case's affine gives
 COMPRESSION = 2  # of ISA-L's 0 to 3: 3 is far slower on labels and no smaller
 BLOCK = 2**22  # bytes at a time
 
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_HEADER = GZIP_MAGIC + b"\x08" + bytes(6) + b"\xff"  # deflate, no name, no time, system unknown
-HEADER_SIZE = 352  # NIfTI-1 header and the four bytes that announce extensions
+HEADER_SIZE = 352  # NIfTI-1 header and the four bytes after it that announce extensions
 
 
 def read_nifti(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
@@ -53,10 +52,10 @@ def read_nifti(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
         if math.prod(grid.shape) > max_voxels:
             raise InputError(
                 f"{path}: has {math.prod(grid.shape):,} voxels. Expected at most {max_voxels:,}: "
-                "if that is right and the memory is there, raise --max-voxels."
+                "if that is right and memory suffices, raise --max-voxels."
             )
         array = np.asanyarray(image.dataobj).reshape(grid.shape[::-1], order="F").T
-        while stream.read(BLOCK):  # up to the end, where gzip's checksum is
+        while stream.read(BLOCK):  # read to the end, where gzip checks its checksum
             pass
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     require_real_and_finite(array, path, "the volume")
@@ -76,7 +75,7 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
 
     Raises:
         InputError: NIfTI cannot hold such an array.
-        WriteError: the disk is full, or the folder does not let us write.
+        WriteError: the disk is full, or the folder is not writable.
     """
     if array.ndim != 3:
         raise ValueError(f"{path}: a volume is (D, H, W), got shape {array.shape}")
@@ -122,7 +121,7 @@ def write_deflated_nifti(path: Path, source: Deflated, affine: np.ndarray) -> No
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Yield the file's inflated content; what goes wrong in the block names the file."""
+    """Yield the file's inflated content; errors in the block become `InputError` with its name."""
     with reading(path, EXPECTED, DAMAGED), open_regular(path) as file:
         zipped = file.read(2) == GZIP_MAGIC
         file.seek(0)

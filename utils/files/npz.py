@@ -1,7 +1,7 @@
-"""Arrays of a challenge NPZ file, checked (no torch).
+"""Read and check the arrays of a challenge NPZ file.
 
-Volumes are (D, H, W), that is (z, y, x); ``spacing`` is (x, y, z) in mm, the reverse order, and
-`utils.volumes.geometry.affine_from_spacing` makes the affine of it.
+Volumes are (D, H, W), that is (z, y, x); ``spacing`` is (x, y, z) in mm, the reverse order;
+`utils.volumes.geometry.affine_from_spacing` turns it into the affine.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import numpy as np
 from utils.errors import InputError
 from utils.files.npz_archive import MAX_VOXELS, NpzArchive
 
-SPACING_MM = (1e-9, 1e9)  # what is not a slip: an atom, a planet
-VOLUME_KEYS = frozenset({"imgs", "gts", "segs", "prev_pred"})
+SPACING_MM = (1e-9, 1e9)  # from an atom to a planet: a value beyond is a mistake
+VOLUME_KEYS = frozenset({"imgs", "gts", "segs"})
 
 
 def read_npz(
@@ -27,13 +27,13 @@ def read_npz(
 
     Args:
         path: the ``.npz`` file.
-        keys: arrays that must be there.
-        optional: arrays that are left out of the result where the file lacks them.
-        max_voxels: largest array that is read.
+        keys: arrays that the file must have.
+        optional: arrays to read where the file has them.
+        max_voxels: size of the largest array that is read.
 
     Returns:
-        name -> array. Volumes (``imgs``, ``gts``, ``segs``, ``prev_pred``) are (D, H, W) and
-        finite; ``spacing`` is three positive float64, (x, y, z) in mm.
+        name -> array. Volumes (``imgs``, ``gts``, ``segs``) are (D, H, W) and finite;
+        ``spacing`` is three positive float64, (x, y, z) in mm.
     """
     with NpzArchive(path, max_voxels) as npz:
         return checked_arrays(npz, keys, optional=optional)
@@ -55,7 +55,7 @@ def checked_arrays(
 
 
 def require_keys(npz: NpzArchive, keys: Sequence[str]) -> None:
-    """Raise `InputError` where the file lacks one of the arrays."""
+    """Raise `InputError` if the file lacks one of the arrays."""
     missing = [key for key in keys if key not in npz.headers]
     if missing:
         held = str(list(npz.headers))
@@ -67,16 +67,16 @@ def require_keys(npz: NpzArchive, keys: Sequence[str]) -> None:
 
 
 def require_volume_shape(shape: tuple[int, ...], path: Path, key: str) -> None:
-    """Raise `InputError` unless a volume is (D, H, W) and has a voxel."""
+    """Raise `InputError` unless a volume is (D, H, W) and not empty."""
     if len(shape) != 3 or 0 in shape:
         raise InputError(
             f"{path}: {key!r} has shape {shape}. Expected three dimensions (D, H, W), none "
-            "of them 0: a 2-D picture or a multi-channel volume is no case of this challenge."
+            "of them 0: 2-D pictures and multi-channel volumes are not supported, leave them out."
         )
 
 
 def require_real_and_finite(array: np.ndarray, path: Path, what: str) -> None:
-    """Raise `InputError` for complex numbers, text, NaN and infinity; plane by plane."""
+    """Raise `InputError` for complex numbers, text, NaN and infinity; checks plane by plane."""
     if array.dtype.kind not in "buif":
         raise InputError(
             f"{path}: {what} has dtype {array.dtype}. Expected real numbers: convert it first."

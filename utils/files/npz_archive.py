@@ -1,8 +1,8 @@
-"""Challenge NPZ files, read without trusting them (no torch).
+"""Read challenge NPZ files without trusting them.
 
-An NPZ file is a zip archive of ``.npy`` members. They are read here and not by `numpy.load`, since
+An NPZ file is a zip archive of ``.npy`` members. They are read here, not by `numpy.load`, so that
 
-* nothing in a file is ever executed: `utils.files.safe_pickle` looks at pickles on opening, and a
+* nothing in a file is ever executed: `utils.files.safe_pickle` checks pickles on opening, and a
   file with a harmful one is refused as a whole, because other tools would run it;
 * the size is known from the header before anything is inflated, and a member that holds more or
   less than its header says is refused;
@@ -10,8 +10,8 @@ An NPZ file is a zip archive of ``.npy`` members. They are read here and not by 
   on labels, and the deflated bytes can be carried over into a ``.nii.gz`` as they are
   (`NpzArchive.deflated`, `utils.files.nifti.write_deflated_nifti`).
 
-Arrays come out as (D, H, W), C-ordered, in native byte order. Whatever is wrong with a file raises
-`InputError` with the file in front.
+Arrays are returned as (D, H, W), C-ordered, in native byte order. A file that cannot be used raises
+`InputError`, whose message begins with the file.
 """
 
 import math
@@ -37,12 +37,12 @@ LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: magic, name length,
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What a ``.npy`` member says of itself."""
+    """The header of a ``.npy`` member."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
     fortran_order: bool
-    length: int  # bytes before the array's first
+    length: int  # bytes of the header, magic included
 
     @property
     def nbytes(self) -> int:
@@ -52,7 +52,7 @@ class ArrayHeader:
 
 @dataclass(frozen=True)
 class Deflated:
-    """A C-ordered little-endian array as it lies deflated in its archive, ``.npy`` header first."""
+    """A C-ordered little-endian array as its archive holds it, deflated, ``.npy`` header first."""
 
     header: ArrayHeader
     chunks: Iterator[bytes]  # the raw deflate stream; exhausting it checks length and CRC
@@ -65,7 +65,7 @@ class NpzArchive:
 
     Args:
         path: the ``.npz`` file.
-        max_voxels: largest array that is read.
+        max_voxels: size of the largest array that is read.
 
     Raises:
         InputError: not an NPZ file, damaged, too large, or with a pickle that is not plain data.
@@ -96,9 +96,9 @@ class NpzArchive:
         self._file.close()
 
     def array(self, key: str) -> np.ndarray:
-        """Return one array of numbers or strings; `objects` holds the others.
+        """Return one array of numbers or strings; arrays of objects are in `objects`.
 
-        Memory: the array, and once more where it is Fortran-ordered or big-endian.
+        Takes the memory of the array; twice that if it is Fortran-ordered or big-endian.
         """
         header = self.headers[key]
         if header.dtype.hasobject:
@@ -119,9 +119,9 @@ class NpzArchive:
         return array.astype(header.dtype.newbyteorder("="), order="C", copy=False)
 
     def deflated(self, key: str) -> Deflated | None:
-        """Return one array as it lies in the archive; None where that is no plain deflated C order.
+        """Return one array deflated, as the archive holds it; None if `Deflated` does not fit it.
 
-        What its ``chunks`` yield is inflated on the way and checked; the array is never in memory.
+        Its ``chunks`` are inflated only to check them; the array is never in memory as a whole.
         """
         header, member = self.headers[key], self._members[key]
         plain = header.dtype.kind in "iu" and header.dtype.newbyteorder("<") == header.dtype
@@ -136,7 +136,7 @@ class NpzArchive:
             if key in members:
                 raise InputError(
                     f"{self.path}: holds {key!r} twice. Expected each array once: which of them "
-                    "counts is anyone's guess; export the file again."
+                    "counts is not defined; export the file again."
                 )
             if key != member.filename:
                 members[key] = member
@@ -144,7 +144,8 @@ class NpzArchive:
         if len(members) > MAX_MEMBERS or taken > self.path.stat().st_size:
             raise InputError(
                 f"{self.path}: {len(members)} arrays of {taken:,} bytes together. Expected at most "
-                f"{MAX_MEMBERS}, no larger than the file: it is damaged, or meant to do harm."
+                f"{MAX_MEMBERS}, no larger than the file: it is damaged or harmful, download it "
+                "again."
             )
         return members
 
@@ -175,8 +176,8 @@ class NpzArchive:
         if too_large:
             raise InputError(
                 f"{self.path}: {key!r} has shape {header.shape}, dtype {header.dtype}. Expected at "
-                f"most {self.max_voxels:,} voxels of 8 bytes: if that is right and the memory is "
-                "there, raise --max-voxels."
+                f"most {self.max_voxels:,} voxels of 8 bytes: if that is right and memory "
+                "suffices, raise --max-voxels."
             )
 
     def _read_objects(self, key: str) -> object:
@@ -184,7 +185,7 @@ class NpzArchive:
         return load_objects(data[self.headers[key].length :], f"{self.path}, {key!r}")
 
     def _compressed(self, member: zipfile.ZipInfo) -> Iterator[bytes]:
-        """Yield a member's bytes as they are in the file."""
+        """Yield a member's compressed bytes."""
         if member.flag_bits & 1:
             raise ValueError(f"{member.filename!r} is encrypted")
         self._file.seek(member.header_offset)
@@ -202,7 +203,7 @@ class NpzArchive:
             yield chunk
 
     def _inflated(self, member: zipfile.ZipInfo) -> Iterator[bytes]:
-        """Yield a member's inflated bytes; its length and CRC are checked on the way."""
+        """Yield a member's inflated bytes; check its length and CRC meanwhile."""
         check = _Check(member)
         inflate = _inflater(member)
         for chunk in self._compressed(member):
@@ -210,7 +211,7 @@ class NpzArchive:
         check.finish()
 
     def _checked_chunks(self, member: zipfile.ZipInfo) -> Iterator[bytes]:
-        """Yield a member's deflated bytes, inflated and checked on the way like `_inflated`."""
+        """Yield a member's deflated bytes; meanwhile inflate and check them as `_inflated` does."""
         with reading(self.path, "a complete challenge NPZ file"):
             check = _Check(member)
             stream = isal_zlib.decompressobj(-15)
@@ -219,14 +220,14 @@ class NpzArchive:
                     check(piece)
                 yield chunk
             check.finish()
-            if not stream.eof:  # NumPy reads it; a gzip file made of it could not be read
+            if not stream.eof:  # NumPy would read it, but a gzip file of it is unreadable
                 raise ValueError(f"{member.filename!r} has no last deflate block")
 
 
 def member_sizes(path: Path, key: str) -> tuple[int, int]:
-    """Return how many bytes a member takes deflated and inflated, from the directory alone.
+    """Return the deflated and the inflated bytes of a member, from the zip directory alone.
 
-    0 and 0 where the member or the archive cannot be read.
+    Both are 0 where the member or the archive cannot be read.
     """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
@@ -237,7 +238,7 @@ def member_sizes(path: Path, key: str) -> tuple[int, int]:
 
 
 class _Head:
-    """The beginning of a member as a file that NumPy can read a header from."""
+    """The first piece of a member as a file object, for NumPy's reader of headers."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._content = next(pieces, b"")
@@ -249,7 +250,7 @@ class _Head:
 
 
 class _Check:
-    """Compares what was inflated with what the archive says of a member."""
+    """Compares the inflated bytes of a member with the length and CRC in the archive."""
 
     def __init__(self, member: zipfile.ZipInfo) -> None:
         self._member, self._size, self._crc = member, 0, 0
@@ -267,7 +268,7 @@ class _Check:
 
 
 def _inflater(member: zipfile.ZipInfo) -> Callable[[bytes], Iterable[bytes]]:
-    """Return a function of a compressed chunk that yields pieces of bounded size."""
+    """Return a function that takes a compressed chunk and yields pieces of bounded size."""
     if member.compress_type == zipfile.ZIP_STORED:
         return lambda chunk: (chunk,)
     if member.compress_type != zipfile.ZIP_DEFLATED:
@@ -276,7 +277,7 @@ def _inflater(member: zipfile.ZipInfo) -> Callable[[bytes], Iterable[bytes]]:
 
 
 def _inflate(stream: "isal_zlib.Decompress", chunk: bytes) -> Iterator[bytes]:
-    """Yield what ``chunk`` inflates to; the stream may hold back more than fits into a piece."""
+    """Yield the inflated bytes of ``chunk``, in pieces of at most `INFLATED_BLOCK` bytes."""
     while True:
         if stream.eof:
             if chunk or stream.unused_data:

@@ -1,17 +1,18 @@
-"""Object arrays of a challenge file, decoded without running anything (no torch).
+"""Decode the object arrays of a challenge file without running anything.
 
 ``boxes``, ``clicks`` and ``clicks_order`` are pickles. A pickle is a program: it names functions of
-any installed module and calls them, and ``np.load(..., allow_pickle=True)`` obeys. Here:
+any installed module and calls them, and ``np.load(..., allow_pickle=True)`` runs it. Here:
 
 * `pickletools.genops` only splits the bytes into opcodes, and `_Reader` acts on those that hold
-  plain data in protocols 2 to 5. A name stays a name: no module that the file
-  names is imported, no function ever lies on the stack, and the few that NumPy's own pickles call
-  are imitated in `_Reader._call`.
+  plain data in protocols 2 to 5. Names stay text: no module that the file names is imported, and no
+  function is ever on the stack. `_Reader._call` imitates the few functions that NumPy's own pickles
+  call.
 * The result is a tree of arrays (native byte order), dict with text keys, list, tuple, str, bytes,
-  numbers and None, at most `MAX_LEVELS` deep. What a pickle mentions twice is there twice.
-* Opcodes and the room of the result are limited, so a short pickle cannot fill the memory.
+  numbers and None, at most `MAX_LEVELS` deep. An object that the pickle refers to twice is copied.
+* The number of opcodes and the memory of the result are limited, so that a short pickle cannot fill
+  the memory.
 
-Whatever the bytes are, nothing but `InputError` comes out.
+Whatever the bytes are, only `InputError` is raised.
 """
 
 import math
@@ -30,9 +31,9 @@ MAX_STEPS = 2**21  # opcodes; 5,000 targets with five clicks each take about a m
 MAX_LEVELS = 32
 MAX_DIMENSIONS = 64  # NumPy's own limit
 
-# Room of the result in bytes, enough for all that is mentioned once. A None is one opcode of one
-# byte; in an object array it takes eight as a value and eight as an element. Protocol 2 keeps an
-# array's bytes as text: they are taken twice. What is mentioned again draws on the free room.
+# Memory budget of the result in bytes. Data mentioned once always fits; repeated references draw on
+# FREE_ROOM. A None is one opcode of one byte; in an object array it takes eight bytes as a value
+# and eight as an element. Protocol 2 keeps an array's bytes as text, so they count twice.
 ROOM_PER_OPCODE = 16
 ROOM_PER_BYTE = 2
 FREE_ROOM = 2**20
@@ -51,18 +52,18 @@ LEAVES = (str, bytes, bool, int, float, np.generic, type(None))
 
 
 class UnsafePickleError(InputError):
-    """A pickle asks for more than plain data: where it is trusted, it may run a program."""
+    """A pickle holds more than plain data: a tool that trusts it may run a program."""
 
 
 def load_objects(data: bytes, where: str) -> object:
-    """Return what ``data`` was pickled from, without running anything.
+    """Return the objects that ``data`` holds, without running anything.
 
     Args:
         data: one pickle, as it follows the header of a ``.npy`` file of dtype object.
-        where: the file and the array, like ``case.npz, 'boxes'``; begins each message.
+        where: the file and the array, such as ``case.npz, 'boxes'``; begins each message.
 
     Raises:
-        UnsafePickleError: the pickle asks for more than plain data.
+        UnsafePickleError: the pickle holds more than plain data.
         InputError: it is damaged, or too large on disk or in memory.
     """
     if len(data) > MAX_BYTES:
@@ -74,7 +75,7 @@ def load_objects(data: bytes, where: str) -> object:
         return _Reader(len(data), where).read(data)
     except InputError:
         raise
-    except Exception as error:  # damage may fail anywhere, with MemoryError or RecursionError too
+    except Exception as error:  # damage may raise anything, MemoryError and RecursionError too
         raise InputError(
             f"{where}: the pickle cannot be read ({type(error).__name__}: {_printable(error)}). "
             "Expected a complete object array as NumPy saves it: copy or download it again."
@@ -82,7 +83,7 @@ def load_objects(data: bytes, where: str) -> object:
 
 
 def _printable(text: object) -> str:
-    """Return text that a file chose as ASCII of bounded length."""
+    """Return text from a file as ASCII of bounded length."""
     return ascii(str(text)[:120])[1:-1]
 
 
@@ -93,7 +94,7 @@ def _require(condition: bool, damage: str) -> None:
 
 @dataclass(slots=True, eq=False)
 class _Name:
-    """One of `NAMES` that the pickle mentions, without its module: text, never a function."""
+    """One of `NAMES` without its module: text, never a function."""
 
     name: str
 
@@ -106,13 +107,13 @@ class _Dtype:
 
 @dataclass(slots=True, eq=False)
 class _Array:
-    """An array as the pickle describes it: (shape, dtype, is_fortran, data)."""
+    """An array as the pickle describes it; ``state`` is (shape, dtype, is_fortran, data)."""
 
     state: tuple | None = None
 
 
 class _Reader:
-    """Pickle's stack machine without its power to call."""
+    """Pickle's stack machine, which calls nothing."""
 
     def __init__(self, size: int, where: str) -> None:
         self._where = where
@@ -126,7 +127,7 @@ class _Reader:
         return self._true(self._stack[-1], MAX_LEVELS)
 
     def _step(self, opcode: str, argument: object) -> None:
-        """Do what one opcode says; ``argument`` is what the pickle holds behind it, or None."""
+        """Execute one opcode; ``argument`` is its operand in the pickle, or None."""
         push = self._stack.append
         match opcode:
             case "PROTO" | "FRAME" | "STOP":
@@ -157,7 +158,7 @@ class _Reader:
                 push(tuple(self._pop(int(opcode[-1]))))
             case "TUPLE":
                 items = self._pop_to_mark()
-                self._stack.append(tuple(items))  # no push: that was the stack above the mark
+                self._stack.append(tuple(items))  # not `push`, which is of the stack above the mark
             case "APPEND" | "APPENDS":
                 self._extend(self._pop(1) if opcode == "APPEND" else self._pop_to_mark())
             case "SETITEM" | "SETITEMS":
@@ -195,24 +196,24 @@ class _Reader:
         return items
 
     def _extend(self, items: list) -> None:
-        _require(type(self._stack[-1]) is list, "items for what is no list")
+        _require(type(self._stack[-1]) is list, "items for something that is not a list")
         self._stack[-1].extend(items)
 
     def _update(self, items: list) -> None:
-        """Set dict entries; only text is hashed, as the hash of nested tuples may take forever."""
-        _require(type(self._stack[-1]) is dict, "entries for what is no dict")
-        _require(all(isinstance(key, str) for key in items[::2]), "a key of a dict is no text")
+        """Set dict entries; keys must be text, as hashing nested tuples may take forever."""
+        _require(type(self._stack[-1]) is dict, "entries for something that is not a dict")
+        _require(all(isinstance(key, str) for key in items[::2]), "a key of a dict is not text")
         self._stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def _named(self, module: object, name: object) -> _Name:
-        _require(isinstance(module, str) and isinstance(name, str), "a name is no text")
+        _require(isinstance(module, str) and isinstance(name, str), "a name is not text")
         full_name = f"{module}.{name}"
         if full_name.replace("numpy._core.", "numpy.core.") not in NAMES:
             self._refuse(f"calls for {_printable(full_name)}")
         return _Name(name)
 
     def _call(self, function: object, arguments: object) -> object:
-        """Do what NumPy's own functions do with the arguments that NumPy gives them."""
+        """Imitate NumPy's own functions, for the arguments that NumPy pickles give them."""
         match function, arguments:
             case _Name("dtype"), (str() as code, *_) if DTYPE_CODE.fullmatch(code):
                 return _Dtype(code)
@@ -241,7 +242,7 @@ class _Reader:
                 self._refuse("sets a state that no plain array or dtype has")
 
     def _true(self, part: object, levels: int) -> object:
-        """Return ``part`` with true arrays in it; it may nest at most ``levels`` deep."""
+        """Return ``part`` with real arrays in it; it may nest at most ``levels`` deep."""
         self._take(8)
         if isinstance(part, LEAVES):
             return part
@@ -258,7 +259,7 @@ class _Reader:
         self._refuse(f"holds a bare {type(part).__name__.strip('_').lower()}")
 
     def _array(self, shape: object, dtype: object, is_fortran: object, data: object) -> np.ndarray:
-        """Make an array of ``data``, bytes or a list of objects, after all sizes are checked."""
+        """Make an array from ``data``, bytes or a list of objects; check all sizes first."""
         _require(isinstance(shape, tuple) and len(shape) <= MAX_DIMENSIONS, "no such shape")
         _require(all(type(n) is int and n >= 0 for n in shape), "no such shape")
         _require(isinstance(dtype, _Dtype), "an array without a dtype")

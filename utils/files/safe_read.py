@@ -1,4 +1,4 @@
-"""Opening files that may be anything: damaged, a pipe, not ours to read (no torch)."""
+"""Open files that may be damaged, a pipe, or unreadable, and name the file in every error."""
 
 import stat
 import struct
@@ -14,7 +14,7 @@ from isal import isal_zlib
 
 from utils.errors import InputError
 
-# What zipfile, ISA-L and NumPy raise on damaged files; `OSError` covers permissions too.
+# zipfile, ISA-L and NumPy raise these on damaged files; `OSError` covers permissions too.
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -27,7 +27,7 @@ UNREADABLE = (
     MemoryError,  # a header nested too deeply for Python's parser
     RuntimeError,  # an encrypted member, or a compression unknown to zipfile
     tokenize.TokenError,
-    SyntaxError,  # an array header that is no Python literal
+    SyntaxError,  # an array header that is not a Python literal
     TypeError,
     ValueError,
 )
@@ -36,17 +36,17 @@ UNREADABLE = (
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading; a folder, a pipe or a device is refused before it can block."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise InputError(f"{path}: is no regular file. Expected one: give the file itself.")
+        raise InputError(f"{path}: is not a regular file. Expected one: give the file itself.")
     return path.open("rb")
 
 
 @contextmanager
 def reading(path: Path, expected: str, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Turn what a damaged or closed file raises into an `InputError` that names it.
+    """Turn errors of a damaged or unreadable file into an `InputError` that names it.
 
     Args:
-        expected: what the file should be.
-        also: what else a reader raises on a damaged file.
+        expected: what the file should be, for the message.
+        also: further exceptions that the reader raises on damaged files.
     """
     try:
         yield

@@ -1,6 +1,7 @@
-"""What is wrong in a prepared tree: reads all of it, changes nothing (no torch).
+"""Check a prepared tree: read all its files, list what is wrong, change nothing.
 
-Reading is the cost: the files of one case are read together, and an image that organs share once.
+Reading takes the time, so the files of one case are read together, and an image that several organs
+share is read once.
 """
 
 import os
@@ -26,11 +27,11 @@ from utils.volumes.labels import as_label
 IMAGES, LABELS, SUFFIX = "imagesTr", "labelsTr", ".nii.gz"
 LAYOUT = f"<organ>/<data set>/{{{IMAGES},{LABELS}}}/<case>{SUFFIX}"
 ORGAN, DATASET, FOLDER, FILE = range(4)  # depths of LAYOUT
-BESIDE_ORGANS = re.compile(r"\.(?!tmp-)|manifest.*\.csv$")  # .records/, .lock: not ours to judge
+BESIDE_ORGANS = re.compile(r"\.(?!tmp-)|manifest.*\.csv$")  # .records/, .lock: not part of the tree
 
 
 class Kind(str, Enum):
-    """What can be wrong, in the order of the report."""
+    """Kinds of faults, in the order of the report."""
 
     DUPLICATE = "duplicate"
     EMPTY_LABEL = "empty label"
@@ -44,7 +45,7 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True, order=True)
 class TreeFault:
-    """One thing that is wrong with a file or folder of the tree."""
+    """One fault of a file or folder of the tree."""
 
     kind: Kind
     path: Path
@@ -53,30 +54,31 @@ class TreeFault:
 
 @dataclass(order=True)
 class CaseReport:
-    """The files of one case of one data set, and what reading them has shown."""
+    """The files of one case of one data set, and the faults that reading them shows."""
 
     tree: Path
     dataset: str
     case_id: str
-    images: dict[str, bytes | None] = field(default_factory=dict)  # organ -> digest, when read
-    labels: dict[str, bytes | None] = field(default_factory=dict)  # organ -> digest, None if empty
+    # organ -> digest of the voxels; None if not read, and for labels if empty
+    images: dict[str, bytes | None] = field(default_factory=dict)
+    labels: dict[str, bytes | None] = field(default_factory=dict)
     image_files: set[object] = field(default_factory=set)
-    findings: list[TreeFault] = field(default_factory=list)
+    faults: list[TreeFault] = field(default_factory=list)
     instance_labels: int = 0
     voxels: int = 0
 
     def path(self, organ: str, folder: str) -> Path:
-        """Return where the file in ``imagesTr`` or ``labelsTr`` of an organ lies."""
+        """Return the path of an organ's file in ``folder``, ``imagesTr`` or ``labelsTr``."""
         return self.tree / organ / self.dataset / folder / f"{self.case_id}{SUFFIX}"
 
     def add(self, kind: Kind, path: Path, message: object) -> None:
-        """Add a finding; its message becomes one line, with paths relative to the tree."""
+        """Add a fault; its message becomes one line, with paths relative to the tree."""
         text = str(message).removeprefix(f"{path}: ").replace(f" {self.tree}{os.sep}", " ")
-        self.findings.append(TreeFault(kind, path, " ".join(text.split())))
+        self.faults.append(TreeFault(kind, path, " ".join(text.split())))
 
     @contextmanager
     def noting(self, kind: Kind, path: Path) -> Iterator[None]:
-        """Make it a finding if the block cannot read a file, or finds it wrong."""
+        """Add a fault if the block raises because a file is unreadable or wrong."""
         try:
             yield
         except (InputError, OSError, MemoryError) as error:
@@ -85,25 +87,26 @@ class CaseReport:
 
 @dataclass(frozen=True)
 class TreeReport:
-    """All findings in a tree, by kind and path, and how much was read."""
+    """All faults of a tree, by kind and path, and how much was read."""
 
     tree: Path
-    findings: list[TreeFault]
+    faults: list[TreeFault]
     totals: dict[str, int]
 
     @property
     def exit_code(self) -> int:
-        """1 if anything is wrong."""
-        return 1 if self.findings else 0
+        """1 if there is a fault."""
+        return 1 if self.faults else 0
 
     def __str__(self) -> str:
-        counts = Counter(finding.kind for finding in self.findings)
+        counts = Counter(fault.kind for fault in self.faults)
         lines = [f"{kind.value:<25} {counts[kind]:>15,}" for kind in Kind]
-        lines += ["", f"findings: {len(self.findings):,}"]
-        for f in self.findings:
-            lines.append(f"{f.kind.value:<13}  {f.path.relative_to(self.tree)}: {f.message}")
+        lines += ["", f"faults: {len(self.faults):,}"]
+        for fault in self.faults:
+            path = fault.path.relative_to(self.tree)
+            lines.append(f"{fault.kind.value:<13}  {path}: {fault.message}")
         lines += ["", *(f"{name:<25} {count:>15,}" for name, count in self.totals.items())]
-        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # any name prints
+        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # prints any file name
 
 
 def check_tree(
@@ -112,15 +115,21 @@ def check_tree(
     run: Callable[..., Iterable],
     max_voxels: int = MAX_VOXELS,
 ) -> TreeReport:
-    """Read a whole tree and report what is wrong in it.
+    """Read a whole tree and report its faults.
 
-    ``table`` says which data sets number instances; those that it lacks do where they are uint16.
-    ``run`` is ``map`` or does the same in many processes, in any order. Volumes of more than
-    ``max_voxels`` are not read, and count as unreadable.
+    Args:
+        tree: folder that holds the organs' folders.
+        table: says which data sets hold instance numbers. In data sets that it lacks, and without
+            a table, uint16 labels do.
+        run: ``map``, or the same in many processes and in any order.
+        max_voxels: larger volumes are not read and count as unreadable.
+
+    Raises:
+        InputError: the tree holds no label.
     """
-    cases, findings = find_pairs(tree)
+    cases, faults = find_pairs(tree)
     if not any(case.labels for case in cases):
-        found = f"; {findings[0].path}: {findings[0].message}" if findings else ""
+        found = f"; {faults[0].path}: {faults[0].message}" if faults else ""
         raise InputError(
             f"{tree}: holds no label{found}.\nExpected {LAYOUT}: run categorize.py and "
             "reallocate.py first, or give the folder that holds the organs."
@@ -128,38 +137,38 @@ def check_tree(
     instances = {name: labels.instance for name, labels in table.datasets.items()} if table else {}
     cases = sorted(run(partial(check_case, instances=instances, max_voxels=max_voxels), cases))
     _add_duplicates(cases)
-    findings += [finding for case in cases for finding in case.findings]
-    return TreeReport(tree, sorted(findings), _totals(cases))
+    faults += [fault for case in cases for fault in case.faults]
+    return TreeReport(tree, sorted(faults), _totals(cases))
 
 
 def find_pairs(tree: Path) -> tuple[list[CaseReport], list[TreeFault]]:
-    """List the cases of a tree, sorted and not yet read, and what lies in it out of place."""
-    cases, findings = {}, []
-    for path in _files(tree, ORGAN, tree, findings):
+    """List the cases of a tree, sorted and not yet read, and the faults of its folders."""
+    cases, faults = {}, []
+    for path in _files(tree, ORGAN, tree, faults):
         organ, dataset, folder, name = path.parts[-4:]
         case = cases.setdefault((dataset, name), CaseReport(tree, dataset, name[: -len(SUFFIX)]))
         (case.images if folder == IMAGES else case.labels)[organ] = None
-    return sorted(cases.values()), findings
+    return sorted(cases.values()), faults
 
 
-def _files(folder: Path, depth: int, tree: Path, findings: list[TreeFault]) -> list[Path]:
-    """List the case files below a folder whose entries are at ``depth``; note what is stray."""
-    files, known = [], len(findings)
+def _files(folder: Path, depth: int, tree: Path, faults: list[TreeFault]) -> list[Path]:
+    """List the case files below a folder whose entries are at ``depth``; add their faults."""
+    files, known = [], len(faults)
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        findings.append(TreeFault(Kind.UNREADABLE, folder, f"cannot be listed: {error.strerror}"))
+        faults.append(TreeFault(Kind.UNREADABLE, folder, f"cannot be listed: {error.strerror}"))
         return []
     for entry in entries:
         path = folder / entry.name
         if depth == ORGAN and BESIDE_ORGANS.match(entry.name):
             continue
         if message := _why_stray(path, entry, depth, tree):
-            findings.append(TreeFault(Kind.STRAY, path, message))
+            faults.append(TreeFault(Kind.STRAY, path, message))
         else:
-            files += [path] if depth == FILE else _files(path, depth + 1, tree, findings)
-    if depth in (DATASET, FOLDER) and not files and len(findings) == known:
-        findings.append(TreeFault(Kind.STRAY, folder, "holds no file: remove the folder"))
+            files += [path] if depth == FILE else _files(path, depth + 1, tree, faults)
+    if depth in (DATASET, FOLDER) and not files and len(faults) == known:
+        faults.append(TreeFault(Kind.STRAY, folder, "holds no file: remove the folder"))
     return files
 
 
@@ -170,7 +179,7 @@ def _why_stray(path: Path, entry: os.DirEntry, depth: int, tree: Path) -> str | 
     fits = {FOLDER: entry.name in (IMAGES, LABELS), FILE: entry.name.endswith(SUFFIX)}
     if is_folder != (depth < FILE) or entry.name.startswith(".") or not fits.get(depth, True):
         return f"{'folder' if is_folder else 'file'} out of place, expected {LAYOUT}: move it"
-    if is_folder and entry.is_symlink():  # followed, it might lead in a circle
+    if is_folder and entry.is_symlink():  # following it might never end
         target, root = path.resolve(), tree.resolve()
         if target.is_relative_to(root) or root.is_relative_to(target):
             return "link to a folder of this tree: remove the link"
@@ -178,8 +187,8 @@ def _why_stray(path: Path, entry: os.DirEntry, depth: int, tree: Path) -> str | 
 
 
 def check_case(case: CaseReport, *, instances: dict[str, bool], max_voxels: int) -> CaseReport:
-    """Read the files of one case, one at a time; whatever is wrong with them is a finding."""
-    read, grids = {}, {}  # an image by inode and device, which hard links have in common
+    """Read the files of one case, one at a time, and add their faults."""
+    read, grids = {}, {}  # by inode and device: hard links share one image
     for organ in case.images:
         path = case.path(organ, IMAGES)
         if organ not in case.labels:
@@ -228,7 +237,7 @@ def _check_label(
 
 def _digest(array: np.ndarray, affine: np.ndarray) -> bytes:
     voxel = np.linalg.norm(affine[:3, :3], axis=0).min()
-    affine = np.round(affine / voxel, 3) + 0.0  # at the scale of a voxel; without negative zeros
+    affine = np.round(affine / voxel, 3) + 0.0  # relative to a voxel; + 0.0 turns -0.0 into 0.0
     grid = f"{array.dtype} {array.shape} {voxel:.4g} {affine.tolist()}"
     digest = blake2b(grid.encode(), digest_size=16)
     digest.update(np.ascontiguousarray(array))
@@ -236,10 +245,10 @@ def _digest(array: np.ndarray, affine: np.ndarray) -> bytes:
 
 
 def _add_duplicates(cases: list[CaseReport]) -> None:
-    """Add labels that an organ has twice: equal voxels, on images of equal voxels.
+    """Add a fault for each label that an organ has twice: equal labels on equal images.
 
-    Names do not tell: unrelated data sets may both have a case_001, and the channels of one case
-    have a label in common. Files that are empty or could not be read are not compared.
+    Voxels are compared, not names: unrelated data sets may both have a case_001, and the channels
+    of one case share a label. Files that are empty or could not be read are not compared.
     """
     seen: dict[tuple, Path] = {}
     for case in cases:

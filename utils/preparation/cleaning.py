@@ -1,13 +1,14 @@
-"""Labels without their crumbs: small components, and targets too small or too thin (no torch).
+"""Cleaning labels: drop small components, and targets that are too small or too thin.
 
-SAM-Med3D (arXiv:2310.15161) trains on labels cleaned so. Here all of it is off by default, and the
-numbers are the user's. Masks are (D, H, W); sizes are mm and mm3, never voxels. Components are
+SAM-Med3D (arXiv:2310.15161) trains on labels cleaned in this way. Here all cleaning is off unless
+flags ask for it. Masks are (D, H, W); sizes are mm and mm3, never voxels. Components are
 joined over faces, edges and corners. Inputs are never modified; where nothing is dropped, the
-input itself comes back.
+input itself is returned.
 """
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import cc3d
@@ -17,20 +18,20 @@ from scipy import ndimage
 from utils.errors import InputError
 from utils.volumes.geometry import Triple
 
-#: Headers hold spacing in float32: a side of 15 voxels of 1 mm must not be below 15 mm.
+#: Relative. Headers hold spacing in float32: 15 voxels of 1 mm must not count as less than 15 mm.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class CleaningRule:
-    """What is dropped from a label; 0 turns a field off.
+    """What to drop from a label; 0 turns a field off.
 
-    Components go first: ``keep_components`` is how many of the largest stay. Then what is left
-    goes as a whole if it has less than ``min_volume_mm3``, or if the shortest side of its tight
-    bounding box, along the volume's own axes, has less than ``min_side_mm``.
+    First all components but the ``keep_components`` largest are dropped. Then the rest is dropped
+    as a whole if its volume is below ``min_volume_mm3``, or if the shortest side of its tight
+    bounding box, along the volume's own axes, is below ``min_side_mm``.
 
     Raises:
-        InputError: a field is negative or not finite, or components are not a whole number.
+        InputError: a field is negative or not finite, or ``keep_components`` is not whole.
     """
 
     min_volume_mm3: float = 0
@@ -53,7 +54,7 @@ class CleaningRule:
         return any(asdict(self).values())
 
     def to_dict(self) -> dict:
-        """Return the fields, as records of a run's settings store them."""
+        """Return the fields as a dict for JSON, as a job's settings hold them."""
         return asdict(self)
 
 
@@ -64,26 +65,49 @@ def add_cleaning_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-volume-mm3",
         type=float,
         default=0,
-        help="leave out targets of less than this volume in mm3; 0 = keep all (%(default)s)",
+        help="leave out targets below this volume in mm3; 0 = keep all (default: %(default)s)",
     )
     cleaning.add_argument(
         "--min-side-mm",
         type=float,
         default=0,
         help="leave out targets whose bounding box has a side shorter than this in mm; "
-        "0 = keep all (%(default)s)",
+        "0 = keep all (default: %(default)s)",
     )
     cleaning.add_argument(
         "--keep-components",
         type=int,
         default=0,
-        help="keep this many of a target's components, the largest; 0 = all (%(default)s)",
+        help="keep only this many of a target's components, the largest; 0 = keep all "
+        "(default: %(default)s)",
     )
 
 
 def cleaning_rule(args: argparse.Namespace) -> CleaningRule:
-    """Collect the flags of `add_cleaning_arguments`."""
+    """Return the rule that the flags of `add_cleaning_arguments` give."""
     return CleaningRule(args.min_volume_mm3, args.min_side_mm, args.keep_components)
+
+
+def clean_target(
+    label: np.ndarray, values: Sequence[int] | None, spacing_zyx: Triple, rule: CleaningRule
+) -> tuple[np.ndarray, list[str]]:
+    """Take one target out of a label and clean it.
+
+    Args:
+        label: (D, H, W) integers.
+        values: the label values whose union is the target; None: all values are instances of it.
+        spacing_zyx: voxel size in mm, in array order.
+        rule: what to drop.
+
+    Returns:
+        As `clean_mask` or, for instances, as `clean_instances` of the label in uint16.
+    """
+    if values is None:
+        return clean_instances(label.astype(np.uint16), spacing_zyx, rule)
+    mask = label == values[0]
+    for value in values[1:]:
+        mask |= label == value
+    return clean_mask(mask, spacing_zyx, rule)
 
 
 def clean_mask(
@@ -97,8 +121,8 @@ def clean_mask(
         rule: what to drop.
 
     Returns:
-        The mask without what was dropped, all False if that is everything; and a line per reason,
-        none if nothing was dropped (of an empty mask nothing can be).
+        The cleaned mask, all False if everything was dropped; and a line for each reason. There is
+        no line if nothing was dropped, as with an empty mask.
     """
     box = _tight_box(mask) if rule.active else None
     if box is None:
@@ -114,9 +138,9 @@ def clean_mask(
 def clean_instances(
     label: np.ndarray, spacing_zyx: Triple, rule: CleaningRule
 ) -> tuple[np.ndarray, list[str]]:
-    """Clean each instance of ``label`` (D, H, W) integers by itself; as `clean_mask` otherwise.
+    """Clean each instance of ``label`` (D, H, W) integers by itself, as `clean_mask` does.
 
-    Numbers stay as they are and dropped voxels become 0; lines begin with ``instance <number>:``.
+    Numbers are kept and dropped voxels become 0; lines begin with ``instance <number>:``.
     """
     cleaned, lines = label, []
     boxes = ndimage.find_objects(label) if rule.active else []
@@ -135,7 +159,7 @@ def clean_instances(
 def _clean_part(
     part: np.ndarray, spacing_zyx: Triple, rule: CleaningRule
 ) -> tuple[np.ndarray, list[str]]:
-    """Apply ``rule`` to a mask that fills its box; return what stays of it, and the reasons."""
+    """Apply ``rule`` to a mask that fills its box; return the cleaned mask and the reasons."""
     kept, reasons = _largest_components(part, rule.keep_components)
     misfits = []
     volume_mm3 = np.count_nonzero(kept) * math.prod(spacing_zyx)
@@ -149,7 +173,7 @@ def _clean_part(
 
 
 def _largest_components(part: np.ndarray, most: int) -> tuple[np.ndarray, list[str]]:
-    """Keep the ``most`` largest components (0 = all); of equal ones, those first in C order."""
+    """Keep the ``most`` largest components (0 = all); equal sizes go by C order."""
     if most == 0:
         return part, []
     labels, count = _numbered_components(part)
@@ -159,7 +183,7 @@ def _largest_components(part: np.ndarray, most: int) -> tuple[np.ndarray, list[s
     chosen = np.zeros(count + 1, bool)
     chosen[1 + np.argsort(-sizes[1:], kind="stable")[:most]] = True
     kept = np.empty(part.shape, bool)
-    for z, plane in enumerate(labels):  # NumPy casts an index to int64: a plane at a time
+    for z, plane in enumerate(labels):  # plane by plane: NumPy casts an index to int64
         kept[z] = chosen[plane]
     total, lost = sizes[1:].sum(), sizes[1:][~chosen[1:]].sum()
     return kept, [f"{count - most:,} of {count:,} components, {lost:,} of {total:,} voxels"]
@@ -170,7 +194,7 @@ def _numbered_components(part: np.ndarray) -> tuple[np.ndarray, int]:
     if sum(n > 1 for n in part.shape) < 2:  # cc3d fails on some columns of voxels
         labels, count = ndimage.label(part, np.ones((3, 3, 3)))
         return labels.astype(np.uint32), count
-    # cc3d's numbers have this order if, and only if, the array is in C order.
+    # cc3d numbers components in this order only where the array is in C order.
     return cc3d.connected_components(np.ascontiguousarray(part), connectivity=26, return_N=True)
 
 

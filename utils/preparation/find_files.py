@@ -1,4 +1,4 @@
-"""Files of cases in folders that may hold anything (no torch).
+"""Find the files of cases in folders that may hold anything.
 
 A case id is a file's name without its suffix and without ``_image`` or ``_label`` at the end.
 """
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from utils.errors import InputError
 
-MAX_DEPTH = 100  # of folders in folders
-MAX_NAME_BYTES = 200  # of a case id: file systems allow 255, and suffixes are added
+MAX_DEPTH = 100  # folders in a path
+MAX_NAME_BYTES = 200  # of a case id: file systems allow 255, and outputs add suffixes
 
 
 class Role(Enum):
-    """What a file of a case holds; the value is the suffix that its name may end with."""
+    """What a file of a case holds; the value is the suffix that its name may have."""
 
     IMAGE = "_image"
     LABEL = "_label"
@@ -24,44 +24,47 @@ class Role(Enum):
 
 @dataclass
 class FoundFiles:
-    """What a search for files found."""
+    """Result of a search for files."""
 
     files: dict[str, list[Path]] = field(default_factory=dict)  # case id -> its files, sorted
-    problems: list[str] = field(default_factory=list)  # what could not be looked at
+    problems: list[str] = field(default_factory=list)  # folders and names that were left out
 
 
 def find_files(folder: Path, suffix: str, expected: str) -> FoundFiles:
     """Find all files with a suffix in and below ``folder``; links to folders are followed.
 
-    A folder that is reached twice, by a loop of links for one, is looked at once. What begins with
-    a dot is left out.
+    A folder that is reached twice, such as by a loop of links, is searched once. Names that begin
+    with a dot are left out.
+
+    Args:
+        expected: what the folder should be, for messages.
 
     Raises:
-        InputError: no such folder, or no such file in it.
+        InputError: the folder is missing, or holds no such file.
     """
     require_folder(folder, expected)
-    findings, visited = FoundFiles(), set()
-    for path in walk(folder, visited, findings.problems):
+    found, visited = FoundFiles(), set()
+    for path in walk(folder, visited, found.problems):
         if path.name.endswith(suffix):
             case_id = case_id_of(path, suffix)
             if not case_id.isprintable() or len(os.fsencode(case_id)) > MAX_NAME_BYTES:
-                findings.problems.append(
+                found.problems.append(
                     f"{str(path)!r}: cannot be a case's name. Expected at most {MAX_NAME_BYTES} "
                     "bytes of printable UTF-8: rename the file."
                 )
             else:
-                findings.files.setdefault(case_id, []).append(path)
-    if not findings.files and not findings.problems:
+                found.files.setdefault(case_id, []).append(path)
+    if not found.files and not found.problems:
         raise InputError(
             f"{folder}: holds no {suffix} file, subfolders included. Expected {expected}: check "
             "the path."
         )
-    findings.files = {key: sorted(findings.files[key]) for key in sorted(findings.files)}
-    return findings
+    found.files = {key: sorted(found.files[key]) for key in sorted(found.files)}
+    return found
 
 
 def find_npz(folder: Path) -> FoundFiles:
-    """Find all challenge files in and below ``folder``, see `find_files`."""
+    """Find all challenge files in and below ``folder``; see `find_files`."""
     return find_files(folder, ".npz", "a folder of challenge NPZ files")
 
 
@@ -75,7 +78,7 @@ def file_of(paths: Sequence[Path], role: Role) -> Path:
     """Return the file of ``role`` among the files of one case.
 
     Raises:
-        InputError: more than one may be meant.
+        InputError: several files may have this role.
     """
     others = tuple(other.value for other in Role if other is not role)
     candidates = [path for path in paths if not path.stem.endswith(others)] or paths
@@ -89,18 +92,24 @@ def file_of(paths: Sequence[Path], role: Role) -> Path:
 
 
 def require_folder(folder: Path, expected: str) -> None:
-    """Raise `InputError` unless ``folder`` exists and is one."""
+    """Raise `InputError` unless ``folder`` is an existing folder."""
     if not folder.is_dir():
         raise InputError(
-            f"{folder}: no such folder. Expected {expected}: check the path, and that the step "
-            "before has run."
+            f"{folder}: no such folder. Expected {expected}: check the path, and that the previous "
+            "step has run."
         )
 
 
 def walk(
     folder: Path, visited: set[tuple[int, int]], problems: list[str], *, hidden: bool = False
 ) -> Iterable[Path]:
-    """Yield the files in and below ``folder``, sorted; each folder once."""
+    """Yield the files in and below ``folder``, sorted.
+
+    Args:
+        visited: (device, inode) of the folders searched before; these are skipped.
+        problems: gets a message for each folder that was left out.
+        hidden: yield files and enter folders whose names begin with a dot, too.
+    """
     if len(folder.parts) > MAX_DEPTH:
         problems.append(f"{folder}: lies more than {MAX_DEPTH} folders deep and was left out.")
         return
@@ -114,10 +123,10 @@ def walk(
     except OSError as error:
         problems.append(
             f"{folder}: cannot be listed ({error.strerror}). Expected a folder that may be read: "
-            "fix its permissions; what is in it was left out."
+            "fix its permissions; its files were left out."
         )
         return
-    # Real folders first, so that a file has the path that is not by way of a link.
+    # Real folders first: a file that a link leads to as well gets its real path.
     for entry in sorted(entries, key=lambda entry: entry.is_symlink()):
         if entry.name.startswith(".") and not hidden:
             continue
@@ -125,7 +134,7 @@ def walk(
         try:
             is_folder = entry.is_dir()
         except OSError:
-            is_folder = False  # a link that leads to itself; whoever opens it says so
+            is_folder = False  # a link to itself; opening it will raise
         if is_folder:
             yield from walk(path, visited, problems, hidden=hidden)
         else:

@@ -1,20 +1,20 @@
-"""What a preparation step has done to each case: records, and the manifest made of them (no torch).
+"""The ledger of a preparation step: one record per case, and the manifest made of all records.
 
 Each case has a record, a small JSON file in ``<output folder>/.records/<step>/``: its sources with
-size and SHA-256, the settings, what was found (shape, spacing, classes), the outputs with size and
-CRC-32, and what became of it. All of that follows from inputs, their places and settings alone, so
-that an interrupted run that is started again, or several shards, leave the same records as one run
-(but for the inodes of sources that an earlier step wrote).
-``manifest_<step>.csv`` is the table of all records.
+size and SHA-256, the settings, the facts (shape, spacing, classes), the outputs with size and
+CRC-32, and the outcome. A record depends only on the inputs, their places and the settings. So a
+run that was interrupted and resumed, or several shards, leave the same records as one run (except
+for the inodes of sources that an earlier step wrote). ``manifest_<step>.csv`` is the table of all
+records.
 
-A case is *current*, and skipped, if its record has the same sources and settings, its outputs are
-there with the recorded sizes, and no source was touched (modified, replaced or moved in) since
-shortly before the record's work began. That takes no reading; if it fails, equal SHA-256 still make
-the case current.
+A case is *current*, and skipped, if its record has the same sources and settings, its outputs exist
+with the recorded sizes, and no source was touched (modified, replaced or moved in) since shortly
+before the work on the record began. This test reads no source. If it fails, equal SHA-256 still
+make the case current.
 
-Records are written ahead: one that says "begun" names the outputs before the first of them is
-written. So after a kill every file in the tree is known to be ours or not, and a file that is not
-ours, or that someone has changed since, is never overwritten or removed.
+Records are written ahead: a record with the outcome "begun" names the outputs before the first of
+them is written. So even after a kill the records tell which files of the tree this step wrote. Any
+other file, and any output that was changed since, is never overwritten or removed.
 """
 
 import hashlib
@@ -33,19 +33,19 @@ from utils.files.safe_read import open_regular, reading
 from utils.preparation.records import BEGUN, DONE, FAILED, CaseFacts, Record, table_of
 
 RECORDS = ".records"
-CLOCK_MARGIN_NS = 2 * 10**9  # file systems' clocks run coarsely, and servers' a little apart
+CLOCK_MARGIN_NS = 2 * 10**9  # clocks of file systems are coarse, and those of servers differ
 BLOCK = 2**20
 
 
 @dataclass(frozen=True)
 class CaseJob:
-    """A case to work on."""
+    """One case to work on."""
 
     case_id: str  # unique in the step
     dataset: str
-    sources: dict[str, Path]  # role -> file that decides the outputs; the first is the main one
-    settings: dict = field(default_factory=dict)  # what beside the files decides; JSON-able
-    problem: str = ""  # why the case cannot be worked on, where that is known beforehand
+    sources: dict[str, Path]  # role -> input file; the first is the main one
+    settings: dict = field(default_factory=dict)  # they change the outputs; must survive JSON
+    problem: str = ""  # why planning already failed; empty if it did not
 
 
 class Ledger:
@@ -55,7 +55,7 @@ class Ledger:
         folder: the step's output folder.
         step: name of the step.
         roots: folders that the sources' paths are recorded relative to.
-        datasets: the data sets that this run has all cases of; None: all there are.
+        datasets: data sets of which this run has all cases; None: all data sets.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Ledger:
         return self.folder / f"manifest_{self.step}.csv"
 
     def read(self, case_id: str) -> Record | None:
-        """Return the record of a case; None where there is none, or none that can be read."""
+        """Return the record of a case; None if it is missing or unreadable."""
         try:
             record = Record(**json.loads(self.path_of(case_id).read_bytes()))
         except (OSError, ValueError, TypeError):
@@ -86,14 +86,14 @@ class Ledger:
         return record if all(isinstance(table, dict) for table in (*tables, *inner)) else None
 
     def is_current(self, job: CaseJob) -> bool:
-        """Tell from the records and the files' sizes and times whether a case is done."""
+        """Tell whether a case is done, from its record and the sizes and times of its files."""
         record = self.read(job.case_id)
         if record is None or not self.matches(record, job) or not self.outputs_there(record):
             return False
         return self.are_untouched(record, job.sources)
 
     def are_untouched(self, record: Record, sources: dict[str, Path]) -> bool:
-        """Tell from sizes, times and places whether sources are those that a record was made of."""
+        """Tell whether sources are unchanged since their record, from sizes, times and places."""
         try:
             began = self.path_of(record.case_id).stat().st_mtime_ns
             for role, path in sources.items():
@@ -107,7 +107,7 @@ class Ledger:
         return True
 
     def open(self, job: CaseJob) -> "Entry":
-        """Hash the sources of a case that is not current and return its entry."""
+        """Hash the sources of a case that is not current; return its entry."""
         began = time.time_ns() - CLOCK_MARGIN_NS
         sources = {}
         for role, path in job.sources.items():
@@ -116,7 +116,7 @@ class Ledger:
         return Entry(self, job, sources, began)
 
     def write(self, record: Record, began_ns: int) -> None:
-        """Write a record whose file time is the time when its sources were read."""
+        """Write a record; the time of its file is ``began_ns``, when reading the sources began."""
         content = json.dumps(asdict(record))  # in ASCII: a folder's name may not be UTF-8
         with atomic_path(self.path_of(record.case_id)) as temporary:
             temporary.write_text(content + "\n", "ascii")
@@ -125,9 +125,9 @@ class Ledger:
     def fail(self, job: CaseJob, message: str, entry: "Entry | None" = None) -> None:
         """Record that a case failed.
 
-        Outputs that an earlier content of its sources gave are removed, so that nothing stands
-        beside them that they don't belong to; of what someone has changed, and of sources that
-        could not even be read, they stay, and stay known.
+        Outputs made from an earlier content of its sources are removed, since they may not fit
+        files that other steps make from the new content. Outputs are kept, and stay in the record,
+        where someone has changed them or where the sources could not be read.
         """
         old = self.read(job.case_id)
         outputs = dict(old.outputs) if old else {}
@@ -140,12 +140,12 @@ class Ledger:
         self.write(record, 0)
 
     def orphans(self, known: Iterable[str]) -> list[Record]:
-        """Return the records with outputs of cases that are not ``known`` any more."""
+        """Return the records that have outputs and whose case is not in ``known``."""
         records = self._records_but(known)
         return [record for record in records if record.outputs and self._is_of_run(record)]
 
     def forget(self, record: Record) -> list[str]:
-        """Remove a record and its outputs; those changed since stay. Return what was removed."""
+        """Remove a record and its unchanged outputs; return the names of the removed outputs."""
         removed = []
         for name, state in record.outputs.items():
             path = self.folder / name
@@ -156,11 +156,11 @@ class Ledger:
         return removed
 
     def write_manifest(self, known: Iterable[str]) -> None:
-        """Write the table of all records, of other shards too, sorted by case.
+        """Write the table of all records, also those of other shards, sorted by case.
 
-        Failures of cases that are not ``known`` any more, and whose files are gone, are forgotten.
-        Another shard that ends at the same time writes the table too; whoever is last has seen all
-        records, since it is made again if records changed while it was made.
+        Records of failed cases that are not in ``known`` and whose sources are gone are removed.
+        Another shard may write the table at the same time. The table is made again if records
+        changed meanwhile, so the last one written holds all records.
         """
         for record in self._records_but(known):
             failed = record.outcome == FAILED and not record.outputs and self._is_of_run(record)
@@ -181,7 +181,7 @@ class Ledger:
         return self.datasets is None or record.dataset in self.datasets
 
     def _listing(self) -> dict[str, tuple[int, int]]:
-        """Return the case id of each record, and what tells that it was written anew."""
+        """Return case id -> (inode, change time) of each record; a new write changes these."""
         listing = {}
         for path in self.records.rglob("*.json"):
             if path.name[0] != ".":
@@ -191,11 +191,11 @@ class Ledger:
         return listing
 
     def path_of(self, case_id: str) -> Path:
-        """Return where the record of a case is."""
+        """Return the path of a case's record."""
         return self.records / f"{case_id}.json"
 
     def matches(self, record: Record, job: CaseJob) -> bool:
-        """Tell whether a record is of the job as it is now, but for the content of its files."""
+        """Tell whether a record is of the same job, whatever its files hold."""
         return (
             record.outcome == DONE
             and record.dataset == job.dataset
@@ -204,7 +204,7 @@ class Ledger:
         )
 
     def _place_of(self, path: Path) -> dict[str, str]:
-        """Return where a source is: as the manifest says it, and which file of the disk."""
+        """Return a source's path below its root, for the manifest, and its identity on disk."""
         inside = (path.relative_to(root) for root in self.roots if path.is_relative_to(root))
         try:
             identity = _identity_of(path, path.stat())
@@ -213,7 +213,7 @@ class Ledger:
         return {"path": next(inside, path).as_posix(), **identity}
 
     def outputs_there(self, record: Record) -> bool:
-        """Tell whether all outputs of a record are there with the recorded sizes."""
+        """Tell whether all outputs of a record exist with the recorded sizes."""
         try:
             return all(
                 (self.folder / name).stat().st_size == state[0]
@@ -224,7 +224,7 @@ class Ledger:
 
 
 class Entry:
-    """One case while it is worked on."""
+    """The record of one case during the work on it."""
 
     def __init__(
         self, ledger: Ledger, job: CaseJob, sources: dict[str, dict], began_ns: int
@@ -235,7 +235,7 @@ class Entry:
         self.removed: list[str] = []  # outputs that the case no longer has
 
     def confirm(self) -> bool:
-        """Tell whether the content is as recorded although times or places are not; note that."""
+        """Tell whether only times or places of the sources changed; then update the record."""
         old = self._old
         same = old is not None and self.ledger.matches(old, self.job)
         if not same or not self.ledger.outputs_there(old):
@@ -246,10 +246,10 @@ class Entry:
         return True
 
     def claim(self, outputs: Iterable[Path]) -> None:
-        """Say which files are going to be written, before the first of them is.
+        """Record which files are going to be written, before the first of them is.
 
         Raises:
-            InputError: one of them is there and was not written by this step, or was changed since.
+            InputError: one of them exists and was not written by this step, or was changed since.
         """
         old = self._old.outputs if self._old else {}
         outputs = list(outputs)
@@ -261,16 +261,16 @@ class Entry:
         names = [path.relative_to(self.ledger.folder).as_posix() for path in outputs]
         for name in (*names, *old):
             self._require_ours(name, old)
-        self._claimed = names  # not before: what is not ours must survive a failure
+        self._claimed = names  # only now: a failure must not remove files of another origin
         self._write(BEGUN, {**old, **dict.fromkeys(self._claimed)}, {})
 
     def drop(self, output: Path) -> None:
-        """Take back a claim: the file is not going to be written."""
+        """Take back the claim of a file that will not be written."""
         self._claimed.remove(output.relative_to(self.ledger.folder).as_posix())
 
     def finish(self, found: CaseFacts) -> None:
         """Record that the case is done, and remove outputs that it no longer has."""
-        states: dict[tuple[int, int], list[int]] = {}  # hard links are read once
+        states: dict[tuple[int, int], list[int]] = {}  # by inode: hard links are read once
         outputs = {}
         for name in self._claimed:
             path = self.ledger.folder / name
@@ -284,9 +284,9 @@ class Entry:
         self._write(DONE, outputs, asdict(found))
 
     def outputs_after_failure(self) -> dict[str, list | None]:
-        """Return the outputs that are there after the work failed, all with their fingerprints."""
+        """Remove stale outputs of failed work; return the remaining ones with fingerprints."""
         old = self._old.outputs if self._old else {}
-        if self._claimed:  # checked to be ours just now
+        if self._claimed:  # `claim` has checked that they are ours
             ours = {*old, *self._claimed}
         else:
             ours = {name for name in old if self._is_ours(name, old)}
@@ -325,19 +325,20 @@ class Entry:
             return
         if name not in old:
             raise InputError(
-                f"{path}: is there, and not written by this step for {self.job.case_id}. Expected "
-                "no file of another origin: nothing was overwritten; move it away, or choose "
-                "another output folder."
+                f"{path}: exists and was not written by this step for {self.job.case_id}. "
+                "Expected no file of another origin: nothing was overwritten; move it away, or "
+                "choose another output folder."
             )
         if old[name] is not None and old[name] != _fingerprint_of(path):
             raise InputError(
                 f"{path}: was changed after this step wrote it, and its source has changed too. "
-                "Expected one of both: nothing was overwritten; move the file away, then run again."
+                "Expected at most one change: nothing was overwritten; move the file away, then "
+                "run again."
             )
 
 
 def _identity_of(path: Path, status: os.stat_result) -> dict:
-    """Return which file a path leads to: a folder put in its place holds others."""
+    """Return which file a path leads to; a replaced folder holds other files."""
     return {"real_path": os.path.realpath(path), "inode": [status.st_dev, status.st_ino]}
 
 

@@ -1,9 +1,9 @@
-"""What the data scripts share: one loop over the cases (no torch).
+"""The loop over the cases that all data scripts share.
 
-A step is a list of jobs (one a case), a function that works on one, and an output folder with a
-ledger. The loop leaves out what is current, checks the disk space, works on the rest, goes on after
-a case that cannot be used, and stops when an output cannot be written, since the next ones could
-not be either.
+A step has a list of jobs (one per case), a function that works on one job, and an output folder
+with a ledger. The loop skips the cases that are current, checks the disk space, and works on the
+rest. It continues after a case that cannot be used. It stops when an output cannot be written,
+since the next outputs would fail too.
 """
 
 import argparse
@@ -37,13 +37,13 @@ Item = TypeVar("Item")
 
 @dataclass
 class PrepareSummary:
-    """How many cases ended how; its text is the last line of a script."""
+    """How many cases ended how; as text it is the last line of a script."""
 
     done: int = 0
     skipped: int = 0
-    failures: list[str] = field(default_factory=list)  # one message per failed case
-    dropped: list[str] = field(default_factory=list)  # one message per case that was cleaned
-    plan: str = ""  # what a dry run would have done
+    failures: list[str] = field(default_factory=list)  # a message for each failed case
+    dropped: list[str] = field(default_factory=list)  # a message for each cleaned case
+    plan: str = ""  # what a dry run would do; empty otherwise
 
     @property
     def exit_code(self) -> int:
@@ -58,13 +58,13 @@ class PrepareSummary:
 
 @dataclass(frozen=True)
 class Step:
-    """What one script does.
+    """One preparation step: its name, its records, and the functions of one job.
 
     Attributes:
         title: name of the step.
-        ledger: its records.
-        work: writes the outputs of one job; picklable. It claims them before it writes.
-        space: how many bytes the outputs of a job take, at most about.
+        ledger: the records of the step.
+        work: writes the outputs of one job, after it has claimed them; must be picklable.
+        space: estimated upper bound of the bytes a job writes.
     """
 
     title: str
@@ -85,7 +85,7 @@ class Outcome:
 
 
 def plan_job(plan: Callable[..., CaseJob], case_id: str, *args: object) -> CaseJob:
-    """Return ``plan(case_id, files, ...)``, or a job with the problem that planning found."""
+    """Return ``plan(case_id, *args)``; if that raises, a job that holds the problem."""
     try:
         return plan(case_id, *args)
     except InputError as error:
@@ -94,7 +94,7 @@ def plan_job(plan: Callable[..., CaseJob], case_id: str, *args: object) -> CaseJ
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make ``target`` the same file as ``source``; a copy where the disk knows no hard links."""
+    """Make ``target`` a hard link to ``source``; a copy where the disk has no hard links."""
     with atomic_path(target) as temporary:
         try:
             os.link(source, temporary)
@@ -103,24 +103,25 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def link_to_first(outputs: Sequence[Path]) -> None:
-    """Make all ``outputs`` the file that the first of them is."""
+    """Make all further ``outputs`` hard links to the first."""
     for output in outputs[1:]:
         link_or_copy(outputs[0], output)
 
 
 def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how, not what: they do not change the outputs."""
+    """Add the flags that say how to run; they do not change the outputs."""
     group = parser.add_argument_group("how to run")
     group.add_argument(
         "--workers",
         type=int,
         default=cpu_count(),
-        help="processes, each with one case in memory (the cores: %(default)s)",
+        help="processes, each with one case in memory (default: %(default)s, the number of cores)",
     )
     group.add_argument(
         "--shard",
         default="1/1",
-        help="I/N: do the I-th of N parts, of the same cases in each step (%(default)s)",
+        help="I/N: do the I-th of N parts, which has the same cases in each step "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--dask-scheduler",
@@ -128,7 +129,7 @@ def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
         help="run on the workers of this Dask cluster, tcp://host:port, instead of --workers",
     )
     group.add_argument(
-        "--dry-run", action="store_true", help="say what would be done and what room it needs"
+        "--dry-run", action="store_true", help="print what would be done and the space it needs"
     )
     group.add_argument(
         "--prune",
@@ -139,15 +140,16 @@ def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-voxels",
         type=int,
         default=MAX_VOXELS,
-        help="refuse larger volumes; a worker takes some 10 bytes a voxel at worst (%(default)s)",
+        help="refuse larger volumes; a worker needs up to about 10 bytes per voxel "
+        "(default: %(default)s)",
     )
 
 
-def progress(items: Iterable[Item] | None = None, **options: object) -> "tqdm[Item]":
-    """Show how far it is, the rate and the time left: at once on a terminal, a line a minute else.
+def progress_bar(items: Iterable[Item] | None = None, **options: object) -> "tqdm[Item]":
+    """Show progress, rate and time left: at once on a terminal, in a log one line per minute.
 
     Args:
-        items: what to go through.
+        items: the items to iterate over.
         options: of `tqdm`.
     """
     terminal = sys.stderr.isatty()
@@ -163,35 +165,32 @@ def prepare(
     args: argparse.Namespace,
     *,
     left: Iterable[str] = (),
-    prune: bool | None = None,
+    prune: bool = False,
 ) -> PrepareSummary:
-    """Do what is due of ``jobs``; show progress, list failures as they happen.
+    """Work on the jobs that are due; show progress, print failures as they happen.
 
     Args:
         step: what to do with a job.
         jobs: all cases, of all shards.
-        problems: what could not even become a job.
+        problems: messages about files that could not become a job.
         args: the flags of `add_preparation_arguments`.
-        left: ids of cases that are there and left as they are; counted as skipped.
-        prune: remove outputs of cases that are no longer among the jobs (default: ``--prune``).
+        left: ids of further cases that exist and are left unchanged; counted as skipped.
+        prune: remove outputs of cases that are no longer among the jobs, also without ``--prune``.
 
     Returns:
         The `PrepareSummary`. With ``--dry-run`` nothing is written, and it holds the plan.
 
     Raises:
-        WriteError: an output cannot be written; cases not yet begun are left.
-        InputError: the flags cannot be, there is too little room, or a worker died.
+        WriteError: an output cannot be written; cases not yet begun are not worked on.
+        InputError: a flag is wrong, the disk space does not suffice, or a worker died.
     """
     if args.workers < 1:
         raise InputError(f"--workers is {args.workers}. Expected 1 or more: give a number.")
-    jobs = list(jobs)
-    summary = PrepareSummary()
+    jobs, left, summary = list(jobs), list(left), PrepareSummary()
     for problem in problems:
         _report_failure(summary, problem)
     mine = [job for job in jobs if in_shard(job.case_id, args.shard)]
-    looking = progress(mine, desc=f"{step.title}: what is due", unit="case", delay=2)
-    due = [job for job in looking if not step.ledger.is_current(job)]
-    left = list(left)
+    due = _due_jobs(step, mine)
     summary.skipped = len(mine) - len(due) + sum(in_shard(case_id, args.shard) for case_id in left)
     need = sum(step.space(job) for job in due)
     if args.dry_run:
@@ -199,17 +198,20 @@ def prepare(
         return summary
     advice = "free space, choose another output folder, or do a part at a time with --shard"
     require_space(step.ledger.folder, need, step.title, advice)
-    _sweep(step.ledger, {job.case_id.rsplit("/")[-1] for job in due})
     known = [*(job.case_id for job in jobs), *left]
-    _see_to_orphans(step, known, args, args.prune if prune is None else prune)
+    _remove_half_written(step.ledger, {job.case_id.rsplit("/")[-1] for job in due})
+    _handle_orphans(step, known, args, prune or args.prune)
     try:
         _run(step, due, summary, args)
     finally:
         if step.ledger.records.is_dir():
             step.ledger.write_manifest(known)
-    summary.failures.sort()
-    summary.dropped.sort()
     return summary
+
+
+def _due_jobs(step: Step, jobs: list[CaseJob]) -> list[CaseJob]:
+    checked = progress_bar(jobs, desc=f"{step.title}: what is due", unit="case", delay=2)
+    return [job for job in checked if not step.ledger.is_current(job)]
 
 
 def in_shard(case_id: str, shard: str) -> bool:
@@ -221,8 +223,8 @@ def in_shard(case_id: str, shard: str) -> bool:
     return crc32(case_id.rsplit("/")[-1].encode()) % count == number - 1
 
 
-def _see_to_orphans(step: Step, known: list[str], args: argparse.Namespace, prune: bool) -> None:
-    """Remove, or mention, what earlier runs made of cases that are no longer there."""
+def _handle_orphans(step: Step, known: list[str], args: argparse.Namespace, prune: bool) -> None:
+    """Remove, or only mention, outputs of earlier runs whose case is no longer in the input."""
     orphans = step.ledger.orphans(known)
     orphans = [record for record in orphans if in_shard(record.case_id, args.shard)]
     if orphans and not prune:
@@ -237,32 +239,40 @@ def _see_to_orphans(step: Step, known: list[str], args: argparse.Namespace, prun
 
 
 def _run(step: Step, due: list[CaseJob], summary: PrepareSummary, args: argparse.Namespace) -> None:
+    """Work on the jobs that are due, and put their outcomes into the summary, sorted."""
     sizes = {job.case_id: _bytes_of(job) for job in due}
     workers = max(1, min(args.workers, len(due)))
     outcomes = run_all(partial(_do, step), due, workers=workers, scheduler=args.dask_scheduler)
     total, removed = sum(sizes.values()), []
-    with progress(total=total, desc=step.title, unit="B", unit_scale=True) as bar:
+    with progress_bar(total=total, desc=step.title, unit="B", unit_scale=True) as bar:
         for number, outcome in enumerate(outcomes, start=1):
             counts = f"{number}/{len(due)} cases, {len(summary.failures)} failed"
             bar.set_postfix_str(counts, refresh=False)
             bar.update(sizes[outcome.job.case_id])
-            if outcome.kind == "unwritable":
-                raise WriteError(outcome.message)
-            if outcome.kind == "failed":
-                _report_failure(summary, outcome.message)
-            summary.done += outcome.kind == "done"
-            summary.skipped += outcome.kind == "skipped"
-            if outcome.notes:
-                summary.dropped.append(f"{outcome.job.case_id}: {shortened(outcome.notes)}")
-                _say(f"DROPPED {summary.dropped[-1]}")
-            if outcome.removed:
-                _say(f"REMOVED {outcome.job.case_id}: {shortened(outcome.removed)}")
-                removed += outcome.removed
+            _add_outcome(summary, outcome)
+            removed += outcome.removed
+    summary.failures.sort()
+    summary.dropped.sort()
     _remove_empty_folders(step.ledger.folder, removed)
 
 
+def _add_outcome(summary: PrepareSummary, outcome: Outcome) -> None:
+    """Count an outcome and print its messages; raise `WriteError` for an unwritable output."""
+    if outcome.kind == "unwritable":
+        raise WriteError(outcome.message)
+    if outcome.kind == "failed":
+        _report_failure(summary, outcome.message)
+    summary.done += outcome.kind == "done"
+    summary.skipped += outcome.kind == "skipped"
+    if outcome.notes:
+        summary.dropped.append(f"{outcome.job.case_id}: {shortened(outcome.notes)}")
+        _say(f"DROPPED {summary.dropped[-1]}")
+    if outcome.removed:
+        _say(f"REMOVED {outcome.job.case_id}: {shortened(outcome.removed)}")
+
+
 def _remove_empty_folders(root: Path, removed: Iterable[str]) -> None:
-    """Remove the folders below ``root`` in which nothing is left of what was in them."""
+    """Remove the folders below ``root`` that are empty now that ``removed`` files are gone."""
     for name in removed:
         for folder in (root / name).parents:
             if folder == root or any(folder.iterdir() if folder.is_dir() else ()):
@@ -272,7 +282,10 @@ def _remove_empty_folders(root: Path, removed: Iterable[str]) -> None:
 
 
 def _do(step: Step, job: CaseJob) -> Outcome:
-    """Work on one job, in whichever process; nothing is raised but by our own defects."""
+    """Run one job in any process.
+
+    Every failure, our own defects included, comes back as an `Outcome`.
+    """
     entry = None
     try:
         if job.problem:
@@ -287,7 +300,7 @@ def _do(step: Step, job: CaseJob) -> Outcome:
         return Outcome(job, "unwritable", str(error))
     except (InputError, OSError, MemoryError) as error:
         message = str(error) or type(error).__name__
-    except Exception:  # one case must not end a run of days; the traceback is not lost
+    except Exception:  # one case must not end a run of days; keep the traceback
         message = f"a defect of this program, please report it:\n{traceback.format_exc()}"
     message = message if job.case_id.rsplit("/")[-1] in message else f"{job.case_id}: {message}"
     try:
@@ -305,7 +318,7 @@ def _report_failure(summary: PrepareSummary, message: str) -> None:
 
 
 def _say(line: str) -> None:
-    """Print a line above the progress bar; in a log, where a bar is rare, without drawing it."""
+    """Print a line: above the progress bar on a terminal, alone in a log."""
     if sys.stderr.isatty():
         tqdm.write(line, file=sys.stderr)
     else:
@@ -330,8 +343,8 @@ def _plan(step: Step, due: list[CaseJob], summary: PrepareSummary, need: int) ->
     return "\n".join(lines)
 
 
-def _sweep(ledger: Ledger, case_ids: set[str]) -> None:
-    """Remove half-written files that a killed run left of cases that are now done again."""
+def _remove_half_written(ledger: Ledger, case_ids: set[str]) -> None:
+    """Remove the half-written files that a killed run left behind for these cases."""
     names = {f"{case_id}{suffix}" for case_id in case_ids for suffix in (".nii.gz", ".json")}
     names.add(ledger.manifest.name)
     if ledger.folder.is_dir():

@@ -1,8 +1,8 @@
-"""An nnU-Net data set as it lies on the disk: its dataset.json, checked, and its files (no torch).
+"""An nnU-Net data set on disk: its dataset.json, checked, and its files.
 
 nnU-Net v2 has ``channel_names`` {number: name} and ``labels`` {name: value, or values of a region};
-v1 has ``modality`` and {value: name}. Classes and channels become folders of the tree, also those
-that flags name ("1=liver"): no name may be a path, and no two may end in one folder.
+v1 has ``modality`` and {value: name}. Classes and channels, also those given by flags ("1=liver"),
+become folders of the tree: no name may be a path, and no two may become one folder.
 
 Whatever is wrong raises `InputError` with the file or flag in front.
 """
@@ -21,25 +21,25 @@ from utils.files.strict_json import RepeatedKeyError, parse_json
 from utils.preparation.find_files import FoundFiles, find_files
 from utils.volumes.labels import MAX_LABEL
 
-SUFFIXES = (".nii.gz", ".nii")
-IMAGE = "image"  # role of an image among a case's files; a channel's is image_0000, ...
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+IMAGE_ROLE = "image"  # role of an image among a case's files; of channel 0 it is image_0000
 CHANNEL = re.compile(r"_[0-9]{4}$")  # at the end of an image's name
 
 
 @dataclass(frozen=True)
 class Description:
-    """What dataset.json says."""
+    """Channels and classes of a dataset.json."""
 
-    channels: dict[int, str]
-    classes: dict[str, list[int]]
-    ignored: list[int]
+    channels: dict[int, str]  # number -> name
+    classes: dict[str, list[int]]  # name -> label values whose union it is
+    ignored: list[int]  # label values that belong to no class
 
 
 def read_description(path: Path) -> Description:
     """Read and check a dataset.json of nnU-Net v2 or v1.
 
     Raises:
-        InputError: it is not there, no JSON, or does not say what it must.
+        InputError: the file is missing, is not JSON, or lacks an entry.
     """
     with reading(path, "the JSON description of an nnU-Net data set"), open_regular(path) as file:
         try:
@@ -52,7 +52,7 @@ def read_description(path: Path) -> Description:
     if not isinstance(content, dict):
         raise _malformed(path, f"holds {content!r:.60}", "an object with channels and labels")
     channels = content.get("channel_names", content.get("modality"))
-    ending = content.get("file_ending", None if "channel_names" in content else SUFFIXES[0])
+    ending = content.get("file_ending", None if "channel_names" in content else NIFTI_SUFFIXES[0])
     if not isinstance(channels, dict) or not channels:
         raise _malformed(
             path,
@@ -63,10 +63,10 @@ def read_description(path: Path) -> Description:
         if not re.fullmatch(r"0|[1-9][0-9]{0,3}", number):
             raise _malformed(path, f"has the channel {number!r:.60}", "numbers from 0 to 9999")
         _require_harmless(path, name)
-    if ending not in SUFFIXES:
+    if ending not in NIFTI_SUFFIXES:
         raise InputError(
-            f"{path}: 'file_ending' is {ending!r:.60}. Expected one of {SUFFIXES}: convert images "
-            "and labels to NIfTI, then correct the entry."
+            f"{path}: 'file_ending' is {ending!r:.60}. Expected one of {NIFTI_SUFFIXES}: convert "
+            "images and labels to NIfTI, then correct the entry."
         )
     classes, ignored = checked_classes(path, _pairs_of(path, content.get("labels")))
     return Description({int(n): name for n, name in channels.items()}, classes, ignored)
@@ -75,14 +75,14 @@ def read_description(path: Path) -> Description:
 def classes_of_flags(
     texts: Sequence[str], *, instances: bool
 ) -> tuple[dict[str, list[int]], list[int]]:
-    """Return what `checked_classes` does, of ``--classes`` such as "1=liver"."""
+    """Return the `checked_classes` of ``--classes``, texts such as "1=liver"."""
     pairs = []
     for text in texts:
         match = re.fullmatch(r"([0-9]{1,6}) *= *(\S.*)", text)
         if not match:
             raise InputError(
-                f"--classes: {text!r}. Expected VALUE=NAME, such as 1=liver: put quotes around a "
-                'name with spaces, "2=left kidney".'
+                f"--classes has {text!r}. Expected VALUE=NAME, such as 1=liver: put quotes around "
+                'a name with spaces, "2=left kidney".'
             )
         pairs.append((match[2], [int(match[1])]))
     values = [value for _, (value,) in pairs]
@@ -96,7 +96,16 @@ def classes_of_flags(
 def checked_classes(
     where: Path | str, pairs: list[tuple[str, list]]
 ) -> tuple[dict[str, list[int]], list[int]]:
-    """Return class -> values, and the values to ignore, of names with their values."""
+    """Return class -> values, and the values to ignore.
+
+    Args:
+        where: the file or flag, for messages.
+        pairs: names with their values, unchecked.
+
+    Raises:
+        InputError: a name or value cannot be used, two names become one folder, or there is no
+            class.
+    """
     classes, ignored, organs = {}, [], {}
     for name, values in pairs:
         _require_harmless(where, name)
@@ -126,14 +135,14 @@ def checked_classes(
     if not classes or both:
         raise _malformed(
             where,
-            f"has the classes {classes!r:.60} beside what is ignored, {ignored}",
+            f"has the classes {classes!r:.60} beside the ignored values {ignored}",
             "at least one class, with values of its own",
         )
     return classes, ignored
 
 
 def folders_of(name: str, channels: dict[int, str]) -> dict[str, str]:
-    """Return the data set of each channel, by its role among a case's sources."""
+    """Return role -> data set, for the image of each channel."""
     if len(channels) == 1:
         return dict.fromkeys(map(_role_of, channels), name)
     safe = {
@@ -149,7 +158,7 @@ def folders_of(name: str, channels: dict[int, str]) -> dict[str, str]:
 
 
 def chosen_channels(folder: Path, channels: dict[int, str], wanted: list[str]) -> list[str]:
-    """Return the roles of the channels that ``--channels`` gives by number or name."""
+    """Return the roles of the channels that ``--channels`` names; numbers go before names."""
     chosen = set()
     for each in wanted:
         numbers = [n for n in channels if str(n) == each] or [
@@ -165,7 +174,7 @@ def chosen_channels(folder: Path, channels: dict[int, str], wanted: list[str]) -
 
 
 def require_folder_name(name: str, what: str) -> None:
-    """Refuse what cannot be a data set's name, or would lead out of the tree."""
+    """Refuse a data set's name that cannot be a folder, or leads out of the tree."""
     good = name == Path(name).name and name.isprintable() and name[:1] not in ("", ".")
     if not good or "\\" in name or len(os.fsencode(name)) > MAX_SLUG_BYTES:
         raise InputError(
@@ -179,7 +188,7 @@ def find_nifti(folder: Path) -> FoundFiles:
     found = find_files(folder, "", "a folder of NIfTI files")
     files: dict[str, list[Path]] = {}
     for path in (path for paths in found.files.values() for path in paths):
-        for suffix in SUFFIXES:
+        for suffix in NIFTI_SUFFIXES:
             if path.name.endswith(suffix):
                 files.setdefault(path.name.removesuffix(suffix), []).append(path)
     if not files and not found.problems:
@@ -191,11 +200,11 @@ def find_nifti(folder: Path) -> FoundFiles:
 
 
 def only_file(paths: list[Path]) -> Path:
-    """Return the file that `find_nifti` has found for a name; there must not be two."""
+    """Return the one file that `find_nifti` found for a name; refuse several."""
     if len(paths) > 1:
         listed = "\n  ".join(map(str, paths[:5]))
         raise InputError(
-            f"{paths[0]}: is one of {len(paths)} files for the same:\n  {listed}\n"
+            f"{paths[0]}: is one of {len(paths)} files of one name:\n  {listed}\n"
             "Expected one: move the others elsewhere, or give each case a name of its own."
         )
     return paths[0]
@@ -212,16 +221,16 @@ def _pairs_of(path: Path, labels: object) -> list[tuple[str, list]]:
 
 
 def _role_of(channel: int) -> str:
-    return f"{IMAGE}_{channel:04d}"
+    return f"{IMAGE_ROLE}_{channel:04d}"
 
 
 def _require_harmless(where: Path | str, name: object) -> None:
-    """Refuse names that are paths; a slash between words, "prostate/uterus", is none."""
+    """Refuse names that are paths; a slash between words, "prostate/uterus", is allowed."""
     parts = name.split("/") if isinstance(name, str) else []
     good = parts and all(part.strip(" .") for part in parts) and "\\" not in name
     if not good or not name.isprintable():
         raise _malformed(
-            where, f"has the name {name!r:.60}", "printable text that is no path, without .."
+            where, f"has the name {name!r:.60}", "printable text that is not a path, without .."
         )
 
 

@@ -1,4 +1,4 @@
-"""What is known of a case after a preparation step, and the table of it (no torch)."""
+"""Records: what a preparation step found in each case and did with it; and their table."""
 
 import csv
 import io
@@ -14,12 +14,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """What a step found in a case; goes into its record."""
+    """Facts that a step found out about a case, for its record."""
 
     shape: tuple[int, int, int] | None = None  # (D, H, W)
     spacing_xyz: tuple[float, float, float] | None = None  # mm
     classes: dict[str, int] = field(default_factory=dict)  # class -> voxels
-    notes: tuple[str, ...] = ()  # what was dropped, and why
+    notes: tuple[str, ...] = ()  # what cleaning dropped, and why
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Record:
     sources: dict[str, dict]  # role -> path below the input folder, real path, bytes, sha256
     settings: dict
     outputs: dict[str, list | None]  # path below the output folder -> [bytes, CRC-32]
-    message: str = ""  # why it failed
-    found: dict = field(default_factory=dict)
+    message: str = ""  # why the case failed
+    found: dict = field(default_factory=dict)  # `CaseFacts` as a dict
 
 
 def table_of(records: Iterable[Record]) -> bytes:
-    """Return the records as CSV, a row each."""
+    """Return the records as CSV, one row each."""
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -64,6 +64,6 @@ def _row(record: Record) -> dict[str, str]:
 
 
 def shortened(lines: Sequence[str], most: int = 20) -> str:
-    """Join lines for a message or a cell, the first ``most`` of them."""
+    """Join the first ``most`` lines for a message or a cell, and count the others."""
     more = f"; and {len(lines) - most} more" if len(lines) > most else ""
     return "; ".join(lines[:most]) + more

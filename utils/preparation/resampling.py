@@ -1,8 +1,8 @@
-"""Volumes on another voxel size, with the same axes and the same first corner (no torch).
+"""Resample volumes to another voxel size; axes and first corner stay.
 
 Voxels are cells: a volume reaches from half a voxel before its first centre to half a voxel behind
-its last, so its corner has index -0.5. That corner stays; the far sides move by half a new voxel at
-most, since a whole number of new voxels has to fit.
+its last, so its first corner has index -0.5. That corner stays. The far sides move by at most half
+a new voxel, since the volume has a whole number of new voxels.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ SAME_SPACING = 1e-5  # relative: headers hold seven digits
 
 @dataclass(frozen=True, eq=False)
 class Resampling:
-    """The way to a grid with the same axes and the same corner."""
+    """A change from one grid to another with the same axes and the same first corner."""
 
-    grid: Grid
-    steps_zyx: np.ndarray  # voxels of the source per new voxel; 1 where the axis stays as it is
+    grid: Grid  # the new one
+    steps_zyx: np.ndarray  # source voxels per new voxel; 1 where an axis is unchanged
 
     @classmethod
     def of(cls, source: Grid | Volume, spacing_xyz: Sequence[float] | None) -> "Resampling":
-        """Plan the way from a grid to a spacing in mm; None keeps the grid."""
+        """Plan the change from a grid to a spacing in mm; None keeps the grid."""
         steps = np.ones(3)
         if spacing_xyz:
             steps = np.array(spacing_xyz[::-1]) / source.spacing_zyx
@@ -38,14 +38,14 @@ class Resampling:
 
     @property
     def changes(self) -> bool:
-        """Whether the grid is another one."""
+        """Whether the new grid differs from the source's."""
         return bool((self.steps_zyx != 1).any())
 
     def apply(self, array: np.ndarray, order: int) -> np.ndarray:
-        """Resample (D, H, W), dtype kept: ``order`` 0 takes the nearest voxel, 1 is linear."""
+        """Resample (D, H, W) and keep the dtype; ``order`` 0 is nearest neighbour, 1 linear."""
         if not self.changes:
             return array
-        return ndimage.affine_transform(  # voxel by voxel in double, rounded to whole numbers
+        return ndimage.affine_transform(  # computed in double, rounded for whole dtypes
             array,
             self.steps_zyx,
             offset=(self.steps_zyx - 1) / 2,

@@ -1,9 +1,9 @@
-"""A box as a prompt without weights of its own: a click in its middle and a coarse mask.
+"""Box prompts without weights of their own: a click in the middle and a coarse mask.
 
 SAM-Med3D's prompt encoder was never trained on boxes, and released files hold no weights for them.
-But it takes a mask, and a box says roughly where the mask is: the ellipsoid inscribed in it, as
-low-resolution logits. So networks whose training has seen such starts understand boxes, and
-released weights stay loadable.
+But it takes a mask, and a box says roughly where the mask is: the ellipsoid inscribed in the box,
+as low-resolution logits. Networks trained with such masks understand boxes, and released weights
+stay loadable.
 
 Boxes are in crop voxels, in the network's axis order, half-open.
 """
@@ -14,9 +14,9 @@ import numpy as np
 
 from utils.volumes.geometry import bounding_box
 
-#: The logit in the middle of the ellipsoid; the surface is at 0, and far outside at minus this.
+#: Logit in the middle of the ellipsoid; it is 0 on the surface and -PEAK_LOGIT far outside.
 PEAK_LOGIT = 6.0
-#: A drawn box is up to this much wider than the target, on each side and of the target's extent.
+#: A random box is wider than the target by up to this share of its extent, on each side.
 LOOSENESS = 0.1
 
 
@@ -36,8 +36,8 @@ def box_around(label: np.ndarray, rng: np.random.Generator | None = None) -> Box
     """Return the tight box around the True voxels of ``label`` (S, S, S), or a looser one.
 
     Args:
-        label: at least one voxel is True.
-        rng: draws how much wider each side is, as whoever draws a box by hand; None: tight.
+        label: bool, with at least one True voxel.
+        rng: widens each side at random, as hand-drawn boxes are; None: tight.
     """
     start, stop = [], []
     for first, end, size in zip(*bounding_box(label), label.shape, strict=True):
@@ -51,14 +51,14 @@ def ellipsoid_logits(box: Box, size: int, cells: int) -> np.ndarray:
     """Return the ellipsoid inscribed in ``box`` as mask logits (cells, cells, cells) float32.
 
     Args:
-        size: edge of the crop that the box is given in.
+        size: edge of the crop, in whose voxels the box is given.
         cells: edge of the low-resolution mask.
     """
     width = size / cells
-    middles = (np.arange(cells) + 0.5) * width  # along an edge that begins at 0
+    middles = (np.arange(cells) + 0.5) * width  # of the cells; the edge begins at 0
     square = np.zeros((1, 1, 1))
     for axis, (start, stop) in enumerate(zip(box.start, box.stop, strict=True)):
-        # Thinner than a cell, an ellipsoid would slip between the cells' middles.
+        # An ellipsoid thinner than a cell could contain no cell's middle.
         radius = max(stop - start, width) / 2
         distance = ((middles - (start + stop) / 2) / radius) ** 2
         shape = [1, 1, 1]

@@ -1,9 +1,9 @@
-"""Where the simulated user clicks next: the challenge's rule, and training's (no torch).
+"""Where the simulated user clicks next: the rule of the challenge, and that of training.
 
 Both compare a predicted with a true mask, (D, H, W) booleans, and return a `Click`: the voxel
-``(z, y, x)`` and whether the object is there (foreground) or not (background); None where the
-masks agree. Distances are in voxels, not mm, as in the challenge's evaluator. NumPy's global
-random state is neither read nor changed.
+``(z, y, x)`` and whether it belongs to the object (foreground) or not (background). They return
+None where the masks agree. Distances are in voxels, not mm, as in the challenge's evaluator.
+NumPy's global random state is neither read nor changed.
 """
 
 import math
@@ -18,7 +18,7 @@ from utils.prompts.kinds import Click
 #: Padded boxes with more voxels than this are max-pooled 2x2x2 before distances are measured.
 MAX_BOX_VOXELS = 60_000_000
 
-#: Voxels worked on at a time, so that they stay in the processor's cache.
+#: Voxels processed at a time, so that they stay in the processor's cache.
 _SLAB_VOXELS = 65_536
 
 
@@ -27,9 +27,9 @@ def challenge_click(
 ) -> Click | None:
     """Return the evaluator's next click: the deepest voxel of the largest error.
 
-    Errors are joined over faces, edges and corners; the first in C order wins among equally large
-    ones. Of its equally deep voxels one is drawn as after ``numpy.random.seed(42)``. In a pooled
-    box, that can be a voxel beside the error, as it can in the evaluator.
+    Errors are joined over faces, edges and corners; among equally large ones the first in C order
+    counts. Among equally deep voxels one is drawn as after ``numpy.random.seed(42)``. In a pooled
+    box the voxel may lie beside the error, as in the evaluator.
     """
     error, gt_mask = _error(pred_mask, gt_mask)
     return _centre_click(error, gt_mask, max_box_voxels)
@@ -52,11 +52,14 @@ def training_click(
 
 
 def mended_share(before: np.ndarray, after: np.ndarray, gt_mask: np.ndarray, click: Click) -> float:
-    """Return how much of the clicked error a click has mended, from 0 to 1.
+    """Return the share of the clicked error that a click removed, from 0 to 1.
 
     The clicked error is the component, joined over faces, edges and corners, in which the click
-    lies; after a click inside a missed part, this is the share of it that got filled. NaN for a
-    click beside any error.
+    lies. For a click in a missed region, the share is how much of the region got filled. NaN for a
+    click outside all errors.
+
+    Args:
+        before, after: the predicted masks before and after the click.
     """
     error, gt_mask = _error(before, gt_mask)
     if not error[click.zyx]:
@@ -69,12 +72,12 @@ def mended_share(before: np.ndarray, after: np.ndarray, gt_mask: np.ndarray, cli
 
 
 def _error(pred_mask: np.ndarray, gt_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the masks differ and the truth, both boolean and in C order."""
+    """Return the voxels where the masks differ, in C order, and the true mask, both boolean."""
     pred_mask, gt_mask = np.asarray(pred_mask), np.asarray(gt_mask)
     if pred_mask.shape != gt_mask.shape or gt_mask.ndim != 3:
         raise InputError(
-            f"the prediction has shape {pred_mask.shape} and the truth {gt_mask.shape}; expected "
-            "two masks (D, H, W) of one class on one grid. Paste the prediction back first."
+            f"the prediction has shape {pred_mask.shape} and the truth {gt_mask.shape}. Expected "
+            "two masks (D, H, W) of one class on one grid: paste the prediction back first."
         )
     gt_mask = gt_mask.astype(bool, copy=False)
     return np.ascontiguousarray(pred_mask.astype(bool, copy=False) ^ gt_mask), gt_mask
@@ -116,11 +119,11 @@ def _largest_component(error: np.ndarray) -> tuple[np.ndarray, np.ndarray] | Non
 
 
 def _depths(component: np.ndarray, max_box_voxels: int) -> np.ndarray:
-    """Return a number per voxel that grows with the distance to the component's outside.
+    """Return a number per voxel that grows with the distance to the outside of the component.
 
-    A component fills its box, and the evaluator pads that by a quarter (at least one voxel) on
-    every side. The first layer of the padding is nearest, so one layer gives the same distances;
-    only pooling depends on all of it.
+    The component fills its box. The evaluator pads the box by a quarter (at least one voxel) on
+    every side. Without pooling one layer gives the same distances, since the first layer of the
+    padding is the nearest; pooling depends on all layers.
     """
     padding = np.maximum(np.array(component.shape) // 4, 1)
     if np.prod(component.shape + 2 * padding) > max_box_voxels:

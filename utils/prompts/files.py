@@ -1,19 +1,19 @@
-"""Prompts for images from anywhere: a JSON file, or flags on the command line (no torch).
+"""Read prompts for NIfTI images, from a JSON file or from flags on the command line.
 
     {"coordinates": "zyx",
      "targets": [{"id": 1, "name": "liver",
                   "box": {"from": [30, 180, 200], "to": [50, 240, 310]},
                   "points": [{"at": [40, 210, 260]}, {"at": [38, 190, 220], "positive": false}]}]}
 
-``coordinates`` says what all numbers of the file are:
+``coordinates`` says how all coordinates of the file are meant:
 
 * ``zyx``: voxel indices from 0 of the array (D, H, W), slice first;
-* ``xyz``: voxel indices from 0 in the file's own order, as NIfTI viewers show them;
-* ``mm``: world coordinates x, y, z in millimetres, RAS+, taken to the nearest voxel.
+* ``xyz``: voxel indices from 0 in the order of the NIfTI file, as viewers show them;
+* ``mm``: world coordinates x, y, z in millimetres, RAS+, rounded to the nearest voxel.
 
-A box has two opposite corners, both inside. A target's box comes first, then its points in the
+A box has two opposite corners, both inside. A target's prompts are its box, then its points in the
 order listed; ``id`` is the target's number in the answer. ``name``, ``box``, ``points`` and
-``positive`` can be left out.
+``positive`` may be left out.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from utils.prompts.kinds import BoxPrompt, Click, Prompt, PromptError, checked_b
 from utils.volumes.geometry import Triple
 
 COORDINATES = ("zyx", "xyz", "mm")
-MAX_ID = 2**16 - 1  # the answer is uint16 where an id needs it
+MAX_ID = 2**16 - 1  # answers are uint16 at most
 
 
 class TargetPrompts(NamedTuple):
-    """What was said about one target."""
+    """The prompts of one target, with its number and name."""
 
     id: int
     name: str
@@ -48,7 +48,7 @@ class TargetPrompts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PromptSpace:
-    """The image that prompts are for, and how their coordinates are meant."""
+    """The shape and affine of the prompted image, and how coordinates are meant."""
 
     coordinates: str  # one of COORDINATES
     shape: tuple[int, int, int]  # (D, H, W)
@@ -58,7 +58,7 @@ class PromptSpace:
         """Return the click on a voxel.
 
         Raises:
-            PromptError: there is no such voxel.
+            PromptError: the image has no such voxel.
         """
         return checked_click(self.voxel(at), positive, self.shape)
 
@@ -66,13 +66,13 @@ class PromptSpace:
         """Return the box that holds both corners, cut to the image.
 
         Raises:
-            PromptError: it lies beside the image.
+            PromptError: the box lies outside the image.
         """
         corners = np.array([self.voxel(corner), self.voxel(opposite)])
         return checked_box(corners.min(axis=0), corners.max(axis=0) + 1, self.shape)
 
     def voxel(self, at: Triple) -> Triple:
-        """Return a place as (z, y, x) of the array."""
+        """Return a coordinate as (z, y, x) of the array."""
         if self.coordinates == "zyx":
             return tuple(at)
         if self.coordinates == "xyz":
@@ -87,7 +87,7 @@ def read_prompt_file(
     """Read a JSON file of prompts for an image of this shape and affine.
 
     Raises:
-        InputError: not such a file, or a prompt beside the image; the message says which.
+        InputError: the file is unreadable or breaks the format, or a prompt lies outside the image.
     """
     with reading(path, "a JSON file of prompts"), open_regular(path) as file:
         text = file.read().decode("utf-8", "replace")
@@ -95,8 +95,8 @@ def read_prompt_file(
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: is no JSON ({error}). Expected an object with coordinates and targets: "
-            "correct it there."
+            f"{path}: is not JSON ({error}). Expected an object with coordinates and targets: "
+            "correct it."
         ) from error
     with _naming(str(path)):
         fields = _fields(content, ("coordinates", "targets"))
@@ -114,7 +114,7 @@ def read_prompt_file(
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that give prompts; read them after `protect_minus`."""
+    """Add the flags that give prompts; parse the command line that `protect_minus` returns."""
     group = parser.add_argument_group("prompts for NIfTI images (challenge files hold their own)")
     group.add_argument(
         "--prompts",
@@ -122,7 +122,8 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
         help="a JSON file, or a folder with a <name>.json for every <name>.nii.gz (default: "
         "<name>.json beside the image)",
     )
-    for flag, what in (("--fg", "clicks on the target"), ("--bg", "clicks beside it, after --fg")):
+    clicks = {"--fg": "clicks on the target", "--bg": "clicks outside the target, after --fg"}
+    for flag, what in clicks.items():
         group.add_argument(
             flag,
             type=_numbers_flag(3),
@@ -130,13 +131,13 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
             action="extend",
             default=[],
             metavar="Z,Y,X",
-            help=f"{what}: one target, without a file",
+            help=f"{what}; the flags give one target",
         )
     group.add_argument(
         "--box",
         type=_numbers_flag(6),
         metavar="Z0,Y0,X0,Z1,Y1,X1",
-        help="two opposite corners of a box around it, both inside",
+        help="two opposite corners of a box around the target, both inside",
     )
     group.add_argument(
         "--coordinates",
@@ -148,23 +149,23 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def protect_minus(argv: Sequence[str] | None = None) -> list[str]:
-    """Return the command line with a blank before ``-1.5,3,4``, else a flag to argparse."""
+    """Return the command line with a blank before ``-1.5,3,4``, which argparse takes for a flag."""
     argv = sys.argv[1:] if argv is None else argv
     return [f" {word}" if re.match(r"-[\d.]+(e[-+]?\d+)?,", word) else word for word in argv]
 
 
 def gives_prompts(args: argparse.Namespace) -> bool:
-    """Say whether the command line names any prompts."""
+    """Tell whether the command line gives any prompts."""
     return bool(args.prompts or args.fg or args.bg or args.box)
 
 
 def find_prompts(
     args: argparse.Namespace, image_path: Path, shape: tuple[int, int, int], affine: np.ndarray
 ) -> list[TargetPrompts]:
-    """Return the prompts for an image: from the flags, from --prompts, or from beside the image.
+    """Return the prompts for an image: from flags, from --prompts, or from a file beside the image.
 
     Raises:
-        InputError: there are none, or in two places.
+        InputError: there are no prompts, or prompts in two places.
     """
     name = f"{image_stem(image_path)}.json"
     path = image_path.with_name(name) if args.prompts is None else args.prompts
@@ -249,7 +250,7 @@ def _place(value: object, key: str) -> Triple:
 
 
 def _fields(entry: object, required: tuple[str, ...], optional: dict | None = None) -> dict:
-    """Return the entries of a JSON object, those that are left out by their defaults."""
+    """Return the entries of a JSON object; those left out get their defaults."""
     optional = optional or {}
     keys = (*required, *optional)
     if not isinstance(entry, dict):
@@ -277,7 +278,7 @@ def _refuse(what: str, found: object, expected: str) -> None:
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Put the place of a prompt before what is wrong with it."""
+    """Put the place of a prompt in front of error messages about it."""
     try:
         yield
     except InputError as error:

@@ -1,6 +1,6 @@
-"""What a user says about a target: boxes, clicks, or a mask to start from (no torch).
+"""Prompts of a user for a target: boxes, clicks, or a mask to start from.
 
-Coordinates are voxels of the image's own array, ``(z, y, x)``; boxes are half-open.
+Coordinates are voxels of the image's array, ``(z, y, x)``; boxes are half-open.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ class BoxPrompt(NamedTuple):
     """A box around the target.
 
     With ``middle_slice`` the sides along y and x are those of one slice in the middle, as in the
-    challenge, where the target can reach further in other slices.
+    challenge: in other slices the target may reach further.
     """
 
     start_zyx: tuple[float, float, float]
@@ -52,15 +52,15 @@ def checked_click(zyx: Iterable[float], is_foreground: bool, shape: tuple[int, i
     """Return a click on a voxel of the image.
 
     Raises:
-        PromptError: not three whole numbers, or beside the image.
+        PromptError: not three whole numbers, or outside the image.
     """
     place = tuple(zyx)
     if len(place) != 3 or not all(
         0 <= c < n and c == int(c) for c, n in zip(place, shape, strict=True)
     ):
         raise PromptError(
-            f"the click {place} is no voxel of the image (D, H, W) {shape}. Expected whole numbers "
-            "z, y, x from 0: check the axis order."
+            f"the click {place} is not a voxel of the image (D, H, W) {shape}. Expected whole "
+            "numbers z, y, x from 0: check the axis order."
         )
     z, y, x = (int(c) for c in place)
     return Click((z, y, x), bool(is_foreground))
@@ -76,7 +76,7 @@ def checked_box(
     """Return a box, cut to the image.
 
     Raises:
-        PromptError: not three numbers each, empty, or beside the image.
+        PromptError: not three finite numbers each, empty, or outside the image.
     """
     start, stop = (tuple(float(c) for c in corner) for corner in (start_zyx, stop_zyx))
     good = len(start) == len(stop) == 3 and np.isfinite([*start, *stop]).all()
