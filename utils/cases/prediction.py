@@ -1,10 +1,9 @@
-"""Cases that predict.py answers: found, read with their prompts, answered in a file (no torch)."""
+"""Cases of predict.py: find them, read them with their prompts, write their answers."""
 
 import argparse
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,9 +14,6 @@ from utils.prompts.kinds import Prompt
 from utils.volumes.geometry import affine_from_spacing
 from utils.volumes.intensity import looks_hounsfield, map_intensity
 
-if TYPE_CHECKING:
-    from utils.prediction.predictor import Predictor
-
 SUFFIXES = (".npz", ".nii", ".nii.gz")
 
 logger = logging.getLogger(__name__)
@@ -25,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class PredictionCase:
-    """An image, what is asked of it, and how the answer is kept."""
+    """An image, its prompts, and how the answer is written."""
 
     answer_name: str  # of the file, .npz or .nii.gz
     image: np.ndarray  # (D, H, W)
@@ -33,14 +29,6 @@ class PredictionCase:
     prompts: dict[int, list[Prompt]]  # by the target's number in the answer
     hounsfield: bool  # values are Hounsfield units
     dtype: np.dtype | None = None  # of the answer; None: as small as the numbers allow
-
-    def ask(self, predictor: "Predictor") -> np.ndarray:
-        """Return every voxel's target by the predictor, (D, H, W); 0 where there is none."""
-        predictor.set_image(self.image, affine=self.affine, hounsfield=self.hounsfield)
-        for target, prompts in self.prompts.items():
-            for prompt in prompts:
-                predictor.add(prompt, target=target)
-        return predictor.segmentation()
 
     def write(self, folder: Path, answer: np.ndarray) -> Path:
         """Write target numbers (D, H, W) into ``folder``; return the file.
@@ -91,9 +79,10 @@ def find_cases(source: Path, output: Path) -> list[Path]:
 
 
 def read_case(path: Path, args: argparse.Namespace) -> PredictionCase:
-    """Read a case and bring its intensities to what the network knows, as the flags say.
+    """Read a case and map its intensities to the range of training, as the flags say.
 
-    Values of a challenge case are what networks are trained on: they stay unless there is a window.
+    Challenge intensities stay as they are, since networks are trained on them, unless --window is
+    given.
 
     Raises:
         InputError: the file or its prompts cannot be used.

@@ -37,7 +37,7 @@ def box_around(label: np.ndarray, rng: np.random.Generator | None = None) -> Box
 
     Args:
         label: at least one voxel is True.
-        rng: draws how much wider each side is, as whoever draws a box by hand; None: tight.
+        rng: widens each side at random, as hand-drawn boxes are; None: tight.
     """
     start, stop = [], []
     for first, end, size in zip(*bounding_box(label), label.shape, strict=True):

@@ -4,7 +4,7 @@ import cc3d
 import numpy as np
 import pytest
 
-from utils.prediction.masks import Part, compete, honour_clicks, keep_prompted
+from utils.prediction.masks import LogitBox, compete, honour_clicks, keep_prompted
 from utils.prompts.kinds import Click
 
 SHAPE = (20, 24, 28)
@@ -13,7 +13,7 @@ WHOLE = tuple(slice(0, n) for n in SHAPE)
 
 
 def part(value=-6.0, box=WHOLE):
-    return Part(box, np.full([s.stop - s.start for s in box], value, np.float32))
+    return LogitBox(box, np.full([s.stop - s.start for s in box], value, np.float32))
 
 
 def honoured(logits, clicks, elsewhere=(), cell_mm=4.0, voxel_mm=VOXEL_MM):
@@ -21,14 +21,14 @@ def honoured(logits, clicks, elsewhere=(), cell_mm=4.0, voxel_mm=VOXEL_MM):
 
 
 def test_a_missed_click_becomes_a_spot_and_no_speckle():
-    mended = honoured(part(), [Click((10, 12, 14), True)]).logits > 0
+    mended = honoured(part(), [Click((10, 12, 14), True)]).values > 0
     assert mended[10, 12, 14]
     assert mended.sum() > 27
     assert cc3d.connected_components(mended, return_N=True)[1] == 1
 
 
 def test_a_background_click_digs_a_hole_wider_than_a_voxel():
-    mended = honoured(part(6.0), [Click((10, 12, 14), False)]).logits > 0
+    mended = honoured(part(6.0), [Click((10, 12, 14), False)]).values > 0
     assert not mended[10, 12, 14]
     assert (~mended).sum() > 27
 
@@ -36,7 +36,7 @@ def test_a_background_click_digs_a_hole_wider_than_a_voxel():
 def test_nothing_changes_where_the_mask_agrees():
     before = part(3.0)
     after = honoured(before, [Click((10, 12, 14), True)])
-    np.testing.assert_array_equal(after.logits, part(3.0).logits)
+    np.testing.assert_array_equal(after.values, part(3.0).values)
 
 
 @pytest.mark.parametrize("distance", [1, 2, 5])
@@ -44,7 +44,7 @@ def test_clicks_of_both_kinds_close_together_are_all_honoured(distance):
     clicks = [Click((10, 12, 14), True), Click((10, 12, 14 + distance), False)]
     for value in (-6.0, 6.0, 0.01):
         for order in (clicks, clicks[::-1]):
-            mask = honoured(part(value), order).logits > 0
+            mask = honoured(part(value), order).values > 0
             assert mask[10, 12, 14]
             assert not mask[10, 12, 14 + distance]
 
@@ -52,49 +52,49 @@ def test_clicks_of_both_kinds_close_together_are_all_honoured(distance):
 def test_of_two_clicks_on_one_voxel_the_last_counts():
     place = (3, 4, 5)
     clicks = [Click(place, True), Click(place, False)]
-    assert not honoured(part(), clicks).logits[place] > 0
-    assert honoured(part(), clicks[::-1]).logits[place] > 0
+    assert not honoured(part(), clicks).values[place] > 0
+    assert honoured(part(), clicks[::-1]).values[place] > 0
 
 
 def test_a_click_beside_the_box_makes_the_part_larger():
     box = (slice(0, 5), slice(0, 5), slice(0, 5))
     grown = honoured(part(box=box), [Click((19, 23, 27), True)])
     assert grown.holds((19, 23, 27))
-    assert grown.logits[tuple(np.array((19, 23, 27)) - grown.start)] > 0
+    assert grown.values[tuple(np.array((19, 23, 27)) - grown.start)] > 0
 
 
 def test_a_spot_is_as_large_beside_the_box_as_inside():
-    inside = honoured(part(), [Click((10, 12, 14), True)]).logits > 0
+    inside = honoured(part(), [Click((10, 12, 14), True)]).values > 0
     box = (slice(0, 3), slice(0, 3), slice(0, 3))
-    beside = honoured(part(box=box), [Click((10, 12, 14), True)]).logits > 0
-    nothing = Part((slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float32))
-    from_nothing = honoured(nothing, [Click((10, 12, 14), True)]).logits > 0
+    beside = honoured(part(box=box), [Click((10, 12, 14), True)]).values > 0
+    nothing = LogitBox((slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float32))
+    from_nothing = honoured(nothing, [Click((10, 12, 14), True)]).values > 0
     assert inside.sum() == beside.sum() == from_nothing.sum()
 
 
 def test_thick_slices_get_a_spot_in_their_plane():
-    mask = honoured(part(), [Click((10, 12, 14), True)], voxel_mm=(10.0, 1.0, 1.0)).logits > 0
+    mask = honoured(part(), [Click((10, 12, 14), True)], voxel_mm=(10.0, 1.0, 1.0)).values > 0
     assert mask[10].sum() > 9
 
 
 def test_another_targets_click_is_not_mine():
     mine = honoured(part(6.0), [Click((2, 2, 2), True)], [Click((10, 12, 14), True)])
-    assert mine.logits[2, 2, 2] > 0
-    assert mine.logits[10, 12, 14] < 0
+    assert mine.values[2, 2, 2] > 0
+    assert mine.values[10, 12, 14] < 0
 
 
 def test_components_without_a_seed_are_dropped():
     logits = part()
-    logits.logits[2:6, 2:6, 2:6] = logits.logits[12:18, 12:18, 12:18] = 5
-    kept = keep_prompted(logits, [(3, 3, 3)]).logits > 0
+    logits.values[2:6, 2:6, 2:6] = logits.values[12:18, 12:18, 12:18] = 5
+    kept = keep_prompted(logits, [(3, 3, 3)]).values > 0
     assert kept.sum() == 4**3
     assert kept[3, 3, 3]
 
 
 def test_all_components_stay_where_none_has_a_seed():
     logits = part()
-    logits.logits[2:6, 2:6, 2:6] = 5
-    np.testing.assert_array_equal(keep_prompted(logits, [(15, 15, 15)]).logits, logits.logits)
+    logits.values[2:6, 2:6, 2:6] = 5
+    np.testing.assert_array_equal(keep_prompted(logits, [(15, 15, 15)]).values, logits.values)
 
 
 def test_the_likeliest_target_has_the_voxel_whatever_the_order():
