@@ -1,4 +1,4 @@
-"""Many targets together: the driver, and what reaches the network."""
+"""Many targets together: computations in lockstep, and the batches that reach the network."""
 
 import math
 
@@ -117,7 +117,7 @@ def test_targets_with_more_clicks_than_others_go_on_alone():
     assert predictor.network.engine.decoded == [6, 2, 1]
 
 
-def test_targets_that_look_elsewhere_are_encoded_together():
+def test_targets_in_different_regions_are_encoded_together():
     predictor = predictor_on(noise(LONG), zoom=STILL)
     for target, x in enumerate((20, 90, 160, 230), start=1):
         predictor.add_point((10, 12, x), target=target)
@@ -210,7 +210,7 @@ def large_targets(numbers):
     image[4:60, 4:60, 4:60] = 200
     predictor = bright_predictor(CropRule(size=32, spacing_mm=1.0), zoom=STILL)
     asked, decode_all = [], predictor.network.decode_all
-    predictor.network.decode_all = lambda asks: asked.append(len(asks)) or decode_all(asks)
+    predictor.network.decode_all = lambda given: asked.append(len(given)) or decode_all(given)
     predictor.set_image(image, (1.0, 1.0, 1.0))
     for target in numbers:
         predictor.add_box((4, 4, 4), (60, 60, 60), target=target)
@@ -218,7 +218,7 @@ def large_targets(numbers):
     return predictor, asked
 
 
-def test_tiles_are_looked_at_together_those_of_all_targets():
+def test_tiles_of_all_targets_are_decoded_together():
     one, asked = large_targets([1])
     tiles = sum(asked[1:])
     assert tiles > 8
@@ -258,7 +258,7 @@ def test_only_targets_with_new_prompts_are_pasted_again(monkeypatch):
 
 
 @pytest.mark.parametrize("room", [0, predictor_module.LOGIT_BYTES])
-def test_what_is_kept_of_targets_does_not_show(monkeypatch, room):
+def test_cached_logits_do_not_change_the_answer(monkeypatch, room):
     """A click of one target inside the mask of another, an undo, a reset."""
     monkeypatch.setattr(predictor_module, "LOGIT_BYTES", room)
     predictor, steps = predictor_on(noise((24, 28, 30))), []

@@ -58,7 +58,7 @@ def test_a_target_larger_than_the_region_is_seen_whole_after_zooming_out():
     assert dsc(truth, whole) > 0.9
 
 
-def test_a_small_target_is_looked_at_closer():
+def test_a_small_target_gets_a_smaller_region():
     small = {"shape": (60, 60, 60), "centre": (31, 22, 40), "radius": 2, "spacing": (0.5, 0.5, 0.5)}
     truth, from_afar = ball_at(**small, zoom=without_zoom())
     _, close = ball_at(**small)
@@ -171,7 +171,7 @@ def test_targets_of_a_small_image_share_one_embedding():
 
 
 def test_clicks_in_the_box_order_and_kind_all_count(predictor):
-    """Every prompt after the first changes what the network thinks."""
+    """Every prompt after the first changes the logits."""
     predictor.add_box((2, 10, 10), (9, 25, 28), middle_slice=True)
     logits = [predictor.logits(1).values.sum()]
     for zyx, positive in (((4, 14, 12), True), ((6, 18, 20), False), ((5, 20, 24), True)):
@@ -304,13 +304,13 @@ def test_an_image_that_is_none_is_refused(predictor, volume, affine):
         predictor.set_image(volume, affine=affine)
 
 
-def test_a_mask_is_asked_of_a_target_with_prompts(predictor):
+def test_a_target_without_prompts_has_no_logits(predictor):
     with pytest.raises(PromptError, match="has no prompt"):
         predictor.logits(9)
     assert not predictor.mask(target=9).any()
 
 
-def test_a_second_look_at_a_large_target_asks_the_network_nothing():
+def test_a_second_mask_of_a_large_target_does_not_run_the_network():
     predictor = bright_predictor(CropRule(size=32, spacing_mm=0.5))
     image = np.zeros((60, 60, 60), np.uint8)
     image[5:55, 5:55, 5:55] = 200
