@@ -1,9 +1,9 @@
-"""Segment cases from prompts alone: the challenge container's entry, and for images from anywhere.
+"""Segment challenge cases or NIfTI images from prompts alone; the challenge's container runs this.
 
 Reads   --input       a challenge NPZ (imgs, spacing, boxes, clicks), a NIfTI image, or a folder
         --checkpoint  ours (student.pth), or a released file with --network
         --prompts     for NIfTI: JSON as utils/prompts/files.py says; or --fg, --bg, --box
-Writes  --output      <name>.npz with segs (D, H, W): k where the k-th entry's class is;
+Writes  --output      <name>.npz with segs (D, H, W): the k-th entry of the prompts has the value k;
                       for NIfTI <name>.nii.gz on the image's grid: the targets' ids
 
     python predict.py --input inputs --output outputs --checkpoint student.pth
@@ -18,15 +18,21 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from utils.errors import InputError, exit_on_input_error
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from utils.cases.prediction import PredictionCase
+    from utils.prediction.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
 
-class Report(NamedTuple):
-    """What was done: files written, what went wrong with the others, seconds by part."""
+class PredictReport(NamedTuple):
+    """The files written, a message for every case that failed, and seconds by part of the run."""
 
     written: list[Path]
     failures: list[str]
@@ -43,9 +49,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--input", type=Path, required=True, help="a file, or a folder of them; never written to")
-    add("--output", type=Path, required=True, help="folder for the answers; made if need be")
+    add("--output", type=Path, required=True, help="folder for the answers; made if it is missing")
     add("--checkpoint", type=Path, required=True)
-    add("--network", help="what a file without our configuration holds, such as vit_b_ori")
+    add("--network", help="name of the network in a released file, such as vit_b_ori")
     add("--teacher", type=Path, help="take prompt encoder and mask decoder from this file")
     add_prompt_arguments(parser)
     add_intensity_arguments(parser)
@@ -62,10 +68,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(protect_minus(argv))
 
 
-def run(args: argparse.Namespace, clock: "Clock | None" = None) -> Report:
-    """Answer every case; what goes wrong with one is logged, and the rest goes on."""
+def run(args: argparse.Namespace, clock: "Clock | None" = None) -> PredictReport:
+    """Segment every case. An error of one case is logged, and the other cases go on."""
     clock = Clock() if clock is None else clock
-    with clock.part("imports"), importing():  # only now, so that --help is quick
+    with clock.part("imports"), importing():  # here and not above, so that --help is quick
         from utils.cases.prediction import find_inputs, read_input
         from utils.prediction.predictor import ready_predictor
         from utils.run.network import open_network
@@ -85,32 +91,42 @@ def run(args: argparse.Namespace, clock: "Clock | None" = None) -> Report:
             with clock.part("cases"):
                 case = read_input(path, args)
             with clock.part("network"):
-                answer = case.ask(predictor)
+                answer = segment(predictor, case)
             with clock.part("writing"):
                 written.append(case.write(args.output, answer))
         except (InputError, OSError) as error:
             failures.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             logger.error("%s", failures[-1])
-    return Report(written, failures, clock)
+    return PredictReport(written, failures, clock)
+
+
+def segment(predictor: "Predictor", case: "PredictionCase") -> "np.ndarray":
+    """Return every voxel's target, (D, H, W); 0 is background."""
+    predictor.set_image(case.image, affine=case.affine, hounsfield=case.hounsfield)
+    for target, prompts in case.prompts.items():
+        for prompt in prompts:
+            predictor.add(prompt, target=target)
+    return predictor.segmentation()
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Keep the garbage collector off what imports make, at the process's end too: all of it stays.
+    """No garbage collection during imports, and none of their objects later.
 
-    A fifth of a cold start goes there, and the challenge starts the container anew for every step.
+    Imported objects live as long as the process. To collect them took a fifth of a cold start, and
+    the challenge starts the container anew for every step.
     """
     gc.disable()
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # once: what a later call finds may be rubbish
+        if not gc.get_freeze_count():  # only once: later objects may be garbage
             gc.freeze()
         gc.enable()
 
 
 def progress(paths: list[Path]) -> Iterable[Path]:
-    """Show how far it is where there is more than one case."""
+    """Show a progress bar if there is more than one case."""
     if len(paths) == 1:
         return paths
     from tqdm import tqdm
@@ -119,11 +135,11 @@ def progress(paths: list[Path]) -> Iterable[Path]:
 
 
 class Clock(dict[str, float]):
-    """Seconds by part."""
+    """Seconds by part of the run."""
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add what the block takes to ``name``."""
+        """Add the seconds that the block takes to ``name``."""
         start = time.perf_counter()
         try:
             yield

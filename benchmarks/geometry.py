@@ -1,17 +1,17 @@
-"""What the way from prompts to crops and back is worth, the network being the same.
+"""Compare ways from prompts to crops and back to masks, with one network.
 
     python benchmarks/geometry.py --images val --labels val_gts --checkpoint student.pth --workers 2
     python benchmarks/geometry.py ... --variants prompts "no zoom" --no-boxes
 
 Runs the challenge's protocol (utils/validation/challenge.py) on every case with each variant:
 
-* ``truth``: crops centred on the truth, what a network reaches when somebody else finds the target;
-* ``prompts``: regions found from prompts alone, what we do;
-* ``centre``: FastSAM3D's entry: the volume's middle, clicks told in the volume's own coordinates;
-* ``last click``: SAM-Med3D's baseline: 1.5 mm about the last foreground click, that click alone;
-* ``from the last answer's mask``: every step starts from the last answer and has its new click
-  alone, as ``prev_pred`` of the challenge's files allows;
-* the others leave one part of ``prompts`` out, or do it another way.
+* ``truth``: crops centred on the truth, for comparison; no prompt tells this place;
+* ``prompts``: regions found from prompts alone, as `Predictor` finds them;
+* ``centre``: FastSAM3D's entry: the volume's middle, and clicks in the volume's own coordinates;
+* ``last click``: SAM-Med3D's baseline: 1.5 mm about the last foreground click, and no other click;
+* ``from the last answer's mask``: every step starts from the last answer's mask and adds the new
+  click alone, as ``prev_pred`` of the challenge's files allows;
+* the others leave one step of ``prompts`` out, or change it.
 
 Prints DSC and NSD (spacing in the right order) after each step, the mean over cases; writes JSON.
 """
@@ -19,7 +19,7 @@ Prints DSC and NSD (spacing in the right order) after each step, the mean over c
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -36,9 +36,16 @@ from utils.cases.challenge import read_challenge_case
 from utils.errors import exit_on_input_error
 from utils.files.atomic import atomic_path
 from utils.files.npz import read_npz
+from utils.prediction.masks import OUTSIDE_LOGIT
 from utils.prediction.predictor import Predictor
 from utils.prediction.region import Region
-from utils.prediction.session import ImageSession, Looking, PredictorOptions, State
+from utils.prediction.session import (
+    DecodeRequest,
+    ImageSession,
+    PredictorOptions,
+    State,
+    StateSteps,
+)
 from utils.prompts.kinds import BoxPrompt, Click, Prompt
 from utils.results.metrics import CHALLENGE_DSC_FLOOR
 from utils.run.executor import run_all
@@ -47,17 +54,17 @@ from utils.run.network import open_network
 from utils.validation.challenge import PredictorAnswerer, evaluate, ranked
 from utils.validation.run_challenge import find_challenge_cases
 from utils.volumes.crops import grid_on_target
-from utils.volumes.geometry import CropGrid, CropRule, Triple, bounding_box_centre
+from utils.volumes.geometry import CropGrid, CropRule, bounding_box_centre
 
 
 class TruthSession(ImageSession):
-    """Looks where the truth is, in the spacing of training; told by `show_truth`."""
+    """Regions on the truth, in the spacing of training; set by `place_on`."""
 
-    def show_truth(self, truth: np.ndarray) -> None:
-        """Place a cube on every class of ranks (D, H, W)."""
+    def place_on(self, truth: np.ndarray) -> None:
+        """Place a region on every class; ``truth`` (D, H, W) holds ranks, which are target ids."""
         scene = self.scene
         spacing_mm = scene.rule.spacing_for(scene.shape, tuple(scene.voxel_mm))
-        self._regions = {}
+        self._regions: dict[int, Region] = {}
         for rank in range(1, int(truth.max()) + 1):
             target = truth == rank
             place = partial(
@@ -67,7 +74,7 @@ class TruthSession(ImageSession):
             middle = grid.to_volume(((grid.size - 1) / 2,) * 3)
             self._regions[rank] = Region(middle, spacing_mm)
 
-    def turned(self, before: State, click: Click) -> State:
+    def view_for_click(self, before: State, click: Click) -> State:
         return before
 
     def region_for(self, before: State | None, prompts: list[Prompt], target: int) -> Region:
@@ -75,23 +82,28 @@ class TruthSession(ImageSession):
 
 
 class CentreSession(ImageSession):
-    """Looks at the volume's middle, and tells the network where clicks are in the volume."""
+    """One region in the volume's middle; clicks are in the volume's coordinates, not the crop's."""
 
-    def turned(self, before: State, click: Click) -> State:
+    def view_for_click(self, before: State, click: Click) -> State:
         return before
 
     def region_for(self, before: State | None, prompts: list[Prompt], target: int) -> Region:
         middle = tuple((n - 1) / 2 for n in self.scene.shape)
         return Region(middle, self.scene.rule.spacing_mm)
 
-    def place(self, grid: CropGrid, zyx: Triple) -> Triple:
-        return tuple(map(float, zyx))
+    def request(self, state: State) -> DecodeRequest:
+        clicks = [
+            (tuple(map(float, click.zyx)), click.is_foreground)
+            for click in state.clicks
+            if self.scene.holds(state.region, click.zyx)
+        ]
+        return super().request(state)._replace(clicks=clicks)
 
 
 class LastClickSession(ImageSession):
-    """Knows nothing but the last foreground click, or the middle of the box before there is one."""
+    """The last foreground click alone; before there is one, the middle of the box."""
 
-    def advance(self, before: State | None, prompts: list[Prompt], target: int) -> Looking:
+    def advance(self, before: State | None, prompts: list[Prompt], target: int) -> StateSteps:
         places = [p.centre_zyx for p in prompts if isinstance(p, BoxPrompt)]
         places += [p.zyx for p in prompts if isinstance(p, Click) and p.is_foreground]
         z, y, x = (round(c) for c in (places or [prompts[-1].zyx])[-1])
@@ -99,8 +111,22 @@ class LastClickSession(ImageSession):
         return self.decode(State(region, (Click((z, y, x), True),), None))
 
 
+class CarrySession(ImageSession):
+    """A moved region takes the mask over, where the predictor decodes all prompts again."""
+
+    def move(self, before: State | None, region: Region, prompts: list[Prompt]) -> StateSteps:
+        if before is None or not isinstance(prompts[-1], Click):
+            return (yield from super().move(before, region, prompts))
+        old, new = self.scene.grid(before.region), self.scene.grid(region)
+        mask = old.carry(before.low_res, new, OUTSIDE_LOGIT)
+        clicks = before.clicks
+        if clicks[-1:] != (prompts[-1],):
+            clicks = (*clicks, prompts[-1])
+        return (yield from self.decode(State(region, clicks, mask, before.other_views)))
+
+
 class FromLastAnswer(PredictorAnswerer):
-    """Starts every step from the last answer's masks, and gives the newest prompts alone."""
+    """Every step starts from the last answer's masks, and adds the newest prompts alone."""
 
     def answer(self, prompts: list[list[Prompt]], previous: np.ndarray | None) -> np.ndarray:
         for rank, own in enumerate(prompts, start=1):
@@ -116,7 +142,7 @@ class FromLastAnswer(PredictorAnswerer):
 class Variant(NamedTuple):
     """One way from prompts to masks."""
 
-    session: Callable[..., ImageSession]
+    session: type[ImageSession]
     options: PredictorOptions
     answerer: type[PredictorAnswerer] = PredictorAnswerer
 
@@ -129,7 +155,7 @@ def variants() -> dict[str, Variant]:
     options = {
         "prompts": {},
         "no zoom": {"zoom": still},
-        "zoom, mask taken over": {"carry": "mask"},
+        "zoom, mask taken over": {},
         "zoom in earlier": {"zoom": replace(ours.zoom, least_fill=0.25)},
         "a click counts everywhere": {"far_share": 1.0},
         "box as a click alone": {"box_mask": False},
@@ -146,8 +172,10 @@ def variants() -> dict[str, Variant]:
         "last click": Variant(LastClickSession, replace(ours, zoom=still, **bare)),
     }
     peers["from the last answer's mask"] = Variant(ImageSession, ours, FromLastAnswer)
+    sessions = {"zoom, mask taken over": CarrySession}
     return peers | {
-        name: Variant(ImageSession, replace(ours, **changes)) for name, changes in options.items()
+        name: Variant(sessions.get(name, ImageSession), replace(ours, **changes))
+        for name, changes in options.items()
     }
 
 
@@ -173,13 +201,16 @@ def score(job: Job) -> tuple[Job, dict]:
     """Run the protocol; return the means over the classes after each step."""
     variant = variants()[job.variant]
     model, rule = opened(job.checkpoint)
-    predictor = Predictor(model, rule, options=variant.options, session=variant.session)
+    predictor = Predictor(model, rule, options=variant.options)
     case = read_challenge_case(job.image_path)
     truth = read_npz(job.label_path, ["gts"])["gts"]
     boxes = case.boxes if job.boxes else None
     answerer = variant.answerer(predictor, case.image, case.spacing_xyz)
-    if variant.session is TruthSession:
-        predictor.session.show_truth(ranked(truth)[1])
+    # There is no prompt yet, so another session may take the place of the predictor's own.
+    session = variant.session(predictor.session.scene, predictor.decoder.cells, variant.options)
+    if isinstance(session, TruthSession):
+        session.place_on(ranked(truth)[1])
+    predictor.session = session
     steps = evaluate(answerer, truth, case.spacing_xyz, boxes, job.num_clicks)
     dsc = steps.dsc.mean(axis=1)
     nsd = steps.nsd.mean(axis=1) * (dsc > CHALLENGE_DSC_FLOOR)
@@ -189,7 +220,7 @@ def score(job: Job) -> tuple[Job, dict]:
         "dsc": dsc.tolist(),
         "nsd": nsd.tolist(),
         "seconds": steps.seconds,
-        "encoder_runs": predictor.session.encoder_runs,
+        "encoder_runs": predictor.decoder.encoder_runs,
     }
 
 

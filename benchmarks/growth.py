@@ -100,7 +100,7 @@ def answered(path: Path, out: Path, predictor: Predictor) -> dict[str, float]:
     with clock.part("cases"):
         case = read_input(path, args)
     with clock.part("network"):
-        answer = case.ask(predictor)
+        answer = predict.segment(predictor, case)
     with clock.part("writing"):
         case.write(out, answer)
     return clock

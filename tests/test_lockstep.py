@@ -1,4 +1,4 @@
-"""Many targets together: the driver, and what reaches the network."""
+"""Many targets together: computations in lockstep, and the batches that reach the network."""
 
 import math
 
@@ -7,12 +7,13 @@ import pytest
 from bright import bright_predictor
 from small import RULE, small_sam
 
+from benchmarks.geometry import CarrySession
+from utils.prediction import batching
 from utils.prediction import predictor as predictor_module
-from utils.prediction import session as image_session
 from utils.prediction.lockstep import in_lockstep
 from utils.prediction.predictor import Predictor
 from utils.prediction.region import ZoomRule
-from utils.prediction.session import PredictorOptions
+from utils.prediction.session import ImageSession, PredictorOptions
 from utils.volumes.geometry import CropRule
 
 STILL = ZoomRule(passes=0)
@@ -103,7 +104,7 @@ def test_targets_in_one_region_take_one_call_each_of_encoder_and_decoder():
     predictor.segmentation()
     assert predictor.network.engine.encoded == [1]
     assert predictor.network.engine.decoded == [6]
-    assert predictor.session.encoder_runs == 1
+    assert predictor.decoder.encoder_runs == 1
 
 
 def test_targets_with_more_clicks_than_others_go_on_alone():
@@ -116,7 +117,7 @@ def test_targets_with_more_clicks_than_others_go_on_alone():
     assert predictor.network.engine.decoded == [6, 2, 1]
 
 
-def test_targets_that_look_elsewhere_are_encoded_together():
+def test_targets_in_different_regions_are_encoded_together():
     predictor = predictor_on(noise(LONG), zoom=STILL)
     for target, x in enumerate((20, 90, 160, 230), start=1):
         predictor.add_point((10, 12, x), target=target)
@@ -145,7 +146,7 @@ def test_on_a_cpu_targets_answer_with_the_same_bits_whatever_is_asked_beside():
         for target in targets:
             predictor.add_point((10, 12, 70 * target), target=target)
         predictor.segmentation()
-        answers.append(predictor.part(2).logits)
+        answers.append(predictor.logits(2).values)
     assert np.array_equal(*answers)
 
 
@@ -160,9 +161,11 @@ def test_engines_that_build_kernels_for_each_batch_size_see_few_sizes():
     assert (answers[0] != answers[1]).mean() < 1e-4
 
 
-def prompted(**options):
+def prompted(session=ImageSession, **options):
     """Return a predictor with targets of every kind: far clicks, boxes, masks, any number."""
     predictor = predictor_on(noise(LONG), **options)
+    scene, cells = predictor.session.scene, predictor.decoder.cells
+    predictor.session = session(scene, cells, predictor.options)
     mask = np.zeros(LONG, bool)
     mask[5:12, 5:15, 100:110] = True
     predictor.add_point((10, 12, 30), target=1)
@@ -181,24 +184,24 @@ def prompted(**options):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"carry": "mask"}, {"zoom": STILL}], ids=["zooms", "masks", "far parts"]
+    "options", [{}, {"session": CarrySession}, {"zoom": STILL}], ids=["zooms", "masks", "far parts"]
 )
 def test_together_targets_become_what_they_become_one_at_a_time(options):
     together, one_by_one = prompted(**options), prompted(**options)
     answer = together.segmentation()
     states = [states[-1] for states in together._states.values()]
-    assert any(state.aside for state in states) == ("zoom" in options)
+    assert any(state.other_views for state in states) == ("zoom" in options)
     assert len({state.region.spacing_mm for state in states}) > 2
     for target in one_by_one.targets:
-        alone, beside = one_by_one.part(target), together.part(target)
+        alone, beside = one_by_one.logits(target), together.logits(target)
         assert alone.box == beside.box
-        scale = np.abs(alone.logits).max(initial=1)
-        np.testing.assert_allclose(beside.logits, alone.logits, rtol=1e-4, atol=1e-4 * scale)
+        scale = np.abs(alone.values).max(initial=1)
+        np.testing.assert_allclose(beside.values, alone.values, rtol=1e-4, atol=1e-4 * scale)
     # Products of another batch size round differently, and logits about 0 may change sides.
     assert (one_by_one.segmentation() != answer).mean() < 1e-4
     assert len(together.network.engine.decoded) < len(one_by_one.network.engine.decoded)
     assert sum(together.network.engine.decoded) == sum(one_by_one.network.engine.decoded)
-    assert together.session.encoder_runs == one_by_one.session.encoder_runs
+    assert together.decoder.encoder_runs == one_by_one.decoder.encoder_runs
 
 
 def large_targets(numbers):
@@ -207,7 +210,7 @@ def large_targets(numbers):
     image[4:60, 4:60, 4:60] = 200
     predictor = bright_predictor(CropRule(size=32, spacing_mm=1.0), zoom=STILL)
     asked, decode_all = [], predictor.network.decode_all
-    predictor.network.decode_all = lambda looks: asked.append(len(looks)) or decode_all(looks)
+    predictor.network.decode_all = lambda given: asked.append(len(given)) or decode_all(given)
     predictor.set_image(image, (1.0, 1.0, 1.0))
     for target in numbers:
         predictor.add_box((4, 4, 4), (60, 60, 60), target=target)
@@ -215,7 +218,7 @@ def large_targets(numbers):
     return predictor, asked
 
 
-def test_tiles_are_looked_at_together_those_of_all_targets():
+def test_tiles_of_all_targets_are_decoded_together():
     one, asked = large_targets([1])
     tiles = sum(asked[1:])
     assert tiles > 8
@@ -224,7 +227,7 @@ def test_tiles_are_looked_at_together_those_of_all_targets():
     assert asked[0] == 2
     assert sum(asked[1:]) == 2 * tiles
     assert len(asked) == 1 + math.ceil(2 * tiles / 16)
-    assert two.session.encoder_runs == one.session.encoder_runs
+    assert two.decoder.encoder_runs == one.decoder.encoder_runs
 
 
 @pytest.mark.parametrize("kept", [0, 3])
@@ -232,14 +235,14 @@ def test_embeddings_that_are_not_kept_are_computed_anew(monkeypatch, kept):
     """Ten regions at once, of which few may be kept: not even those of the batch in flight."""
     one = 4**3 * 48 * 4  # bytes
     answers = []
-    for room in (image_session.EMBEDDING_BYTES, kept * one):
-        monkeypatch.setattr(image_session, "EMBEDDING_BYTES", room)
+    for room in (batching.EMBEDDING_BYTES, kept * one):
+        monkeypatch.setattr(batching, "EMBEDDING_BYTES", room)
         predictor = predictor_on(noise(LONG), zoom=STILL)
         for target in range(1, 11):
             predictor.add_point((10, 12, 25 * target), target=target)
         answers.append(predictor.segmentation())
     np.testing.assert_array_equal(*answers)
-    held = [e.untyped_storage().nbytes() for e in predictor.session._embeddings.values()]
+    held = [e.untyped_storage().nbytes() for e in predictor.decoder._embeddings.values()]
     assert sum(held) == kept * one
 
 
@@ -247,17 +250,17 @@ def test_only_targets_with_new_prompts_are_pasted_again(monkeypatch):
     predictor = predictor_on(noise((24, 28, 30)))
     click_six(predictor)
     predictor.segmentation()
-    pasted, part = [], predictor.session.part
-    monkeypatch.setattr(predictor.session, "part", lambda s: pasted.append(s) or part(s))
+    pasted, logits = [], predictor.session.logits
+    monkeypatch.setattr(predictor.session, "logits", lambda s: pasted.append(s) or logits(s))
     predictor.add_point((20, 20, 20), False, target=2)
     predictor.segmentation()
     assert len(pasted) == 1
 
 
-@pytest.mark.parametrize("room", [0, predictor_module.PART_BYTES])
-def test_what_is_kept_of_targets_does_not_show(monkeypatch, room):
+@pytest.mark.parametrize("room", [0, predictor_module.LOGIT_BYTES])
+def test_cached_logits_do_not_change_the_answer(monkeypatch, room):
     """A click of one target inside the mask of another, an undo, a reset."""
-    monkeypatch.setattr(predictor_module, "PART_BYTES", room)
+    monkeypatch.setattr(predictor_module, "LOGIT_BYTES", room)
     predictor, steps = predictor_on(noise((24, 28, 30))), []
     click_six(predictor)
     first = predictor.segmentation()

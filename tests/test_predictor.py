@@ -8,7 +8,7 @@ from small import RULE, small_sam
 
 from utils.errors import InputError
 from utils.prediction.predictor import Predictor
-from utils.prediction.session import PredictorOptions
+from utils.prediction.region import ZoomRule
 from utils.prompts.kinds import PromptError
 from utils.results.metrics import dsc
 from utils.volumes.geometry import CropRule, affine_from_spacing
@@ -58,7 +58,7 @@ def test_a_target_larger_than_the_region_is_seen_whole_after_zooming_out():
     assert dsc(truth, whole) > 0.9
 
 
-def test_a_small_target_is_looked_at_closer():
+def test_a_small_target_gets_a_smaller_region():
     small = {"shape": (60, 60, 60), "centre": (31, 22, 40), "radius": 2, "spacing": (0.5, 0.5, 0.5)}
     truth, from_afar = ball_at(**small, zoom=without_zoom())
     _, close = ball_at(**small)
@@ -66,7 +66,7 @@ def test_a_small_target_is_looked_at_closer():
 
 
 def without_zoom():
-    return PredictorOptions().zoom.__class__(passes=0)
+    return ZoomRule(passes=0)
 
 
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 0, 2), (2, 1, 0)], ids=str)
@@ -92,9 +92,9 @@ def test_a_turned_copy_gives_the_turned_answer(network, axes, flips):
         predictor = Predictor(network, RULE)
         predictor.set_image(volume, affine=grid)
         predictor.add_point(voxel)
-        part = predictor.part(1)
+        found = predictor.logits(1)
         logits = np.full(volume.shape, -99.0, np.float32)
-        logits[part.box] = part.logits
+        logits[found.box] = found.values
         return logits
 
     straight = answer(image, affine, click)
@@ -167,16 +167,16 @@ def test_targets_of_a_small_image_share_one_embedding():
     for target in range(1, 6):
         predictor.add_point((target, 10, 12), target=target)
     predictor.segmentation()
-    assert predictor.session.encoder_runs == 1
+    assert predictor.decoder.encoder_runs == 1
 
 
 def test_clicks_in_the_box_order_and_kind_all_count(predictor):
-    """Every prompt after the first changes what the network thinks."""
+    """Every prompt after the first changes the logits."""
     predictor.add_box((2, 10, 10), (9, 25, 28), middle_slice=True)
-    logits = [predictor.part(1).logits.sum()]
+    logits = [predictor.logits(1).values.sum()]
     for zyx, positive in (((4, 14, 12), True), ((6, 18, 20), False), ((5, 20, 24), True)):
         predictor.add_point(zyx, positive)
-        logits.append(predictor.part(1).logits.sum())
+        logits.append(predictor.logits(1).values.sum())
     assert len(set(logits)) == 4
 
 
@@ -227,12 +227,12 @@ def test_what_was_said_before_a_mask_is_gone(predictor):
     mask = np.zeros((14, 40, 36), bool)
     mask[3:9, 10:30, 10:30] = True
     predictor.add_mask(mask)
-    alone = predictor.part(1).logits
+    alone = predictor.logits(1).values
     predictor.reset()
     predictor.add_point((12, 38, 34))
     predictor.add_point((5, 20, 18), False)
     predictor.add_mask(mask)
-    np.testing.assert_array_equal(predictor.part(1).logits, alone)
+    np.testing.assert_array_equal(predictor.logits(1).values, alone)
 
 
 def test_thin_masks_to_start_from_do_not_vanish(predictor):
@@ -304,19 +304,19 @@ def test_an_image_that_is_none_is_refused(predictor, volume, affine):
         predictor.set_image(volume, affine=affine)
 
 
-def test_a_mask_is_asked_of_a_target_with_prompts(predictor):
+def test_a_target_without_prompts_has_no_logits(predictor):
     with pytest.raises(PromptError, match="has no prompt"):
-        predictor.part(9)
+        predictor.logits(9)
     assert not predictor.mask(target=9).any()
 
 
-def test_a_second_look_at_a_large_target_asks_the_network_nothing():
+def test_a_second_mask_of_a_large_target_does_not_run_the_network():
     predictor = bright_predictor(CropRule(size=32, spacing_mm=0.5))
     image = np.zeros((60, 60, 60), np.uint8)
     image[5:55, 5:55, 5:55] = 200
     predictor.set_image(image, (1.0, 1.0, 1.0))
     predictor.add_box((5, 5, 5), (55, 55, 55))
-    first, runs = predictor.mask(), predictor.session.encoder_runs
+    first, runs = predictor.mask(), predictor.decoder.encoder_runs
     predictor.network.encode_all = None  # whoever calls it now fails
     predictor.network.decode_all = None
     np.testing.assert_array_equal(predictor.mask(), first)
@@ -354,5 +354,5 @@ def test_half_precision_gives_about_the_same_logits(network):
         predictor = Predictor(network, RULE, precision=precision)
         predictor.set_image(image, (1.0, 1.0, 1.0))
         predictor.add_point((10, 12, 15))
-        logits.append(predictor.part(1).logits)
+        logits.append(predictor.logits(1).values)
     assert np.abs(logits[0] - logits[1]).mean() < 0.1 * np.abs(logits[0]).mean()

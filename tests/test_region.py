@@ -1,4 +1,4 @@
-"""Where the network looks."""
+"""Regions: which cube of the image the network gets."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def cells(region: Region, extent: Extent, where: Scene) -> np.ndarray:
     return ((places > extent.low) & (places < extent.high)).all(axis=1).reshape(16, 16, 16)
 
 
-def test_a_click_is_looked_at_in_the_networks_own_spacing():
+def test_a_click_gets_a_region_of_the_networks_own_spacing():
     region = scene().about_click((30, 100, 100))
     assert region == Region((30.0, 100.0, 100.0), 1.5)
 
@@ -71,7 +71,7 @@ def test_a_mask_at_the_volumes_own_border_is_no_reason_to_move():
     assert where.next_region(region, mask, np.array([[30.0, 30, 100]])) is None
 
 
-def test_a_small_mask_is_looked_at_closer():
+def test_a_small_mask_gets_a_smaller_region():
     where = scene()
     region = where.about_click((30, 100, 100))
     mask = cells(region, Extent(np.array([27, 90, 90]), np.array([33, 110, 110])), where)
@@ -88,7 +88,7 @@ def test_a_mask_that_fills_enough_or_nothing_leaves_the_region():
     assert where.next_region(region, np.zeros_like(good), seeds) is None
 
 
-def test_foreground_clicks_stay_inside_when_looking_closer():
+def test_foreground_clicks_stay_inside_when_the_region_shrinks():
     where = scene()
     region = where.about_click((30, 100, 100))
     mask = cells(region, Extent(np.array([28, 95, 95]), np.array([32, 105, 105])), where)

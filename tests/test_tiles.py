@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from bright import bright_predictor
 
-from utils.prediction.masks import Part
+from utils.prediction.masks import LogitBox
 from utils.prediction.region import Extent, Scene, ZoomRule
 from utils.prediction.tiles import blended, lattice
 from utils.results.metrics import dsc
@@ -57,15 +57,15 @@ def test_extreme_spacings_do_not_fill_the_memory():
 def test_tiles_that_agree_blend_into_what_they_say(scene):
     regions = lattice(scene, extent((0, 0, 0), SHAPE), 1.0, most=100)
     tiles = [(scene.grid(region), np.full((16, 16, 16), 3.0, np.float32)) for region in regions]
-    coarse = Part(WHOLE, np.full(SHAPE, -1.0, np.float32))
-    whole = blended(coarse, tiles).logits
+    coarse = LogitBox(WHOLE, np.full(SHAPE, -1.0, np.float32))
+    whole = blended(coarse, tiles).values
     assert np.median(whole) == pytest.approx(3, abs=0.05)
     assert whole.min() > 2
 
 
 def test_without_tiles_the_coarse_mask_stays():
-    coarse = Part(WHOLE, np.random.default_rng(0).normal(size=SHAPE).astype(np.float32))
-    np.testing.assert_allclose(blended(coarse, []).logits, coarse.logits, rtol=1e-5)
+    coarse = LogitBox(WHOLE, np.random.default_rng(0).normal(size=SHAPE).astype(np.float32))
+    np.testing.assert_allclose(blended(coarse, []).values, coarse.values, rtol=1e-5)
 
 
 def test_tiles_bring_detail_that_one_cube_cannot_show():

@@ -4,7 +4,6 @@ import argparse
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,9 +13,6 @@ from utils.prompts.files import find_prompts, gives_prompts, image_stem
 from utils.prompts.kinds import Prompt
 from utils.volumes.geometry import affine_from_spacing
 from utils.volumes.intensity import looks_hounsfield, map_intensity
-
-if TYPE_CHECKING:
-    from utils.prediction.predictor import Predictor
 
 INPUT_SUFFIXES = (".npz", ".nii", ".nii.gz")
 
@@ -33,14 +29,6 @@ class PredictionCase:
     prompts: dict[int, list[Prompt]]  # target's number in the answer -> its prompts
     hounsfield: bool  # values are Hounsfield units
     dtype: np.dtype | None = None  # of the answer; None: the smallest that holds the numbers
-
-    def ask(self, predictor: "Predictor") -> np.ndarray:
-        """Return the predictor's answer (D, H, W): each voxel's target, 0 where there is none."""
-        predictor.set_image(self.image, affine=self.affine, hounsfield=self.hounsfield)
-        for target, prompts in self.prompts.items():
-            for prompt in prompts:
-                predictor.add(prompt, target=target)
-        return predictor.segmentation()
 
     def write(self, folder: Path, answer: np.ndarray) -> Path:
         """Write target numbers (D, H, W) into ``folder``; return the file.

@@ -1,7 +1,8 @@
-"""Computations side by side: what they ask for at the same time is answered together.
+"""Run several computations side by side, so that their requests are answered in common batches.
 
 A computation is a generator. It yields a list of requests, is sent the list of their answers, and
-goes on so until it returns. What is asked for, and who answers, is not known here.
+so on until it returns its result. In each round the requests of all computations that still run are
+answered by one call. This module knows neither what requests are nor how they are answered.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -17,11 +18,15 @@ def in_lockstep(
     computations: Sequence[Generator[list[Request], list[Answer], Result]],
     answer: Callable[[list[Request]], list[Answer]],
 ) -> list[Result]:
-    """Run computations to their ends; return what each of them returns.
+    """Run all computations to their end; return their results, in the order of the computations.
 
     Args:
-        answer: gets the present requests of all computations that have not ended, in order, and
-            returns as many answers.
+        computations: may take different numbers of rounds.
+        answer: takes the requests of one round, in the order of the computations, and returns one
+            answer for each. It is not called in a round without requests.
+
+    Raises:
+        ValueError: ``answer`` returned more or fewer answers than it got requests.
     """
     results: list[Result | None] = [None] * len(computations)
     answers: dict[int, list[Answer] | None] = dict.fromkeys(range(len(computations)))

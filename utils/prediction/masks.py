@@ -1,4 +1,8 @@
-"""From logits in a cube to masks on the image: clicks honoured, classes competing (no torch)."""
+"""From logits in a cube to masks on the image.
+
+Logits are resampled to the image's voxels, corrected where they contradict a click, and compared
+between targets. A logit above 0 means target. Boxes and voxels are array coordinates ``(z, y, x)``.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,28 +15,30 @@ from utils.prediction.region import extent_in
 from utils.prompts.kinds import Click
 from utils.volumes.geometry import CropGrid, Triple
 
-#: A mended voxel's logit: sigmoid 0.98 one way or the other.
+#: The logit of a corrected voxel, with either sign: sigmoid 0.98.
 SURE_LOGIT = 4.0
-#: Width of a mended spot: cells of the low-resolution mask, and at least so many voxels.
+#: Standard deviation of a corrected spot: cells of the low-resolution mask, and voxels at least.
 SPOT_CELLS, SPOT_VOXELS = 1.0, 1.0
-#: Widths from its middle to where a spot ends.
+#: Radius at which a spot ends, in standard deviations.
 SPOT_REACH = 2.5
-#: What lies beyond the cube: certainly background.
+#: The logit of voxels outside of the cube: background.
 OUTSIDE_LOGIT = -20.0
+#: Share of a cell's voxels from which the cell of a thin mask counts as mask, see `cell_means`.
+THIN = 0.1
 
 
 @dataclass
-class Part:
-    """Logits on a box of the image, background outside of it."""
+class LogitBox:
+    """Logits on a box of the image's voxels; everything outside of the box is background."""
 
-    box: tuple[slice, slice, slice]
-    logits: np.ndarray  # (d, h, w) float32, the box's shape
+    box: tuple[slice, slice, slice]  # along z, y, x
+    values: np.ndarray  # (d, h, w) float32, the box's shape
 
     @classmethod
-    def of(cls, grid: CropGrid, low_res: np.ndarray) -> "Part":
-        """Resample low-resolution logits (m, m, m) from the cube onto the image's voxels.
+    def from_low_res(cls, grid: CropGrid, low_res: np.ndarray) -> "LogitBox":
+        """Resample low-resolution logits (m, m, m) from a cube to the image's voxels.
 
-        The box is no larger than the mask and a cell around it: beyond, nothing is above 0.
+        The box holds the mask and a margin of one cell: no logit beyond it is above 0.
         """
         extent = extent_in(grid, low_res > 0)
         if extent is None:
@@ -61,13 +67,17 @@ class Part:
         """Say whether a voxel of the image lies in the box."""
         return all(side.start <= c < side.stop for side, c in zip(self.box, zyx, strict=True))
 
-    def around(
+    def extended_to(
         self, zyx: Sequence[int], margin: Sequence[int], shape: tuple[int, int, int]
-    ) -> "Part":
-        """Return a part that also holds a voxel and ``margin`` more along each axis around it."""
-        if not self.logits.size:
+    ) -> "LogitBox":
+        """Return a larger box that also holds a voxel and ``margin`` voxels on each side of it.
+
+        Args:
+            shape: of the image, (D, H, W); the box is cut to it.
+        """
+        if not self.values.size:
             voxel = tuple(slice(c, c + 1) for c in zyx)
-            return Part(voxel, np.full((1, 1, 1), OUTSIDE_LOGIT, np.float32)).around(
+            return LogitBox(voxel, np.full((1, 1, 1), OUTSIDE_LOGIT, np.float32)).extended_to(
                 zyx, margin, shape
             )
         box = tuple(
@@ -78,95 +88,133 @@ class Part:
             (old.start - new.start, new.stop - old.stop)
             for old, new in zip(self.box, box, strict=True)
         ]
-        return Part(box, np.pad(self.logits, pads, constant_values=OUTSIDE_LOGIT))
+        return LogitBox(box, np.pad(self.values, pads, constant_values=OUTSIDE_LOGIT))
 
 
-def united(parts: Sequence[Part]) -> Part:
-    """Return the box around all parts with the highest logit that any has."""
-    filled = [part for part in parts if part.logits.size] or parts[:1]
+def merge(boxes: Sequence[LogitBox]) -> LogitBox:
+    """Merge: on the box around all of them, the maximum logit at each voxel."""
+    filled = [each for each in boxes if each.values.size] or boxes[:1]
     if len(filled) == 1:
         return filled[0]
     box = tuple(
         slice(min(side.start for side in sides), max(side.stop for side in sides))
-        for sides in zip(*(part.box for part in filled), strict=True)
+        for sides in zip(*(each.box for each in filled), strict=True)
     )
     start = np.array([side.start for side in box])
     logits = np.full([side.stop - side.start for side in box], OUTSIDE_LOGIT, np.float32)
-    for part in filled:
-        low = part.start - start
-        place = tuple(slice(a, a + n) for a, n in zip(low, part.logits.shape, strict=True))
-        logits[place] = np.maximum(logits[place], part.logits)
-    return Part(box, logits)
+    for each in filled:
+        low = each.start - start
+        place = tuple(slice(a, a + n) for a, n in zip(low, each.values.shape, strict=True))
+        logits[place] = np.maximum(logits[place], each.values)
+    return LogitBox(box, logits)
 
 
-def keep_prompted(part: Part, seeds: Iterable[Sequence[float]]) -> Part:
-    """Keep the components of the mask that hold a seed; all where no component does.
+def cell_means(shares: np.ndarray, cells: int) -> np.ndarray:
+    """Average shares of a mask (S, S, S), from 0 to 1, over cells: (cells, cells, cells) float32.
 
-    A seed between voxels counts for both.
+    A mask thinner than a cell would vanish. So where no cell nearby is half full, a cell counts as
+    mask if any of its voxels has a share of `THIN`.
+
+    Args:
+        cells: divides S.
     """
-    mask = part.logits > 0
+    edge = shares.shape[0] // cells
+    blocks = shares.reshape(cells, edge, cells, edge, cells, edge)
+    mean = np.zeros((cells,) * 3, np.float32)
+    for inside in np.ndindex((edge,) * 3):
+        mean += blocks[:, inside[0], :, inside[1], :, inside[2]]
+    mean /= edge**3
+    lost = (blocks.max(axis=(1, 3, 5)) >= THIN) & (_neighbourhood_max(mean) < 0.5)
+    return np.where(lost, np.float32(1), mean)
+
+
+def keep_prompted(logits: LogitBox, seeds: Iterable[Sequence[float]]) -> LogitBox:
+    """Keep the connected components of the mask that hold a seed.
+
+    All components stay where none holds a seed. A seed between two voxels counts for both.
+
+    Args:
+        seeds: places (z, y, x) on the image where the target is.
+    """
+    mask = logits.values > 0
     if not mask.any():
-        return part
+        return logits
     labels = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26)
-    voxels = [side(seed).astype(int) - part.start for seed in seeds for side in (np.floor, np.ceil)]
+    voxels = [
+        side(seed).astype(int) - logits.start for seed in seeds for side in (np.floor, np.ceil)
+    ]
     kept = {_value_at(labels, voxel) for voxel in voxels} - {0}
     if not kept:
-        return part
+        return logits
     dropped = mask & ~np.isin(labels, list(kept))
-    return Part(part.box, np.where(dropped, -SURE_LOGIT, part.logits))
+    return LogitBox(logits.box, np.where(dropped, -SURE_LOGIT, logits.values))
 
 
 def honour_clicks(
-    part: Part,
+    logits: LogitBox,
     clicks: Sequence[Click],
-    elsewhere: Sequence[Click],
+    clicks_of_others: Sequence[Click],
     voxel_mm: Triple,
     cell_mm: float,
     shape: tuple[int, int, int],
-) -> Part:
-    """Put every clicked voxel on its side of the mask, and what is around it smoothly with it.
+) -> LogitBox:
+    """Change a mask so that every clicked voxel is on the side that its click says.
 
-    Where the mask already agrees with a click nothing changes. Elsewhere the logits are blended
-    into sure ones by a Gaussian about the click, narrower where a click of the other kind is near.
-    Of clicks of both kinds on one voxel the last counts.
+    A click that agrees with the mask changes nothing. Around every other click the logits are
+    blended into `SURE_LOGIT` by a Gaussian, which is narrower where a click of the opposite kind is
+    near. If one voxel has clicks of both kinds, the last click counts.
 
     Args:
-        clicks: this target's, in the order clicked.
-        elsewhere: foreground clicks of other targets, where this one is not.
-        cell_mm: side of a cell of the low-resolution mask.
+        clicks: the target's own, in the order clicked.
+        clicks_of_others: foreground clicks of other targets; they are background of this one.
+        voxel_mm: the image's voxel size (z, y, x).
+        cell_mm: edge of a cell of the low-resolution mask.
+        shape: of the image, (D, H, W).
     """
     own = {click.zyx: click.is_foreground for click in clicks}
-    # In the order of voxels: which number another target has must not matter.
-    places = dict.fromkeys(sorted(click.zyx for click in elsewhere), False) | own
+    # Sorted by voxel, so that the numbering of targets does not matter.
+    places = dict.fromkeys(sorted(click.zyx for click in clicks_of_others), False) | own
     width = np.maximum(SPOT_CELLS * cell_mm, SPOT_VOXELS * np.array(voxel_mm))
     reach = np.ceil(SPOT_REACH * width / voxel_mm).astype(int)
     for zyx, is_foreground in places.items():
-        if (part.holds(zyx) and part.logits[tuple(zyx - part.start)] > 0) == is_foreground:
+        if (logits.holds(zyx) and logits.values[tuple(zyx - logits.start)] > 0) == is_foreground:
             continue
-        part = part.around(zyx, reach, shape)
+        logits = logits.extended_to(zyx, reach, shape)
         opposite = [other for other, kind in places.items() if kind != is_foreground]
-        _blend(part, zyx, is_foreground, opposite, width, np.array(voxel_mm))
-    return _exactly(part, places)
+        _blend_spot(logits, zyx, is_foreground, opposite, width, np.array(voxel_mm))
+    return _set_clicked(logits, places)
 
 
-def compete(shape: tuple[int, int, int], parts: Iterable[tuple[int, Part]]) -> np.ndarray:
-    """Give every voxel to the target that is likeliest there, 0 where none is likely.
+def compete(shape: tuple[int, int, int], targets: Iterable[tuple[int, LogitBox]]) -> np.ndarray:
+    """Give every voxel to the target with the highest logit there; 0 where no logit is above 0.
 
     Args:
-        parts: (target id, logits); of equally likely targets the first counts.
+        shape: of the image, (D, H, W).
+        targets: pairs (target id, logits). Of equal logits the first counts.
 
     Returns:
-        (D, H, W) uint8, or uint16 where an id needs it.
+        (D, H, W) target ids, uint8, or uint16 if an id is above 255.
     """
     best = np.zeros(shape, np.float32)
     answer = np.zeros(shape, np.uint8)
-    for number, part in parts:
+    for number, logits in targets:
         if number > np.iinfo(answer.dtype).max:
             answer = answer.astype(np.uint16)
-        mine = part.logits > best[part.box]
-        answer[part.box][mine] = number
-        best[part.box][mine] = part.logits[mine]
+        mine = logits.values > best[logits.box]
+        answer[logits.box][mine] = number
+        best[logits.box][mine] = logits.values[mine]
     return answer
+
+
+def _neighbourhood_max(values: np.ndarray) -> np.ndarray:
+    """Return the maximum over the 3 x 3 x 3 cells about each cell."""
+    for axis in range(3):
+        pads = [(1, 1) if a == axis else (0, 0) for a in range(3)]
+        windows = np.lib.stride_tricks.sliding_window_view(
+            np.pad(values, pads, constant_values=-np.inf), 3, axis
+        )
+        values = windows.max(axis=-1)
+    return values
 
 
 def _value_at(array: np.ndarray, zyx: np.ndarray) -> float:
@@ -174,22 +222,27 @@ def _value_at(array: np.ndarray, zyx: np.ndarray) -> float:
     return array[tuple(zyx)] if inside else 0
 
 
-def _blend(
-    part: Part,
+def _blend_spot(
+    logits: LogitBox,
     zyx: tuple[int, int, int],
     is_foreground: bool,
     opposite: Sequence[tuple[int, int, int]],
     width_mm: np.ndarray,
     voxel_mm: np.ndarray,
 ) -> None:
-    """Blend a Gaussian spot of sure logits into a part, in place."""
+    """Blend logits into `SURE_LOGIT` around a click, in place.
+
+    Args:
+        opposite: voxels of the clicks of the other kind.
+        width_mm: the Gaussian's standard deviation (z, y, x).
+    """
     if opposite:
         apart = np.linalg.norm((np.array(opposite) - zyx) * voxel_mm, axis=1).min()
         width_mm = np.minimum(width_mm, max(apart, 1e-3) / 3)
     reach = np.ceil(SPOT_REACH * width_mm / voxel_mm).astype(int)
-    middle = zyx - part.start
+    middle = zyx - logits.start
     low = np.maximum(middle - reach, 0)
-    high = np.minimum(middle + reach + 1, part.logits.shape)
+    high = np.minimum(middle + reach + 1, logits.values.shape)
     spot = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     weight = np.ones((1, 1, 1), np.float32)
     for axis in range(3):
@@ -197,17 +250,19 @@ def _blend(
         along = np.exp(-((mm / width_mm[axis]) ** 2) / 2).astype(np.float32)
         weight = weight * along.reshape([-1 if a == axis else 1 for a in range(3)])
     sure = SURE_LOGIT if is_foreground else -SURE_LOGIT
-    # From a surer wrong logit the spot would be narrower: it counts as just as sure.
-    before = np.clip(part.logits[spot], -SURE_LOGIT, SURE_LOGIT)
+    # Clipped first: a very confident wrong logit would shrink the spot.
+    before = np.clip(logits.values[spot], -SURE_LOGIT, SURE_LOGIT)
     after = before + weight * (sure - before)
-    part.logits[spot] = np.where(weight > np.exp(-(SPOT_REACH**2) / 2), after, part.logits[spot])
+    logits.values[spot] = np.where(
+        weight > np.exp(-(SPOT_REACH**2) / 2), after, logits.values[spot]
+    )
 
 
-def _exactly(part: Part, places: dict[tuple[int, int, int], bool]) -> Part:
-    """Set clicked voxels that a neighbouring spot has turned over again."""
+def _set_clicked(logits: LogitBox, places: dict[tuple[int, int, int], bool]) -> LogitBox:
+    """Set clicked voxels that the spot of a neighbouring click has put on the wrong side."""
     for zyx, is_foreground in places.items():
-        if part.holds(zyx):
-            here = tuple(zyx - part.start)
-            if (part.logits[here] > 0) != is_foreground:
-                part.logits[here] = SURE_LOGIT if is_foreground else -SURE_LOGIT
-    return part
+        if logits.holds(zyx):
+            here = tuple(zyx - logits.start)
+            if (logits.values[here] > 0) != is_foreground:
+                logits.values[here] = SURE_LOGIT if is_foreground else -SURE_LOGIT
+    return logits

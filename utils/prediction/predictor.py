@@ -1,24 +1,46 @@
-"""Segment from prompts alone: any image size, spacing and orientation, any number of targets.
+"""Segment a 3D image from prompts: any size, spacing and orientation, any number of targets.
 
-    predictor = Predictor(model, rule)
-    predictor.set_image(volume, spacing_xyz=(0.8, 0.8, 2.5))
-    predictor.add_point((40, 210, 260), positive=True)
-    mask = predictor.mask()                      # (D, H, W) bool on the image's own grid
+A target is one object to be segmented; its id is a whole number from 1 on. The network of this
+example has random weights; `utils.training.checkpoint.open_network` opens a trained one.
 
-Targets have ids from 1 on. They share the image's embeddings; their masks compete in
-`Predictor.segmentation`. How prompts become masks: utils/prediction/session.py.
+>>> import numpy as np
+>>> from segment_anything import build_sam3D, network_configs
+>>> from utils.prediction.predictor import Predictor
+>>> from utils.volumes.geometry import CropRule
+>>> predictor = Predictor(build_sam3D(network_configs["tiny"]), CropRule())
+>>> volume = np.zeros((20, 48, 40), np.uint8)
+>>> volume[5:15, 10:30, 10:30] = 200
+>>> predictor.set_image(volume, spacing_xyz=(0.8, 0.8, 2.5))
+>>> predictor.add_point((10, 20, 20))
+>>> mask = predictor.mask()
+>>> mask.shape, mask.dtype
+((20, 48, 40), dtype('bool'))
+
+Conventions of all methods:
+
+* Arrays are (D, H, W), that is ``(z, y, x)``. Places are voxel indices of the image's own array,
+  counted from 0, in that order.
+* Boxes are half-open: the start is inside, the stop is outside.
+* Lengths are mm. Only ``spacing_xyz`` is in the order (x, y, z), as challenge files store it.
+* A mask depends on the image, the prompts, and the order of a target's own prompts. It does not
+  depend on how often masks were asked for in between, nor on the order of the targets.
+
+How prompts become masks: utils/prediction/session.py and docs/prediction.md.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import torch
 
 from segment_anything import CropPredictor, Engine, Sam3D
 from utils.errors import InputError
-from utils.prediction.masks import Part, compete, honour_clicks
-from utils.prediction.session import ImageSession, Look, PredictorOptions, State
+from utils.prediction.batching import BatchDecoder
+from utils.prediction.lockstep import in_lockstep
+from utils.prediction.masks import LogitBox, compete, honour_clicks
+from utils.prediction.region import Scene
+from utils.prediction.session import DecodeRequest, ImageSession, PredictorOptions, State
 from utils.prompts.kinds import (
     BoxPrompt,
     Click,
@@ -32,22 +54,30 @@ from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.volumes.geometry import CropRule, affine_from_spacing
 from utils.volumes.labels import MAX_LABEL
 
-#: Targets that go through the network at once. A CPU gains nothing by it, and answers with the same
-#: bits whatever is asked beside.
+#: Requests that go through the network at once. A CPU gains nothing from batches; without them a
+#: target's logits have the same bits whatever other targets there are.
 GPU_BATCH, CPU_BATCH = 16, 1
-#: Bytes of logits that are kept from one answer to the next: of hundreds of small targets.
-PART_BYTES = 2**29
+#: Bytes of logits that are cached between calls, enough for hundreds of small targets.
+LOGIT_BYTES = 2**29
 
 
 class Predictor:
     """One network on one image at a time, with any number of targets.
 
+    Call `set_image`, add prompts, then call `mask`, `segmentation` or `logits`. The network runs in
+    these three, for prompts that are new since the last call; to add a prompt takes no time.
+
     Args:
-        rule: the crops that the network was trained on.
+        model: the network; it is not changed.
+        rule: the crops that the network was trained on, as `open_network` returns them.
+        device: to run on; a CPU by default.
         precision: of the network's arithmetic.
-        engine: how its kernels run, see segment_anything/engine.py.
-        options: what is done beyond the network.
-        session: makes an `ImageSession`, or something else that looks at images.
+        engine: how the network's kernels run: "eager", "compiled" or "graph", see
+            segment_anything/engine.py.
+        options: what is done beyond the network; the defaults measured best.
+
+    Raises:
+        EngineError: the engine cannot run on this machine.
     """
 
     def __init__(
@@ -59,14 +89,13 @@ class Predictor:
         precision: torch.dtype = torch.float32,
         engine: Engine = "eager",
         options: PredictorOptions | None = None,
-        session: Callable[..., ImageSession] = ImageSession,
     ) -> None:
         device = device or torch.device("cpu")
         batch_size = CPU_BATCH if device.type == "cpu" else GPU_BATCH
         self.network = CropPredictor(model, device, precision, engine, batch_size)
         self.rule, self.options = rule, options or PredictorOptions()
-        self._make_session = session
         self.session: ImageSession | None = None
+        self.decoder: BatchDecoder | None = None
         self.reset()
 
     def set_image(
@@ -77,16 +106,22 @@ class Predictor:
         affine: np.ndarray | None = None,
         hounsfield: bool = False,
     ) -> None:
-        """Take an image and forget the one before and its prompts.
+        """Set the image. The previous image and all prompts on it are dropped.
+
+        Give either ``spacing_xyz`` or ``affine``; the orientation matters to the network.
 
         Args:
-            volume: (D, H, W) real numbers, not copied.
-            spacing_xyz: mm, of an image whose axes grow as in the challenge's files.
-            affine: NIfTI's, in place of the spacing.
-            hounsfield: values are Hounsfield units: clamp them as in training.
+            volume: (D, H, W) finite real numbers of any dtype. It is not copied: do not change it
+                while it is in use.
+            spacing_xyz: voxel size (x, y, z) in mm. The axes are then taken to grow towards the
+                patient's left (x), posterior (y) and superior (z), as in challenge files.
+            affine: (4, 4), NIfTI's: from voxel indices (x, y, z) to RAS+ world mm.
+            hounsfield: the values are Hounsfield units. They are clamped to -1000..1000, as in
+                training.
 
         Raises:
-            InputError: no such volume, or neither or both of spacing and affine.
+            InputError: the volume is not three-dimensional, is empty, or holds NaN or infinity;
+                or the grid is degenerate; or both or neither of spacing and affine are given.
         """
         if volume.ndim != 3 or 0 in volume.shape:
             raise InputError(f"the image has shape {volume.shape}. Expected (D, H, W), none 0.")
@@ -94,14 +129,28 @@ class Predictor:
             raise InputError("an image needs either its spacing or its affine. Give one of them.")
         if affine is None:
             affine = affine_from_spacing(np.asarray(spacing_xyz, float))
-        _require_usable(volume, np.asarray(affine, float))
-        self.session = self._make_session(
-            self.network, volume, affine, self.rule, self.options, hounsfield=hounsfield
-        )
+        affine = np.asarray(affine, float)
+        _require_usable(volume, affine)
+        self.decoder = BatchDecoder(self.network, volume, hounsfield=hounsfield)
+        scene = Scene(volume.shape, affine, self.rule, self.options.zoom)
+        self.session = ImageSession(scene, self.decoder.cells, self.options)
         self.reset()
 
     def add_point(self, zyx: Sequence[float], positive: bool = True, *, target: int = 1) -> None:
-        """Click a voxel: the target is there, or it is not."""
+        """Add a click to a target's prompts.
+
+        The clicked voxel will be inside of the target's mask, or outside for a negative click. A
+        positive click is also a negative click of all other targets. Earlier prompts still count.
+
+        Args:
+            zyx: three whole numbers, the voxel (z, y, x), counted from 0.
+            positive: True if the target is at this voxel, False if it is not.
+            target: id of the target, from 1 to 65535. A new id starts a new target.
+
+        Raises:
+            PromptError: the voxel is not in the image, or the id is not allowed.
+            InputError: there is no image yet.
+        """
         self._add(target, checked_click(zyx, positive, self._shape))
 
     def add_box(
@@ -112,12 +161,40 @@ class Predictor:
         middle_slice: bool = False,
         target: int = 1,
     ) -> None:
-        """Draw a half-open box around the target; see `BoxPrompt` for ``middle_slice``."""
+        """Add a box around the whole target to its prompts.
+
+        The box sets size and place of the cube that the network gets. So it is best given first.
+        Earlier prompts still count, but clicks outside of that cube have less effect.
+
+        Args:
+            start_zyx: the first voxel (z, y, x) inside of the box; fractions are allowed.
+            stop_zyx: the first voxel (z, y, x) after the box on each axis. What lies beyond the
+                image is cut off.
+            middle_slice: the sides along y and x were drawn on one slice in the middle, as in
+                challenge files. The target is then expected to be wider in other slices.
+            target: id of the target, from 1 to 65535. A new id starts a new target.
+
+        Raises:
+            PromptError: the box holds no voxel of the image, or the id is not allowed.
+            InputError: there is no image yet.
+        """
         box = checked_box(start_zyx, stop_zyx, self._shape, middle_slice=middle_slice)
         self._add(target, box)
 
     def add_mask(self, mask: np.ndarray, *, target: int = 1) -> None:
-        """Start from a mask (D, H, W), such as an earlier answer; what was said before is gone."""
+        """Start a target from a mask, such as an earlier result to be corrected by clicks.
+
+        The target's earlier prompts no longer count; `undo` brings them back.
+
+        Args:
+            mask: (D, H, W) bool, or numbers that are 0 outside; the image's shape. It holds at
+                least one voxel, and is copied.
+            target: id of the target, from 1 to 65535. A new id starts a new target.
+
+        Raises:
+            PromptError: the mask is empty or of another shape, or the id is not allowed.
+            InputError: there is no image yet.
+        """
         if mask.shape != self._shape or not mask.any():
             raise PromptError(
                 f"the mask has shape {mask.shape} and {np.count_nonzero(mask)} voxels. Expected "
@@ -126,7 +203,16 @@ class Predictor:
         self._add(target, MaskPrompt(mask.astype(bool)))
 
     def add(self, prompt: Prompt, *, target: int = 1) -> None:
-        """Add a prompt of any kind."""
+        """Add a prompt of any kind.
+
+        Args:
+            prompt: a `Click`, `BoxPrompt` or `MaskPrompt` of utils/prompts/kinds.py.
+            target: id of the target, from 1 to 65535. A new id starts a new target.
+
+        Raises:
+            PromptError: as `add_point`, `add_box` and `add_mask`.
+            InputError: there is no image yet.
+        """
         if isinstance(prompt, BoxPrompt):
             start, stop, middle = prompt
             self.add_box(start, stop, middle_slice=middle, target=target)
@@ -136,82 +222,116 @@ class Predictor:
             self.add_point(prompt.zyx, prompt.is_foreground, target=target)
 
     def undo(self, *, target: int = 1) -> None:
-        """Take the target's last prompt back."""
+        """Remove the target's last prompt; the mask is again the one before it.
+
+        Raises:
+            PromptError: the target has no prompt.
+        """
         if not self._prompts.get(target):
             raise PromptError(f"target {target} has no prompt to take back.")
         self._prompts[target].pop()
         del self._states[target][len(self._prompts[target]) :]
-        self._parts.pop(target, None)
+        self._cached.pop(target, None)
 
     def reset(self, target: int | None = None) -> None:
-        """Forget the prompts of a target, or of all; the image stays."""
+        """Remove all prompts of a target, or of all targets if none is named; the image stays."""
         if target is None:
             self._prompts: dict[int, list[Prompt]] = defaultdict(list)
-            self._states: dict[int, list[State]] = defaultdict(list)
-            self._parts: dict[int, tuple[State, Part]] = {}
+            self._states: dict[int, list[State]] = defaultdict(list)  # after each prompt
+            self._cached: dict[int, tuple[State, LogitBox]] = {}
         else:
             self._prompts.pop(target, None)
             self._states.pop(target, None)
-            self._parts.pop(target, None)
+            self._cached.pop(target, None)
 
     @property
     def targets(self) -> list[int]:
-        """The ids of targets with a prompt, in rising order."""
+        """The ids of all targets that have a prompt, in rising order."""
         return sorted(target for target, prompts in self._prompts.items() if prompts)
 
     def mask(self, *, target: int = 1) -> np.ndarray:
-        """Return the target's mask (D, H, W) bool, where other targets are not likelier."""
+        """Return the mask of one target; see `segmentation`.
+
+        Returns:
+            (D, H, W) bool on the image's grid. It is empty if the target has no prompt.
+
+        Raises:
+            InputError: there is no image yet.
+        """
         return self.segmentation() == target
 
     def segmentation(self) -> np.ndarray:
-        """Return every voxel's target, (D, H, W) uint8 or uint16; 0 where there is none."""
-        shape, targets = self._shape, self.targets
-        self._look(targets)
-        clicks = self._foreground_clicks()
-        return compete(shape, ((target, self._part(target, clicks)) for target in targets))
+        """Return the masks of all targets as one label map.
 
-    def part(self, target: int) -> Part:
-        """Return the target's logits on a box of the image, with all clicks honoured; read-only."""
+        A voxel belongs to the target with the highest logit there, if that logit is above 0. So
+        masks never overlap.
+
+        Returns:
+            (D, H, W) target ids on the image's grid, 0 for background: uint8, or uint16 if an id
+            is above 255.
+
+        Raises:
+            InputError: there is no image yet.
+        """
+        shape, targets = self._shape, self.targets
+        self._decode_new_prompts(targets)
+        clicks = self._foreground_clicks()
+        return compete(shape, ((target, self._logits(target, clicks)) for target in targets))
+
+    def logits(self, target: int) -> LogitBox:
+        """Return one target's logits, before targets compete for voxels.
+
+        All clicks are honoured: own ones, and positive ones of other targets as background.
+
+        Returns:
+            ``box``: three slices (z, y, x) of the image; ``values``: (d, h, w) float32 of that
+            box's shape, above 0 inside of the mask. Outside of the box is background. Read-only.
+
+        Raises:
+            PromptError: the target has no prompt.
+        """
         if not self._prompts.get(target):
             raise PromptError(f"target {target} has no prompt. Expected one of {self.targets}.")
-        self._look([target])
-        return self._part(target, self._foreground_clicks())
+        self._decode_new_prompts([target])
+        return self._logits(target, self._foreground_clicks())
 
-    def _part(self, target: int, foreground: "ForegroundClicks") -> Part:
-        part, state = self._bare_part(target), self._states[target][-1]
+    def _logits(self, target: int, foreground: "ForegroundClicks") -> LogitBox:
+        logits, state = self._cached_logits(target), self._states[target][-1]
         if not self.options.honour_clicks:
-            return part
+            return logits
         scene = self.session.scene
         return honour_clicks(
-            part,
+            logits,
             self._clicks(target),
-            foreground.of_others(target, part),
+            foreground.of_others(target, logits),
             tuple(scene.voxel_mm),
             self.session.cell_mm(state),
             scene.shape,
         )
 
-    def _bare_part(self, target: int) -> Part:
-        """Return a target's logits as the network means them, kept until it has another prompt."""
+    def _cached_logits(self, target: int) -> LogitBox:
+        """Return a target's logits from the network alone, computed once for each new prompt."""
         state = self._states[target][-1]
-        kept_for, part = self._parts.pop(target, (None, None))
-        if kept_for is not state:
-            part = self.session.part(state)
-            part.logits.flags.writeable = False
-        if part.logits.nbytes + sum(p.logits.nbytes for _, p in self._parts.values()) <= PART_BYTES:
-            self._parts[target] = state, part
-        return part
+        cached_for, logits = self._cached.pop(target, (None, None))
+        if cached_for is not state:
+            logits = self.session.logits(state)
+            logits.values.flags.writeable = False
+        cached_bytes = sum(other.values.nbytes for _, other in self._cached.values())
+        if logits.values.nbytes + cached_bytes <= LOGIT_BYTES:
+            self._cached[target] = state, logits
+        return logits
 
-    def _look(self, targets: Sequence[int]) -> None:
-        """Give the network the prompts that it has not seen yet, those of all targets together."""
-        self.session.together([self._advance(target) for target in targets])
+    def _decode_new_prompts(self, targets: Sequence[int]) -> None:
+        """Decode the prompts that have no state yet, those of all targets in common batches."""
+        in_lockstep([self._advance(target) for target in targets], self.decoder.decode)
 
-    def _advance(self, target: int) -> Generator[list[Look], list[np.ndarray], None]:
+    def _advance(self, target: int) -> Generator[list[DecodeRequest], list[np.ndarray], None]:
         prompts, states = self._prompts[target], self._states[target]
         while len(states) < len(prompts):
-            seen, before = _since_mask(prompts[: len(states) + 1]), states[-1] if states else None
-            states.append((yield from self.session.advance(before, seen, target)))
-        yield from self.session.look_closer(states[-1])
+            counted = _since_mask(prompts[: len(states) + 1])
+            before = states[-1] if states else None
+            states.append((yield from self.session.advance(before, counted, target)))
+        yield from self.session.decode_tiles(states[-1])
 
     def _foreground_clicks(self) -> "ForegroundClicks":
         return ForegroundClicks(
@@ -224,8 +344,8 @@ class Predictor:
         )
 
     def _clicks(self, target: int) -> list[Click]:
-        said = _since_mask(self._prompts[target])
-        return [prompt for prompt in said if isinstance(prompt, Click)]
+        counted = _since_mask(self._prompts[target])
+        return [prompt for prompt in counted if isinstance(prompt, Click)]
 
     def _add(self, target: int, prompt: Prompt) -> None:
         if target != int(target) or not 0 < target <= MAX_LABEL:
@@ -244,7 +364,7 @@ class Predictor:
 def ready_predictor(
     model: Sam3D, rule: CropRule, *, device: str, precision: str, engine: str
 ) -> Predictor:
-    """Make a predictor as ``--device``, ``--precision`` and ``--engine`` say.
+    """Return a predictor for the values of ``--device``, ``--precision`` and ``--engine``.
 
     Raises:
         InputError: the machine has no such device, or cannot run the engine.
@@ -260,28 +380,28 @@ def ready_predictor(
 
 
 class ForegroundClicks:
-    """Where targets certainly are; there may be thousands of such clicks."""
+    """The foreground clicks of all targets, searched by place; there may be thousands of them."""
 
     def __init__(self, clicks: list[tuple[int, Click]]) -> None:
         self._clicks = [click for _, click in clicks]
         self._targets = np.array([target for target, _ in clicks])
         self._places = np.array([click.zyx for click in self._clicks]).reshape(-1, 3)
 
-    def of_others(self, target: int, part: Part) -> list[Click]:
-        """Return the clicks in a part that are other targets'."""
-        inside = (self._places >= part.start) & (self._places < part.stop)
+    def of_others(self, target: int, logits: LogitBox) -> list[Click]:
+        """Return the clicks of other targets that lie in a box."""
+        inside = (self._places >= logits.start) & (self._places < logits.stop)
         found = np.flatnonzero(inside.all(axis=1) & (self._targets != target))
         return [self._clicks[number] for number in found]
 
 
 def _since_mask(prompts: list[Prompt]) -> list[Prompt]:
-    """Return the prompts from the last mask on: what was said before it is gone."""
+    """Return the prompts that count: those from the last mask on."""
     masks = [n for n, prompt in enumerate(prompts) if isinstance(prompt, MaskPrompt)]
     return prompts[masks[-1] :] if masks else prompts
 
 
 def _require_usable(volume: np.ndarray, affine: np.ndarray) -> None:
-    """Raise `InputError` for voxels that are no real numbers, and for grids that are no volume."""
+    """Raise `InputError` for voxels that are no finite real numbers, or a degenerate affine."""
     if volume.dtype.kind not in "buif" or (
         volume.dtype.kind == "f" and not np.isfinite(volume).all()
     ):

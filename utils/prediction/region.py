@@ -1,8 +1,8 @@
-"""Where the network looks: the cube about a target, found from prompts alone (no torch).
+"""The region of a target: the cube of the image that the network gets, found from prompts alone.
 
-A box says where the target is, a click only where a part of it is. So a region starts from the
-prompts and follows the mask: it grows where the mask touches its border, and closes in where the
-mask fills too little of it, as a reader zooms. Lengths are mm, places array coordinates (z, y, x).
+A box encloses the whole target; a click marks one voxel of it. So a first region follows from the
+prompts, and later ones from the mask: the region grows where the mask touches its border, and
+shrinks where the mask fills too little of it. Lengths are mm, places array coordinates (z, y, x).
 """
 
 from dataclasses import dataclass, field
@@ -18,23 +18,23 @@ LEAST_IMAGE = 0.125
 
 @dataclass(frozen=True)
 class ZoomRule:
-    """How regions follow targets. Shares are of the region's edge."""
+    """How a region is made for a target, and when it moves. Shares are of the region's edge."""
 
-    fill: float = 0.5  # the target's longest side in a region made for it
-    least_fill: float = 0.15  # a mask that fills less is looked at closer
-    growth: float = 1.5  # of the mask's extent, on each side where it touches the border
+    fill: float = 0.5  # share that the target's longest side takes of a region made for it
+    least_fill: float = 0.15  # a mask of a smaller share gets a smaller region
+    growth: float = 1.5  # of the mask's extent, for each side that touches the region's border
     passes: int = 2  # moves of the region after each prompt, at most
-    in_plane: float = 1.2  # the target's extent over that of its middle slice's box
-    finest: float = 0.5  # spacing over the image's finest voxel: closer shows nothing new
-    coarsest: float = 4.0  # spacing over the network's own, unless the image needs a larger one
-    same: float = 0.1  # regions whose spacings and centres differ by less are one
+    in_plane: float = 1.2  # the target's extent, as a multiple of its middle slice's box
+    finest: float = 0.5  # smallest spacing, as a multiple of the image's finest voxel
+    coarsest: float = 4.0  # largest spacing, over the network's; more if the image needs it
+    same: float = 0.1  # a move that changes spacing and centre by a smaller share is skipped
 
 
 @dataclass(frozen=True)
 class Region:
-    """A cube on the image: its middle and its voxels' side."""
+    """A cube on the image: its middle, and the edge of its voxels."""
 
-    centre_zyx: Triple
+    centre_zyx: Triple  # array coordinate
     spacing_mm: float
 
 
@@ -53,21 +53,21 @@ class Extent:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """An image as regions see it: its grid, and the crops that the network was trained on."""
+    """An image's grid, and the rules by which regions are placed on it."""
 
-    shape: tuple[int, int, int]
-    affine: np.ndarray
+    shape: tuple[int, int, int]  # (D, H, W)
+    affine: np.ndarray  # NIfTI's
     rule: CropRule
     zoom: ZoomRule = field(default_factory=ZoomRule)
 
     @property
     def voxel_mm(self) -> np.ndarray:
-        """Voxel size (z, y, x)."""
+        """The image's voxel size (z, y, x)."""
         return np.array(spacing_zyx(self.affine))
 
     @property
     def finest_mm(self) -> float:
-        """The smallest spacing that shows anything new."""
+        """The smallest spacing of a region; below it the image has no more detail."""
         return float(self.voxel_mm.min() * self.zoom.finest)
 
     @property
@@ -81,23 +81,24 @@ class Scene:
         )
 
     def about_click(self, zyx: Triple) -> Region:
-        """Return where to look at first about a click, when nothing else is known.
+        """Return the first region for a lone click.
 
-        Where the whole image fits into the cube it is the image, so that all its targets share one.
+        If the whole image fits into one cube, the region is that cube for every click, so that all
+        targets share one image embedding.
         """
         spacing_mm = self.rule.spacing_for(self.shape, tuple(self.voxel_mm))
-        # An image far smaller than the cube would be lost in it.
+        # An image far smaller than the cube would fill a few voxels of it only.
         spacing_mm = min(spacing_mm, self._longest_mm / (LEAST_IMAGE * self.rule.size))
         if (np.array(self.shape) * self.voxel_mm <= spacing_mm * self.rule.size * 1.001).all():
             zyx = tuple((n - 1) / 2 for n in self.shape)
         return Region(tuple(map(float, zyx)), spacing_mm)
 
     def about_box(self, box: BoxPrompt) -> Region:
-        """Return where to look for what is in a box."""
+        """Return the first region for a box."""
         return self.about(self.extent_of_box(box))
 
     def extent_of_box(self, box: BoxPrompt) -> Extent:
-        """Return how far a target reaches; beyond the box where that is of one slice."""
+        """Return the target's extent: the box, widened where it was drawn on one slice alone."""
         low, high = np.array(box.start_zyx) - 0.5, np.array(box.stop_zyx) - 0.5
         if box.middle_slice:
             wider = (high - low) * (self.zoom.in_plane - 1) / 2 * [0, 1, 1]
@@ -105,14 +106,14 @@ class Scene:
         return Extent(low, high)
 
     def about(self, extent: Extent, *, at_least_mm: float = 0.0) -> Region:
-        """Return the region that an extent fills as it should.
+        """Return a region whose edge the extent's longest side fills by the share ``zoom.fill``.
 
         Args:
-            at_least_mm: spacing below which not to go.
+            at_least_mm: the smallest spacing allowed.
         """
         longest_mm = ((extent.high - extent.low) * self.voxel_mm).max()
         wanted = longest_mm / (self.zoom.fill * self.rule.size)
-        # A cube of twice the image's length about any place in it holds all of the image.
+        # A cube twice as long as the image holds all of it, wherever in the image its middle is.
         coarsest = max(
             self.rule.spacing_mm * self.zoom.coarsest, 2 * self._longest_mm / self.rule.size
         )
@@ -127,21 +128,24 @@ class Scene:
         return bool((offset_mm < region.spacing_mm * self.rule.size / 2).all())
 
     def widened(self, region: Region, extent: Extent | None, points: np.ndarray) -> Region:
-        """Return a region that also holds clicks (n, 3) outside of the present one.
+        """Return a region that also holds clicks outside of the present one.
 
         Args:
-            extent: the mask's so far, None where it is empty.
+            region: the present one.
+            extent: of the present mask; None if it is empty.
+            points: (n, 3) clicked voxels.
         """
         nothing = Extent(np.full(3, np.inf), np.full(3, -np.inf))
         wanted = (extent or nothing).joined(points)
         return self.about(wanted, at_least_mm=region.spacing_mm)
 
     def next_region(self, region: Region, mask: np.ndarray, points: np.ndarray) -> Region | None:
-        """Return where to look after this mask; None to stay.
+        """Return the region that fits this mask better; None if the present one fits.
 
         Args:
-            mask: (m, m, m) bool in the region's cube.
-            points: (n, 3) foreground clicks, which stay inside.
+            region: the present one.
+            mask: (m, m, m) bool, cells of the region's cube.
+            points: (n, 3) foreground clicks; the next region holds them too.
         """
         extent = extent_in(self.grid(region), mask)
         if extent is None:
@@ -158,7 +162,13 @@ class Scene:
         return None if self._same(region, new) else new
 
     def _grown(self, region: Region, extent: Extent, mask: np.ndarray) -> tuple[Extent, bool]:
-        """Return an extent reaching on beyond the faces that the mask touches, and if it does."""
+        """Extend an extent beyond the faces of the cube that the mask touches.
+
+        It ends at the border of the image.
+
+        Returns:
+            the extent, and whether the mask touches a face inside of the image.
+        """
         grid = self.grid(region)
         low, high, touched = extent.low.copy(), extent.high.copy(), False
         size = high - low
@@ -187,7 +197,7 @@ class Scene:
 
 
 def extent_in(grid: CropGrid, mask: np.ndarray) -> Extent | None:
-    """Return the extent on the volume of a mask (m, m, m) in a cube; None where it is empty."""
+    """Return the extent on the image of a mask (m, m, m) in a cube; None if the mask is empty."""
     if not mask.any():
         return None
     cell = grid.size / mask.shape[0]

@@ -1,7 +1,7 @@
-"""Large targets in detail: overlapping cubes over a coarse mask, their logits blended (no torch).
+"""Detail for large targets: overlapping small cubes, whose logits are blended over a coarse mask.
 
-The cubes stand on a lattice that belongs to the image, not to the mask, so that a mask that changes
-a little, or another target, is seen through the same cubes, whose embeddings are kept.
+The cubes, called tiles, stand on a lattice that depends on the image alone. So another mask, or
+another target, needs the same tiles, and their image embeddings are reused.
 """
 
 import itertools
@@ -10,24 +10,24 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from utils.prediction.masks import Part
+from utils.prediction.masks import LogitBox
 from utils.prediction.region import Extent, Region, Scene
 from utils.volumes.geometry import CropGrid
 
-#: From one cube of the lattice to the next, as a share of the edge.
+#: Distance between neighbouring tiles, as a share of their edge.
 STRIDE = 0.75
-#: Of the coarse mask: it counts where there is no cube.
+#: Weight of the coarse mask: it decides only where no tile lies.
 LEAST_WEIGHT = 1e-6
-#: Cubes of the lattice along an axis, at most.
+#: Tiles of the lattice along an axis, at most.
 MOST_ALONG = 1000
 
 
 def lattice(scene: Scene, extent: Extent, spacing_mm: float, most: int) -> list[Region]:
-    """Return the cubes of the image's lattice that an extent reaches into.
+    """Return the tiles that overlap an extent.
 
     Args:
-        spacing_mm: of the cubes' voxels; made coarser until there are few enough.
-        most: cubes.
+        spacing_mm: of the tiles' voxels. It is increased by half until there are few enough tiles.
+        most: tiles allowed.
     """
     while True:
         edge = spacing_mm * scene.rule.size / scene.voxel_mm  # in the image's voxels
@@ -44,47 +44,53 @@ def lattice(scene: Scene, extent: Extent, spacing_mm: float, most: int) -> list[
 
 
 def _count(length: int, edge: float) -> int:
-    """Return how many cubes cover the whole image along an axis."""
+    """Return how many tiles cover the whole image along an axis; lengths in voxels."""
     return math.ceil(max(length - edge, 0) / (STRIDE * edge)) + 1
 
 
 def _starts(low: float, high: float, edge: float, length: int) -> list[float]:
-    """Return where the needed cubes of the lattice begin along an axis; the first is at -0.5."""
+    """Return where the tiles that overlap an extent begin along an axis.
+
+    The lattice begins at -0.5, the border of the first voxel.
+    """
     if length <= edge:
         return [(length - edge) / 2 - 0.5]
     starts = np.linspace(-0.5, length - edge - 0.5, _count(length, edge))
     return [float(s) for s in starts if s < high and s + edge > low]
 
 
-def blended(coarse: Part, tiles: Iterable[tuple[CropGrid, np.ndarray]]) -> Part:
-    """Lay tiles over coarse logits, each the weightier the deeper a voxel lies in it.
+def blended(coarse: LogitBox, tiles: Iterable[tuple[CropGrid, np.ndarray]]) -> LogitBox:
+    """Average the logits of tiles at each voxel; coarse logits stay where no tile lies.
+
+    A tile's weight falls from its middle to its border.
 
     Args:
-        tiles: cubes and their low-resolution logits (m, m, m).
+        coarse: gives the box of the result.
+        tiles: pairs of a cube and its low-resolution logits (m, m, m).
     """
-    total = coarse.logits * LEAST_WEIGHT
+    total = coarse.values * LEAST_WEIGHT
     weights = np.full(total.shape, LEAST_WEIGHT, np.float32)
     for grid, low_res in tiles:
         box = grid.covered_box()
-        part = Part(box, grid.paste_box(low_res, box))
+        tile = LogitBox(box, grid.paste_box(low_res, box))
         depth = grid.paste_box(_hat(low_res.shape[0]), box)
-        inner, outer = _overlap(part, coarse)
-        total[outer] += (part.logits * depth)[inner]
+        inner, outer = _overlap(tile, coarse)
+        total[outer] += (tile.values * depth)[inner]
         weights[outer] += depth[inner]
-    return Part(coarse.box, total / weights)
+    return LogitBox(coarse.box, total / weights)
 
 
 def _hat(cells: int) -> np.ndarray:
-    """Return (cells, cells, cells) weights from 1 in the middle to almost 0 at the border."""
+    """Return (cells, cells, cells) weights, 1 in the middle and almost 0 at the border."""
     along = 1 - np.abs((np.arange(cells) + 0.5) / cells * 2 - 1)
     return (along[:, None, None] * along[None, :, None] * along).astype(np.float32)
 
 
-def _overlap(part: Part, whole: Part) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return where two parts meet, as indices into the one and into the other."""
-    inner, outer = [], []
-    for a, b in zip(part.box, whole.box, strict=True):
+def _overlap(first: LogitBox, second: LogitBox) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return the voxels that two boxes share, as an index into each of them."""
+    in_first, in_second = [], []
+    for a, b in zip(first.box, second.box, strict=True):
         start, stop = max(a.start, b.start), max(a.start, b.start, min(a.stop, b.stop))
-        inner.append(slice(start - a.start, stop - a.start))
-        outer.append(slice(start - b.start, stop - b.start))
-    return tuple(inner), tuple(outer)
+        in_first.append(slice(start - a.start, stop - a.start))
+        in_second.append(slice(start - b.start, stop - b.start))
+    return tuple(in_first), tuple(in_second)

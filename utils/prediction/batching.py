@@ -1,0 +1,77 @@
+"""The network on one image: decode requests answered in batches, image embeddings cached.
+
+This is the only module of prediction that touches tensors, beside the `Predictor` that makes it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segment_anything import CropPredictor, Prompted
+from utils.prediction.session import DecodeRequest
+from utils.volumes.crops import cut_image
+from utils.volumes.geometry import CropGrid
+
+#: Bytes of image embeddings that are cached, some hundreds; the least recently used go first.
+EMBEDDING_BYTES = 2**30
+
+
+class BatchDecoder:
+    """A network on one image. Every cube of the image is encoded once while it is in the cache.
+
+    Args:
+        network: its ``batch_size`` limits how many requests are answered at a time.
+        image: (D, H, W) real numbers, not copied.
+        hounsfield: values are Hounsfield units: clamp them as in training.
+    """
+
+    def __init__(
+        self, network: CropPredictor, image: np.ndarray, *, hounsfield: bool = False
+    ) -> None:
+        self.network = network
+        self.cells = network.model.config.low_res_size  # edge of low-resolution masks
+        self.encoder_runs = 0  # cubes encoded so far
+        self._image, self._hounsfield = image, hounsfield
+        self._embeddings: OrderedDict[CropGrid, Tensor] = OrderedDict()
+
+    def decode(self, requests: Sequence[DecodeRequest]) -> list[np.ndarray]:
+        """Return low-resolution logits (m, m, m) float32 for each request."""
+        found: dict[int, np.ndarray] = {}
+        # Sorted by the number of clicks, since only requests of equal number share a batch.
+        order = sorted(range(len(requests)), key=lambda number: len(requests[number].clicks))
+        for first in range(0, len(order), self.network.batch_size):
+            numbers = order[first : first + self.network.batch_size]
+            logits = self._decode_batch([requests[number] for number in numbers])
+            found.update(zip(numbers, logits, strict=True))
+        return [found[number] for number in range(len(requests))]
+
+    def _decode_batch(self, requests: Sequence[DecodeRequest]) -> list[np.ndarray]:
+        embeddings = self._embedded(request.grid for request in requests)
+        no_mask = np.zeros((self.cells,) * 3, np.float32)
+        given = [no_mask if request.low_res is None else request.low_res for request in requests]
+        masks = torch.from_numpy(np.stack(given, dtype=np.float32))[:, None]
+        masks = masks.to(self.network.device).split(1)
+        targets = [
+            Prompted(embeddings[request.grid], request.clicks, mask)
+            for request, mask in zip(requests, masks, strict=True)
+        ]
+        low_res = torch.cat(self.network.decode_all(targets)).cpu().numpy()
+        return [logits.copy() for logits in low_res[:, 0]]  # a view would keep all of the batch
+
+    def _embedded(self, grids: Iterable[CropGrid]) -> dict[CropGrid, Tensor]:
+        """Return the image embedding of each cube, from the cache where it is there."""
+        grids = list(dict.fromkeys(grids))
+        new = [grid for grid in grids if grid not in self._embeddings]
+        crops = [cut_image(grid, self._image, hounsfield=self._hounsfield) for grid in new]
+        encoded = self.network.encode_all([torch.from_numpy(crop) for crop in crops])
+        self._embeddings.update(zip(new, encoded, strict=True))
+        self.encoder_runs += len(new)
+        for grid in grids:
+            self._embeddings.move_to_end(grid)
+        wanted = {grid: self._embeddings[grid] for grid in grids}
+        while sum(each.nbytes for each in self._embeddings.values()) > EMBEDDING_BYTES:
+            self._embeddings.popitem(last=False)
+        return wanted
