@@ -50,13 +50,9 @@ class BatchDecoder:
 
     def _decode_batch(self, requests: Sequence[DecodeRequest]) -> list[np.ndarray]:
         embeddings = self._embedded(request.grid for request in requests)
-        no_mask = np.zeros((self.cells,) * 3, np.float32)
-        given = [no_mask if request.low_res is None else request.low_res for request in requests]
-        masks = torch.from_numpy(np.stack(given, dtype=np.float32))[:, None]
-        masks = masks.to(self.network.device).split(1)
         targets = [
-            Prompted(embeddings[request.grid], request.clicks, mask)
-            for request, mask in zip(requests, masks, strict=True)
+            Prompted(embeddings[request.grid], request.clicks, _tensor_of(request.low_res))
+            for request in requests
         ]
         low_res = torch.cat(self.network.decode_all(targets)).cpu().numpy()
         return [logits.copy() for logits in low_res[:, 0]]  # a view would keep all of the batch
@@ -75,3 +71,8 @@ class BatchDecoder:
         while sum(each.nbytes for each in self._embeddings.values()) > EMBEDDING_BYTES:
             self._embeddings.popitem(last=False)
         return wanted
+
+
+def _tensor_of(low_res: np.ndarray | None) -> Tensor | None:
+    """Return a mask prompt (1, 1, m, m, m) float32 of logits (m, m, m)."""
+    return None if low_res is None else torch.from_numpy(low_res.astype(np.float32))[None, None]

@@ -37,7 +37,7 @@ class ScoredCase(NamedTuple):
     prediction: np.ndarray  # (D, H, W) uint16 after the last click: instance numbers, or 1
 
 
-class Step(NamedTuple):
+class ClickStep(NamedTuple):
     """One click of the loop on one target."""
 
     mask: np.ndarray  # (D, H, W) bool after the click
@@ -153,7 +153,9 @@ class Evaluator:
         )
         return score, mask
 
-    def _interact(self, interaction: Interaction, crop: Crop, target: np.ndarray) -> Iterator[Step]:
+    def _interact(
+        self, interaction: Interaction, crop: Crop, target: np.ndarray
+    ) -> Iterator[ClickStep]:
         """Yield one step a click; the clicks go into the errors that the crop covers."""
         reachable = target & crop.grid.covered()
         mask, milliseconds = np.zeros_like(target), 0.0
@@ -166,7 +168,7 @@ class Evaluator:
                 values = logits[0, 0].float().cpu().numpy()
                 threshold = self.network.model.mask_threshold
                 mask = crop.grid.paste(values, outside=-np.inf) > threshold
-            yield Step(mask, click, milliseconds)
+            yield ClickStep(mask, click, milliseconds)
 
     def _click(self, interaction: Interaction, coords: Tensor, labels: Tensor) -> Tensor:
         """Return the crop's logits (1, 1, S, S, S) after one more click."""

@@ -1,7 +1,7 @@
 """Protocol "challenge" on challenge NPZ: its cases, tables and summary."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -193,10 +193,11 @@ class ChallengeProtocol(Protocol):
     def shown(self) -> dict[str, str]:
         """Prompts, and the predictor's options."""
         boxes = "boxes where there are any, then " if self.args.boxes else ""
-        options = _flat(asdict(PredictorOptions()))
+        options = asdict(PredictorOptions())
+        options = options.pop("zoom") | options
         return {
             "prompts": f"{boxes}{self.args.num_clicks} clicks",
-            "predictor": ", ".join(f"{name} {value}" for name, value in options),
+            "predictor": ", ".join(f"{name} {value}" for name, value in options.items()),
         }
 
     def jobs(self, settings: RunSettings) -> list[ScoreJob]:
@@ -282,8 +283,3 @@ def _target_scores(
         )
         for n, (value, (name, organ)) in enumerate(zip(steps.class_ids, names, strict=True))
     )
-
-
-def _flat(options: dict) -> Iterator[tuple[str, object]]:
-    for name, value in options.items():
-        yield from _flat(value) if isinstance(value, dict) else [(name, value)]
