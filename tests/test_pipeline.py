@@ -151,7 +151,7 @@ def test_every_flag_is_read_by_something(pipeline):
     of_online = {"num_clicks", "augment", "zoom_share"}
     expected = {"teacher": set(), "student": {"init_from_teacher", "val_datas"} | of_online}
     expected["online"] = {"init_from_teacher", "val_datas"}
-    of_challenge = {"images", "labels", "json", "boxes", "workers", "trained_on"}
+    of_challenge = {"images", "labels", "json", "boxes"}
     expected |= {"validation": of_challenge, "validation_student": of_challenge}
     expected["challenge"] = {"val_datas", "max_instances", "predictions"}
     assert reports["unread"] == expected

@@ -134,10 +134,10 @@ class Summary(ABC):
 
 
 class Protocol(ABC):
-    """A validation protocol with its flags and cases.
+    """A validation protocol with its flags.
 
     Raises:
-        InputError: there are no cases.
+        InputError: a flag that the protocol needs is missing.
     """
 
     @abstractmethod
@@ -155,7 +155,11 @@ class Protocol(ABC):
 
     @abstractmethod
     def jobs(self, settings: RunSettings) -> list[ScoreJob]:
-        """Return a job for each case, in the order of the tables."""
+        """Find the cases; return a job for each, in the order of the tables.
+
+        Raises:
+            InputError: there are none.
+        """
 
     @abstractmethod
     def finish(self, run: Finished) -> Summary:

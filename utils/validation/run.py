@@ -42,8 +42,7 @@ def validate(args: argparse.Namespace) -> Summary:
         InputError: the network or the flags cannot be used, or no case could be scored.
         WriteError: an output cannot be written.
     """
-    protocol = PROTOCOLS[args.protocol](args)  # first: without cases nothing is written
-    start_run(args, args.out_dir)
+    protocol = PROTOCOLS[args.protocol](args)
     network = NetworkFile(args.checkpoint, args.network, args.teacher, args.encoder)
     facts, rule = _facts(network)
     settings = RunSettings(
@@ -56,6 +55,7 @@ def validate(args: argparse.Namespace) -> Summary:
         digest=_digest(facts, rule, args, protocol),
     )
     jobs = protocol.jobs(settings)
+    start_run(args, args.out_dir)  # only now: without network or cases nothing is written
     scores, failures = score_all(jobs, args.workers)
     if not scores:
         first = "\n".join(f"{case}: {message}" for case, message in list(failures.items())[:5])

@@ -182,7 +182,6 @@ class ChallengeProtocol(Protocol):
         if args.images is None:
             raise InputError("--protocol challenge needs --images, a folder of challenge NPZ.")
         self.args = args
-        self.pairs = find_challenge_cases(args.images, args.labels)
 
     @property
     def options(self) -> list:
@@ -212,7 +211,7 @@ class ChallengeProtocol(Protocol):
                 class_file=self.args.json.resolve(),
                 boxes=self.args.boxes,
             )
-            for image, label in self.pairs
+            for image, label in find_challenge_cases(self.args.images, self.args.labels)
         ]
 
     def finish(self, run: Finished) -> ChallengeSummary:

@@ -154,7 +154,6 @@ class ClicksProtocol(Protocol):
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.cases = find_cases(args.val_datas)
 
     @property
     def options(self) -> list:
@@ -171,8 +170,9 @@ class ClicksProtocol(Protocol):
 
     def jobs(self, settings: RunSettings) -> list[ScoreJob]:
         """Return a job for each case; those drawn are spread evenly, so over all organs."""
-        count = min(self.args.pictures, len(self.cases))
-        drawn = {int(i) for i in np.linspace(0, len(self.cases) - 1, count)}
+        cases = find_cases(self.args.val_datas)
+        count = min(self.args.pictures, len(cases))
+        drawn = {int(i) for i in np.linspace(0, len(cases) - 1, count)}
         return [
             ClicksJob(
                 case=case.sample_id,
@@ -185,7 +185,7 @@ class ClicksProtocol(Protocol):
                 predicts=self.args.predictions,
                 draws=number in drawn,
             )
-            for number, case in enumerate(self.cases)
+            for number, case in enumerate(cases)
         ]
 
     def finish(self, run: Finished) -> ClicksSummary:
