@@ -1,14 +1,14 @@
-"""From the start of a process to its first mask on disk: predict.py, begun anew each time.
+"""Seconds from the start of a process to its first mask on disk, for predict.py.
 
     python benchmarks/cold_start.py
     python benchmarks/cold_start.py --checkpoints student.pth --runs 9 --json work_dir/cold.json
     python benchmarks/cold_start.py --networks fastsam3d --engines eager compiled
 
-The challenge starts its container anew for every step, so this is part of every answer. The case
-is a made-up abdomen with the boxes of two organs and a click into one; networks get fresh random
-weights where no files are given. Networks and engines take turns; files are in the cache, as every
-one was read before. Parts are what predict.py --timing says; what is left of the whole process is
-the interpreter's own start and end. Every run must write the same mask with something in it.
+The challenge starts its container anew for every step, so every answer takes this time. The case is
+a made-up abdomen with the boxes of two organs and a click into one. Networks have random weights
+unless files are given. Networks and engines take turns; the system has cached their files, since
+each was read before. The parts are those of predict.py --timing; the rest of the process is the
+interpreter's start and end. Every run must write the same mask, and it must not be empty.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
-    """Time every network with every engine; return a row for each, and where it was."""
+    """Time every network with every engine; return a row for each, and the machine."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         case = write_case(folder / "CT_phantom.npz", args.seed)
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
 
 
 def write_case(path: Path, seed: int) -> Path:
-    """Write a challenge file: an abdomen, the boxes of two organs, a click into the first."""
+    """Write a challenge file: an abdomen, boxes of two organs, and a click into the first."""
     rng = np.random.default_rng(seed)
     phantom = ct_phantom(rng)
     organs = np.unique(phantom.label)[1:3]
@@ -101,14 +101,14 @@ def write_case(path: Path, seed: int) -> Path:
 
 
 def save_random(path: Path, network: str, seed: int) -> Path:
-    """Write a checkpoint of a network with fresh weights."""
+    """Write a checkpoint of a network with random weights."""
     torch.manual_seed(seed)
     torch.save(checkpoint_payload(sam_model_registry3D[network]()), path)
     return path
 
 
 class Start:
-    """One way to start predict.py: what each run took, part by part, and the masks it wrote."""
+    """One command line of predict.py, the seconds of each of its runs by part, and their masks."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class Start:
         ]
 
     def run(self) -> None:
-        """Start it and wait for its end."""
+        """Run the command once and keep its seconds and its mask."""
         self._answer.unlink(missing_ok=True)
         done = subprocess.run(self._command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
@@ -141,7 +141,7 @@ class Start:
             self._masks.append(answer["segs"])
 
     def row(self, title: str, wall: Sequence[float]) -> dict[str, object]:
-        """Say what all runs took; ``wall`` are the seconds of whole processes."""
+        """Return the row of the table; ``wall`` holds the seconds of whole processes."""
         parts = self._parts[self._discard :]
         medians = {name: summary([p[name] for p in parts])["median"] for name in PARTS}
         rest = [w - sum(p.values()) for w, p in zip(wall, parts, strict=True)]

@@ -5,7 +5,7 @@
 
 Runs the challenge's protocol (utils/validation/challenge.py) on every case with each variant:
 
-* ``truth``: crops centred on the truth, for comparison; no prompt tells this place;
+* ``truth``: crops centred on the truth, which prompts alone do not tell;
 * ``prompts``: regions found from prompts alone, as `Predictor` finds them;
 * ``centre``: FastSAM3D's entry: the volume's middle, and clicks in the volume's own coordinates;
 * ``last click``: SAM-Med3D's baseline: 1.5 mm about the last foreground click, and no other click;
@@ -148,7 +148,7 @@ class Variant(NamedTuple):
 
 
 def variants() -> dict[str, Variant]:
-    """Return every way that is compared, by name."""
+    """Return all variants by name."""
     ours = PredictorOptions()
     still = replace(ours.zoom, passes=0)
     bare = {"only_prompted": False, "honour_clicks": False, "far_share": 1.0, "tile_above": 0.0}
@@ -198,7 +198,7 @@ def opened(checkpoint: Path) -> tuple[Sam3D, CropRule]:
 
 
 def score(job: Job) -> tuple[Job, dict]:
-    """Run the protocol; return the means over the classes after each step."""
+    """Run the protocol on one case; return the means over its classes after each step."""
     variant = variants()[job.variant]
     model, rule = opened(job.checkpoint)
     predictor = Predictor(model, rule, options=variant.options)
@@ -225,7 +225,7 @@ def score(job: Job) -> tuple[Job, dict]:
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """Return a Markdown table, a row a variant; the box step is over the cases with a box."""
+    """Return a Markdown table, one row a variant; the box step counts only cases with a box."""
     lines = [
         "| variant | DSC: box | clicks | DSC_AUC | NSD: box | clicks | NSD_AUC | encoder runs "
         "a case | s a step |",
@@ -260,7 +260,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict[str, list[dict]]:
-    """Score every case with every variant; return the rows by variant, and write them."""
+    """Score every case with every variant; write the rows and return them by variant."""
     jobs = [
         Job(
             name,

@@ -3,10 +3,10 @@
     python benchmarks/growth.py --json work_dir/growth.json
     python benchmarks/growth.py --checkpoint student.pth --engine graph --device cuda
 
-A made-up challenge file with one click a target is read, answered and written as predict.py does,
-in one process, so that imports and weights are paid once; all cases take turns. The network has
-random weights unless a checkpoint is given. Beside each time stands how many targets have voxels in
-the answer.
+Made-up challenge files with one click a target are read, segmented and written as by predict.py.
+All runs share one process, so that imports and weights are loaded once, and the cases take turns.
+The network has random weights unless a checkpoint is given. The table also says how many targets
+have voxels in the answer.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from utils.run.flags import add_device_arguments, add_engine_arguments, positive
 from utils.run.network import open_network
 
 SPACING_XYZ = (0.8, 0.8, 1.5)
-#: Parts of predict.py's time that a case takes, without imports and weights.
+#: Parts of predict.py's time that are spent on each case.
 PARTS = ("cases", "network", "writing")
 
 
@@ -65,7 +65,7 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Answer every case ``args.runs`` times in turns; return a row each."""
+    """Segment every case ``args.runs`` times, in turns; return one row a case."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = args.checkpoint or random_checkpoint(folder / "random.pth", args.network)
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def answered(path: Path, out: Path, predictor: Predictor) -> dict[str, float]:
-    """Answer a case as predict.py does; return the seconds by part."""
+    """Segment a case as predict.py does; return the seconds by part."""
     words = ["--input", path, "--output", out, "--checkpoint", "unused"]
     args, clock = predict.parse_args(list(map(str, words))), predict.Clock()
     with clock.part("cases"):
@@ -107,7 +107,7 @@ def answered(path: Path, out: Path, predictor: Predictor) -> dict[str, float]:
 
 
 def random_checkpoint(path: Path, network: str) -> Path:
-    """Write a network with fresh weights as our own checkpoint."""
+    """Write a checkpoint of a network with random weights."""
     torch.manual_seed(0)
     torch.save(checkpoint_payload(sam_model_registry3D[network]()), path)
     return path

@@ -150,6 +150,25 @@ def keep_prompted(logits: LogitBox, seeds: Iterable[Sequence[float]]) -> LogitBo
     return LogitBox(logits.box, np.where(dropped, -SURE_LOGIT, logits.values))
 
 
+class ForegroundClicks:
+    """The foreground clicks of all targets, searched by place; there may be thousands of them.
+
+    Args:
+        clicks: pairs (target id, click).
+    """
+
+    def __init__(self, clicks: list[tuple[int, Click]]) -> None:
+        self._clicks = [click for _, click in clicks]
+        self._targets = np.array([target for target, _ in clicks])
+        self._places = np.array([click.zyx for click in self._clicks]).reshape(-1, 3)
+
+    def of_others(self, target: int, logits: LogitBox) -> list[Click]:
+        """Return the clicks of other targets that lie in a box."""
+        inside = (self._places >= logits.start) & (self._places < logits.stop)
+        found = np.flatnonzero(inside.all(axis=1) & (self._targets != target))
+        return [self._clicks[number] for number in found]
+
+
 def honour_clicks(
     logits: LogitBox,
     clicks: Sequence[Click],

@@ -38,7 +38,7 @@ from segment_anything import CropPredictor, Engine, Sam3D
 from utils.errors import InputError
 from utils.prediction.batching import BatchDecoder
 from utils.prediction.lockstep import in_lockstep
-from utils.prediction.masks import LogitBox, compete, honour_clicks
+from utils.prediction.masks import ForegroundClicks, LogitBox, compete, honour_clicks
 from utils.prediction.region import Scene
 from utils.prediction.session import DecodeRequest, ImageSession, PredictorOptions, State
 from utils.prompts.kinds import (
@@ -108,7 +108,7 @@ class Predictor:
     ) -> None:
         """Set the image. The previous image and all prompts on it are dropped.
 
-        Give either ``spacing_xyz`` or ``affine``; the orientation matters to the network.
+        Give either ``spacing_xyz`` or ``affine``.
 
         Args:
             volume: (D, H, W) finite real numbers of any dtype. It is not copied: do not change it
@@ -120,8 +120,8 @@ class Predictor:
                 training.
 
         Raises:
-            InputError: the volume is not three-dimensional, is empty, or holds NaN or infinity;
-                or the grid is degenerate; or both or neither of spacing and affine are given.
+            InputError: the volume is not 3D, is empty, or holds NaN or infinity; or the affine is
+                degenerate; or both or neither of spacing and affine are given.
         """
         if volume.ndim != 3 or 0 in volume.shape:
             raise InputError(f"the image has shape {volume.shape}. Expected (D, H, W), none 0.")
@@ -295,7 +295,7 @@ class Predictor:
         self._decode_new_prompts([target])
         return self._logits(target, self._foreground_clicks())
 
-    def _logits(self, target: int, foreground: "ForegroundClicks") -> LogitBox:
+    def _logits(self, target: int, foreground: ForegroundClicks) -> LogitBox:
         logits, state = self._cached_logits(target), self._states[target][-1]
         if not self.options.honour_clicks:
             return logits
@@ -333,15 +333,9 @@ class Predictor:
             states.append((yield from self.session.advance(before, counted, target)))
         yield from self.session.decode_tiles(states[-1])
 
-    def _foreground_clicks(self) -> "ForegroundClicks":
-        return ForegroundClicks(
-            [
-                (target, click)
-                for target in self.targets
-                for click in self._clicks(target)
-                if click.is_foreground
-            ]
-        )
+    def _foreground_clicks(self) -> ForegroundClicks:
+        clicks = [(target, click) for target in self.targets for click in self._clicks(target)]
+        return ForegroundClicks([pair for pair in clicks if pair[1].is_foreground])
 
     def _clicks(self, target: int) -> list[Click]:
         counted = _since_mask(self._prompts[target])
@@ -377,21 +371,6 @@ def ready_predictor(
         precision=pick_precision(precision, where),
         engine=pick_engine(engine, where),
     )
-
-
-class ForegroundClicks:
-    """The foreground clicks of all targets, searched by place; there may be thousands of them."""
-
-    def __init__(self, clicks: list[tuple[int, Click]]) -> None:
-        self._clicks = [click for _, click in clicks]
-        self._targets = np.array([target for target, _ in clicks])
-        self._places = np.array([click.zyx for click in self._clicks]).reshape(-1, 3)
-
-    def of_others(self, target: int, logits: LogitBox) -> list[Click]:
-        """Return the clicks of other targets that lie in a box."""
-        inside = (self._places >= logits.start) & (self._places < logits.stop)
-        found = np.flatnonzero(inside.all(axis=1) & (self._targets != target))
-        return [self._clicks[number] for number in found]
 
 
 def _since_mask(prompts: list[Prompt]) -> list[Prompt]:
