@@ -1,7 +1,7 @@
 """Segment a 3D image from prompts: any size, spacing and orientation, any number of targets.
 
 A target is one object to be segmented; its id is a whole number from 1 on. The network of this
-example has random weights; `utils.training.checkpoint.open_network` opens a trained one.
+example has random weights; `utils.run.network.open_network` opens a trained one.
 
 >>> import numpy as np
 >>> from segment_anything import build_sam3D, network_configs

@@ -1,7 +1,8 @@
 """What a validation protocol decides, so that one loop, one set of files and one report serve all.
 
-A `Protocol` finds the cases and makes a `ScoreJob` of each; a job scores its case in any process;
-the protocol then makes tables and a summary of all scores. `utils.validation.run` does the rest.
+A `ValidationProtocol` finds the cases and makes a `ScoreJob` of each. A job scores its case in any
+process. The protocol then makes tables and a summary of all scores. `utils.validation.run` does
+the rest.
 """
 
 import argparse
@@ -133,7 +134,7 @@ class Summary(ABC):
         """What the report says beside its tables."""
 
 
-class Protocol(ABC):
+class ValidationProtocol(ABC):
     """A validation protocol with its flags.
 
     Raises:

@@ -17,10 +17,10 @@ from utils.validation.protocol import (
     Finished,
     NetworkFacts,
     Overlay,
-    Protocol,
     RunSettings,
     ScoreJob,
     Summary,
+    ValidationProtocol,
 )
 from utils.validation.report import worst_cases, write_report
 from utils.validation.run_challenge import ChallengeProtocol
@@ -29,7 +29,10 @@ from utils.validation.scores import CaseScore
 from utils.validation.worker import score_all
 from utils.volumes.geometry import CropRule
 
-PROTOCOLS: dict[str, type[Protocol]] = {"clicks": ClicksProtocol, "challenge": ChallengeProtocol}
+PROTOCOLS: dict[str, type[ValidationProtocol]] = {
+    "clicks": ClicksProtocol,
+    "challenge": ChallengeProtocol,
+}
 
 
 def validate(args: argparse.Namespace) -> Summary:
@@ -98,7 +101,7 @@ def _facts(network: NetworkFile) -> tuple[NetworkFacts, CropRule]:
 
 
 def _digest(
-    facts: NetworkFacts, rule: CropRule, args: argparse.Namespace, protocol: Protocol
+    facts: NetworkFacts, rule: CropRule, args: argparse.Namespace, protocol: ValidationProtocol
 ) -> str:
     """Return a digest of all that scores depend on beside the case."""
     content = [args.protocol, facts.fingerprint, rule.to_dict(), protocol.options]
@@ -113,7 +116,7 @@ def _trained_on(network: NetworkFile, args: argparse.Namespace) -> set[str] | No
     return trained_on(network.path)
 
 
-def _shown(settings: RunSettings, rule: CropRule, protocol: Protocol) -> dict[str, str]:
+def _shown(settings: RunSettings, rule: CropRule, protocol: ValidationProtocol) -> dict[str, str]:
     """Return what the report says of the run; nothing that differs from run to run."""
     network, fit = settings.network, ", finer where the whole volume fits" if rule.fit else ""
     device = f"{settings.device}, {settings.precision}, {settings.engine}"

@@ -18,7 +18,14 @@ from utils.results.figures import png_bytes
 from utils.results.overlays import overlay_figure
 from utils.run.device import peak_memory_mib
 from utils.validation.challenge import PredictorAnswerer, Steps, evaluate, ranked
-from utils.validation.protocol import Finished, Overlay, Protocol, RunSettings, ScoreJob, Summary
+from utils.validation.protocol import (
+    Finished,
+    Overlay,
+    RunSettings,
+    ScoreJob,
+    Summary,
+    ValidationProtocol,
+)
 from utils.validation.scores import CaseScore, TargetScore
 from utils.validation.tables import (
     anatomy_rows,
@@ -175,7 +182,7 @@ class ChallengeSummary(Summary):
         return "\n".join(lines)
 
 
-class ChallengeProtocol(Protocol):
+class ChallengeProtocol(ValidationProtocol):
     """Whole volumes of ``--images`` from prompts alone, by the challenge's rules."""
 
     def __init__(self, args: argparse.Namespace) -> None:

@@ -22,7 +22,14 @@ from utils.results.figures import png_bytes, save
 from utils.results.overlays import overlay_figure
 from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.validation.clicks import Evaluator, ScoredCase
-from utils.validation.protocol import Finished, Overlay, Protocol, RunSettings, ScoreJob, Summary
+from utils.validation.protocol import (
+    Finished,
+    Overlay,
+    RunSettings,
+    ScoreJob,
+    Summary,
+    ValidationProtocol,
+)
 from utils.validation.scores import CaseScore, TargetScore
 from utils.validation.tables import (
     click_rows,
@@ -149,7 +156,7 @@ class ClicksSummary(Summary):
         return "\n".join([self.table, "", curves, *self.notes, where])
 
 
-class ClicksProtocol(Protocol):
+class ClicksProtocol(ValidationProtocol):
     """Each target of ``--val-datas`` alone, in a crop about it."""
 
     def __init__(self, args: argparse.Namespace) -> None:
