@@ -45,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def draw(predictor: Predictor, phantom: Phantom, value: int, name: str, count: int) -> np.ndarray:
-    """Click ``count`` times into one class of a phantom; return the overlay's pixels (height, width, 4)."""
+    """Click ``count`` times into one class; return the overlay's pixels (height, width, 4)."""
     truth = phantom.label == value
     predictor.set_image(phantom.image, phantom.spacing_xyz)
     clicks, mask = [], np.zeros_like(truth)
