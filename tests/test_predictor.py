@@ -327,7 +327,7 @@ def test_a_second_look_at_a_large_target_asks_the_network_nothing():
     "zyx", [(14, 0, 0), (-1, 0, 0), (1.5, 0, 0), (1, 2), (np.nan, 0, 0), (np.inf, 0, 0)], ids=str
 )
 def test_a_click_beside_the_image_is_refused(predictor, zyx):
-    with pytest.raises(PromptError, match="no voxel of the image"):
+    with pytest.raises(PromptError, match="not a voxel of the image"):
         predictor.add_point(zyx)
 
 
