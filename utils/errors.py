@@ -1,7 +1,7 @@
-"""The one exception type that a script turns into a message and an exit code (no torch).
+"""The one exception type that a script turns into a message and an exit code.
 
-Whoever raises it says four things: which file or case, what was found, what was expected,
-what to do. Anything else that escapes a script is a bug and keeps its traceback.
+Its message has four parts: which file or case, what was found, what was expected, what to do. Any
+other exception that ends a script is a bug and keeps its traceback.
 """
 
 import functools
@@ -27,7 +27,7 @@ def exit_on_input_error(main: Callable[[], int | None]) -> Callable[[], None]:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
-            print("interrupted; what was finished is kept", file=sys.stderr)
+            print("interrupted; finished work is kept", file=sys.stderr)
             sys.exit(130)
 
     return wrapped

@@ -1,12 +1,13 @@
 """The challenge's evaluation of one case: a box, then clicks into the errors of all classes.
 
-Step 1 gives the boxes, where the case has any; each further step gives every class one click by
-`challenge_click`, or none where nothing is left to mend. Clicks pile up. Scores are taken after
-every step. Whoever answers sees prompts alone (`Answerer`): the predictor in this process, or
-predict.py started anew each step as the challenge starts its container.
+The first step gives the boxes, where the case has any. Each further step gives every class one
+click by `challenge_click`, or none where the class has no error left. Prompts accumulate, and
+scores are taken after every step. What is evaluated (`Answerer`) is given prompts alone: it is the
+predictor in this process, or predict.py started anew each step, as the challenge starts its
+container.
 
 Classes are numbered by rank: the k-th box belongs to the k-th class in order of its id, and the
-answer holds k. A test file does not tell the ids, so truth with gaps in its ids is renumbered here.
+answer holds k. A test file does not name the ids, so truth with gaps in its ids is renumbered here.
 """
 
 import time
@@ -38,7 +39,7 @@ class Answerer(Protocol):
 
 
 class PredictorAnswerer:
-    """Answers in this process; prompts that it has seen are not given to the network again."""
+    """The predictor in this process; a prompt is given to it once, at the step that brings it."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class PredictorAnswerer:
         predictor.set_image(image, spacing_xyz, hounsfield=hounsfield)
 
     def answer(self, prompts: list[list[Prompt]], previous: np.ndarray | None) -> np.ndarray:
-        """Return the ranks of all classes' masks."""
+        """Return each voxel's class rank (D, H, W), 0 for none."""
         for rank, own in enumerate(prompts, start=1):
             for prompt in own[self._given.get(rank, 0) :]:
                 self._predictor.add(prompt, target=rank)
@@ -62,12 +63,12 @@ class PredictorAnswerer:
 
 @dataclass(frozen=True)
 class Steps:
-    """What came out of one case; lists run over the steps, arrays over (steps, classes)."""
+    """The outcome of one case; lists run over the steps, arrays over (steps, classes)."""
 
     class_ids: list[int]
     dsc: np.ndarray
     nsd: np.ndarray  # at the right spacing
-    nsd_official: np.ndarray  # with the spacing handed over in the wrong order, as the evaluator
+    nsd_official: np.ndarray  # as the evaluator computes it: with the spacing in the wrong order
     seconds: list[float]
     clicks: list[list[Click]]  # by class
     answers: list[np.ndarray]  # (D, H, W) uint8 after the first and the last step

@@ -163,7 +163,7 @@ def _curves(scores: Sequence[CaseScore]) -> list[Picture]:
 
 
 def score_figure(scores: Sequence[CaseScore], metric: str, ylabel: str) -> Figure:
-    """Draw a score over the steps: the cases with a box, and those without from the first click.
+    """Draw a score over the steps, one curve for the cases with a box and one for the others.
 
     Args:
         scores: at least one case.
@@ -173,6 +173,8 @@ def score_figure(scores: Sequence[CaseScore], metric: str, ylabel: str) -> Figur
     steps = ["box", *map(str, range(1, num_steps(scores)))]
     boxed = [getattr(case.scores, metric) for case in scores if case.has_box]
     unboxed = [getattr(case.scores, metric)[1:] for case in scores if not case.has_box]
+    if scores[0].protocol == CLICKS:
+        return spread_figure({"clicks": np.array(unboxed)}, steps[1:], ylabel)
     series = {WITH_BOX: np.array(boxed), WITHOUT_BOX: np.array(unboxed)}
     return spread_figure(series, steps, ylabel)
 

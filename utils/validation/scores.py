@@ -94,7 +94,7 @@ class CaseScore:
 
     @classmethod
     def from_dict(cls, content: Mapping) -> "CaseScore":
-        """Read what `to_dict` made, lists in place of tuples or not.
+        """Read the output of `to_dict`, with lists or tuples.
 
         Raises:
             InputError: a field is missing or unknown, there is no target, or scores are not one
