@@ -7,6 +7,7 @@ import pytest
 
 MODULES = [
     "utils.prediction.predictor",
+    "utils.validation.clicks",
 ]
 
 

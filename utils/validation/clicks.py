@@ -48,16 +48,24 @@ class ClickStep(NamedTuple):
 class Evaluator:
     """Runs protocol "clicks" with one network.
 
-    >>> import torch
+    >>> import tempfile
+    >>> from pathlib import Path
     >>> from segment_anything import sam_model_registry3D
-    >>> from utils.volumes.geometry import CropRule
-    >>> model = sam_model_registry3D["tiny"]()
-    >>> evaluator = Evaluator(
-    ...     model, CropRule(), num_clicks=5, device=torch.device("cpu"), precision=torch.float32
-    ... )
-    >>> scored = evaluator.run_case(case)  # a `Case` of `find_cases`      # doctest: +SKIP
-    >>> scored.score.targets[0].dsc        # step 0 is the box: unused     # doctest: +SKIP
-    (0.0, 0.41, 0.52, 0.58, 0.61, 0.63)
+    >>> from utils.cases.prepared import find_cases
+    >>> from utils.files.nifti import write_nifti
+    >>> tree = tempfile.TemporaryDirectory()
+    >>> folder = Path(tree.name) / "liver" / "CT_Ours"
+    >>> image = np.zeros((20, 48, 40), np.uint8)
+    >>> image[5:15, 10:30, 10:30] = 200
+    >>> write_nifti(folder / "imagesTr" / "a.nii.gz", image, np.eye(4))
+    >>> write_nifti(folder / "labelsTr" / "a.nii.gz", image // 200, np.eye(4))
+    >>> how = {"num_clicks": 2, "device": torch.device("cpu"), "precision": torch.float32}
+    >>> evaluator = Evaluator(sam_model_registry3D["tiny"](), CropRule(), **how)
+    >>> scored = evaluator.run_case(find_cases([folder])[0])
+    >>> len(scored.score.targets[0].dsc)  # step 0 is the box, which this protocol does not give
+    3
+    >>> scored.prediction.shape
+    (20, 48, 40)
 
     Args:
         model: the network; moved to ``device``.
