@@ -19,14 +19,13 @@ from small import small_config, small_sam
 
 from segment_anything import (
     ENGINES,
-    ClickHistory,
     EngineError,
     InferenceEngine,
     build_sam3D,
-    decode,
     require_engine,
     upsample,
 )
+from segment_anything.decoding import decode_points
 from segment_anything.engine import Captured, prepared
 from utils.run import flags as run_flags
 
@@ -82,10 +81,8 @@ def wide_small_sam(**encoder):
 def plainly(model, images, coords, labels, masks):
     """Return embedding, low-resolution logits and full ones, without an engine."""
     embedding = model.image_encoder(images)
-    history = ClickHistory("all")
-    for click in range(coords.shape[1]):
-        history.add(coords[:, click], labels[:, click])
-    low_res, iou = decode(model, embedding, history, masks)
+    dense_pe = model.prompt_encoder.get_dense_pe()
+    low_res, iou = decode_points(model, embedding, coords, labels, masks, dense_pe)
     return embedding, low_res, iou, upsample(low_res, 32)
 
 
