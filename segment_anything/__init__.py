@@ -14,7 +14,6 @@ from segment_anything.checkpoint import (
     open_checkpoint,
     read_checkpoint,
     require_decoder,
-    student_num_heads,
     student_payload,
 )
 from segment_anything.config import (
@@ -25,13 +24,7 @@ from segment_anything.config import (
     SamConfig,
 )
 from segment_anything.crop_predictor import CropPredictor, Prompted
-from segment_anything.decoding import (
-    NO_CLICK,
-    ClickHistory,
-    Interaction,
-    no_mask,
-    upsample,
-)
+from segment_anything.decoding import NO_CLICK, Interaction, upsample
 from segment_anything.engine import (
     ENGINES,
     Engine,
@@ -40,18 +33,16 @@ from segment_anything.engine import (
     autocast,
     require_engine,
 )
-from segment_anything.modeling import EncoderOutput, Sam3D
+from segment_anything.modeling import Sam3D
 
 __all__ = [
     "ENGINES",
     "NO_CLICK",
     "CheckpointError",
-    "ClickHistory",
     "ConfigError",
     "CropPredictor",
     "DecoderConfig",
     "EncoderConfig",
-    "EncoderOutput",
     "Engine",
     "EngineError",
     "InferenceEngine",
@@ -67,13 +58,11 @@ __all__ = [
     "fingerprint",
     "load_checkpoint",
     "network_configs",
-    "no_mask",
     "open_checkpoint",
     "read_checkpoint",
     "require_decoder",
     "require_engine",
     "sam_model_registry3D",
-    "student_num_heads",
     "student_payload",
     "upsample",
 ]

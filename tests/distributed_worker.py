@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from small import RULE, small_sam, small_student
+from small_networks import RULE, small_sam, small_student
 from test_trainer import CONFIG
 
 from segment_anything import checkpoint_payload, student_payload

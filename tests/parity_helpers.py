@@ -1,15 +1,16 @@
-"""Networks with the fixed weights of ``fill.py``, built once for all tests, and the golden data."""
+"""Networks with the weights of ``fixed_weights.py``, built once for all tests; the golden data."""
 
 import json
 from functools import cache
 from pathlib import Path
 
-import fill
+import fixed_weights
 import numpy as np
 import torch
 from torch import Tensor
 
-from segment_anything import EncoderOutput, Sam3D, sam_model_registry3D
+from segment_anything import Sam3D, sam_model_registry3D
+from segment_anything.modeling import EncoderOutput
 
 DATA = Path(__file__).parent / "data"
 NETWORKS = ("teacher", "student")
@@ -27,9 +28,9 @@ def golden() -> dict[str, np.ndarray]:
 def network(name: str) -> Sam3D:
     """Return the filled teacher, or the filled student encoder with the teacher's other parts."""
     if name == "teacher":
-        return fill.fill(sam_model_registry3D["vit_b_ori"]()).eval()
+        return fixed_weights.fill(sam_model_registry3D["vit_b_ori"]()).eval()
     student = sam_model_registry3D["fastsam3d"]()
-    fill.fill(student.image_encoder)
+    fixed_weights.fill(student.image_encoder)
     student.prompt_encoder = network("teacher").prompt_encoder
     student.mask_decoder = network("teacher").mask_decoder
     return student.eval()
@@ -38,7 +39,7 @@ def network(name: str) -> Sam3D:
 @cache
 @torch.no_grad()
 def encoded(name: str) -> EncoderOutput:
-    return network(name).image_encoder.forward_features(fill.volume(0))
+    return network(name).image_encoder.forward_features(fixed_weights.volume(0))
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from small import small_config, small_sam
+from small_networks import small_config, small_sam
 
 from benchmarks.literal_attention import literal_attention
 from segment_anything import ConfigError

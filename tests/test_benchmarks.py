@@ -6,7 +6,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from small import ball, save_student, small_sam
+from small_cases import ball
+from small_networks import save_student, small_sam
 
 from benchmarks import cold_start, geometry, literal_attention, measure, scoring, training
 from segment_anything.build_sam3D import FASTSAM3D, VIT_B_ORI

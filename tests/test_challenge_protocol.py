@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bright import bright_predictor
-from small import RULE, save_student, small_student
+from bright_network import bright_predictor
+from small_networks import RULE, save_student, small_student
 
 from utils.cases.challenge import read_challenge_case
 from utils.prediction.predictor import Predictor

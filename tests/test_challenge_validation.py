@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import RULE, ball, save_student, save_teacher, small_student
+from small_cases import ball
+from small_networks import RULE, save_student, save_teacher, small_student
 
 import validation
 import validation_student

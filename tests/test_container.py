@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from preparation_helpers import ROOT
-from small import ball, save_student
+from small_cases import ball
+from small_networks import save_student
 
 DOCKER = ROOT / "docker"
 SHAPE = (20, 24, 28)

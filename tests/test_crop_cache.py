@@ -4,7 +4,8 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-from small import RULE, ball, write_prepared
+from small_cases import ball, write_prepared
+from small_networks import RULE
 
 from utils.cases.prepared import find_cases, read_case
 from utils.errors import InputError

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from small import RULE, ball
+from small_cases import ball
+from small_networks import RULE
 
 from utils.volumes.crops import cut, normalise
 from utils.volumes.geometry import CropRule, affine_from_spacing

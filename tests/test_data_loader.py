@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from small import RULE, write_prepared
+from small_cases import write_prepared
+from small_networks import RULE
 
 from utils.training.crop_cache import build_cache
 from utils.training.data_loader import BalancedBatches, CropDataset, Draw, make_loader

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from small import small_config
+from small_networks import small_config
 
 from segment_anything import (
     ConfigError,

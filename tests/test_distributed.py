@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from small import write_prepared
+from small_cases import write_prepared
 
 from utils.training.crop_cache import build_cache
 from utils.training.tensor_shards import open_shards

@@ -11,22 +11,21 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
-import fill
+import fixed_weights
 import pytest
 import torch
 from parity_helpers import NETWORKS, encoded, golden, network, relative_error
-from small import small_config, small_sam
+from small_networks import small_config, small_sam
 
 from segment_anything import (
     ENGINES,
-    ClickHistory,
     EngineError,
     InferenceEngine,
     build_sam3D,
-    decode,
     require_engine,
     upsample,
 )
+from segment_anything.decoding import decode_points
 from segment_anything.engine import Captured, prepared
 from utils.run import flags as run_flags
 
@@ -82,10 +81,8 @@ def wide_small_sam(**encoder):
 def plainly(model, images, coords, labels, masks):
     """Return embedding, low-resolution logits and full ones, without an engine."""
     embedding = model.image_encoder(images)
-    history = ClickHistory("all")
-    for click in range(coords.shape[1]):
-        history.add(coords[:, click], labels[:, click])
-    low_res, iou = decode(model, embedding, history, masks)
+    dense_pe = model.prompt_encoder.get_dense_pe()
+    low_res, iou = decode_points(model, embedding, coords, labels, masks, dense_pe)
     return embedding, low_res, iou, upsample(low_res, 32)
 
 
@@ -99,7 +96,7 @@ def by_engine(engine, images, *points):
 @ALL_ENGINES
 def test_golden_embeddings(name, device, engine, precision):
     engine = InferenceEngine(copy.deepcopy(network(name)), device, precision, engine)
-    found = engine.encode(fill.volume(0)).float().cpu()[0, ::3, ::2, ::2, ::2]
+    found = engine.encode(fixed_weights.volume(0)).float().cpu()[0, ::3, ::2, ::2, ::2]
     assert relative_error(found, golden()[f"{name}_embedding"]) < TOLERANCES[precision]
 
 
@@ -276,4 +273,5 @@ def test_the_engine_leaves_golden_networks_as_they_were():
     expected = encoded("student").image_embedding
     InferenceEngine(network("student"), CPU, torch.bfloat16)
     with torch.no_grad():
-        assert relative_error(network("student").image_encoder(fill.volume(0)), expected) < 1e-7
+        found = network("student").image_encoder(fixed_weights.volume(0))
+    assert relative_error(found, expected) < 1e-7

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from parity_helpers import relative_error
-from small import RULE, ball, save_student, small_config, small_sam, small_student, write_prepared
+from small_cases import ball, write_prepared
+from small_networks import RULE, save_student, small_config, small_sam, small_student
 
 import predict
 from segment_anything import (

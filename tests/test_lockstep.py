@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from bright import bright_predictor
-from small import RULE, small_sam
+from bright_network import bright_predictor
+from small_networks import RULE, small_sam
 
 from benchmarks.geometry import CarrySession
 from utils.prediction import batching

@@ -1,6 +1,6 @@
 """SAM-Med3D as others ship it (the medim package): it loads our files, and agrees with us."""
 
-import fill
+import fixed_weights
 import medim
 import pytest
 import torch
@@ -23,7 +23,7 @@ def reference(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reference_embedding(reference):
     with torch.no_grad():
-        return reference.image_encoder(fill.volume(0))
+        return reference.image_encoder(fixed_weights.volume(0))
 
 
 def test_image_embeddings_agree(reference_embedding):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from preparation_helpers import CLASSES, ROOT, categorize_all, classify_all, reallocate_all
-from small import ball, save_student, save_teacher, small_sam, write_prepared
+from small_cases import ball, write_prepared
+from small_networks import save_student, save_teacher, small_sam
 
 import distillation
 import preparelabel

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from preparation_helpers import ROOT, state_of
-from small import RULE, ball, save_student, save_teacher, small_student
+from small_cases import ball
+from small_networks import RULE, save_student, save_teacher, small_student
 from test_pipeline import Watched
 
 import predict

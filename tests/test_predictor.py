@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from bright import ball_image, bright_predictor
-from small import RULE, small_sam
+from bright_network import ball_image, bright_predictor
+from small_networks import RULE, small_sam
 
 from utils.errors import InputError
 from utils.prediction.predictor import Predictor

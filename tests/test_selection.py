@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import RULE, small_sam, write_prepared
+from small_cases import write_prepared
+from small_networks import RULE, small_sam
 
 from segment_anything import checkpoint_payload, load_checkpoint
 from utils.errors import InputError

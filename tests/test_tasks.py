@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from small import ball, small_sam
+from small_cases import ball
+from small_networks import small_sam
 
 from segment_anything import NO_CLICK, Interaction, upsample
 from utils.prompts.box import box_around, ellipsoid_logits

@@ -3,7 +3,8 @@ from collections import namedtuple
 
 import pytest
 import torch
-from small import RULE, ball, small_sam, write_prepared
+from small_cases import ball, write_prepared
+from small_networks import RULE, small_sam
 
 from segment_anything import fingerprint
 from utils.errors import InputError

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from bright import bright_predictor
+from bright_network import bright_predictor
 
 from utils.prediction.masks import LogitBox
 from utils.prediction.region import Extent, Scene, ZoomRule

@@ -3,7 +3,8 @@ import json
 
 import pytest
 import torch
-from small import RULE, small_sam, write_prepared
+from small_cases import write_prepared
+from small_networks import RULE, small_sam
 from torch import nn
 
 from segment_anything import checkpoint_payload

@@ -1,8 +1,7 @@
-"""A network small enough for tests, and prepared folders for it."""
+"""Networks small enough for tests: 32³ crops, random weights, teacher and student files."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from segment_anything import (
@@ -15,8 +14,7 @@ from segment_anything import (
     checkpoint_payload,
     student_payload,
 )
-from utils.files.nifti import write_nifti
-from utils.volumes.geometry import CropRule, affine_from_spacing
+from utils.volumes.geometry import CropRule
 
 RULE = CropRule(size=32, spacing_mm=1.0)
 
@@ -52,25 +50,3 @@ def save_teacher(path: Path, seed: int = 0) -> Path:
 def save_student(path: Path, seed: int = 1) -> Path:
     torch.save(student_payload(small_student(seed), crop_rule=RULE.to_dict()), path)
     return path
-
-
-def ball(shape=(20, 24, 28), centre=(9, 12, 15), radius=6.0) -> np.ndarray:
-    axes = np.ogrid[tuple(slice(n) for n in shape)]
-    return sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) <= radius**2
-
-
-def write_prepared(tree: Path, cases: int = 3, organ: str = "liver", dataset: str = "CT_A") -> Path:
-    """Write ``tree/organ/dataset`` with bright balls in noise; return that folder."""
-    folder = tree / organ / dataset
-    affine = affine_from_spacing((1.0, 1.1, 1.2))
-    for number in range(cases):
-        rng = np.random.default_rng(number)
-        label = ball(centre=(9 + number, 12, 15 - number))
-        image = 60 + 90 * label + rng.integers(0, 30, label.shape)
-        write_nifti(
-            folder / "imagesTr" / f"{dataset}_{number}.nii.gz", image.astype(np.uint8), affine
-        )
-        write_nifti(
-            folder / "labelsTr" / f"{dataset}_{number}.nii.gz", label.astype(np.uint8), affine
-        )
-    return folder

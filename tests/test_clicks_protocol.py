@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from small import RULE, ball, small_sam, write_prepared
+from small_cases import ball, write_prepared
+from small_networks import RULE, small_sam
 
 from utils.cases.prepared import find_cases
 from utils.files.nifti import read_nifti, write_nifti

@@ -19,10 +19,10 @@ from segment_anything import (
     load_checkpoint,
     read_checkpoint,
     sam_model_registry3D,
-    student_num_heads,
     student_payload,
 )
 from segment_anything.build_sam3D import FASTSAM3D, TINY, TINY_FASTSAM3D
+from segment_anything.checkpoint import student_num_heads
 
 
 def _small(config=TINY, **encoder):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from small import RULE, small_sam
+from small_networks import RULE, small_sam
 
 from segment_anything import CropPredictor
 from utils.prediction.predictor import Predictor

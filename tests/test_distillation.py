@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from small import ball, small_sam, small_student
+from small_cases import ball
+from small_networks import small_sam, small_student
 
 from segment_anything import network_configs
 from utils.errors import InputError
@@ -12,6 +13,7 @@ from utils.training.distillation import (
     EncoderDistillation,
     OnlineDistillation,
     Stage,
+    copy_teacher_blocks,
     matching_layers,
     require_stored_layers,
 )
@@ -214,3 +216,15 @@ def test_only_networks_whose_whole_encoder_has_begun_to_learn_are_scored():
 def test_shares_may_add_up_to_all_steps():
     plan = DistillationPlan(100, (1, 2), layer_share=0.33, embedding_share=0.56, tune_share=0.11)
     assert plan.stage(99).name == "decoder"
+
+
+def test_a_student_starts_from_the_teachers_blocks_of_equal_shape():
+    teacher = small_sam(depth=4)
+    student = small_student()
+    copied = copy_teacher_blocks(teacher, student)
+    ours, theirs = student.image_encoder.state_dict(), teacher.image_encoder.state_dict()
+    assert torch.equal(ours["pos_embed"], theirs["pos_embed"])
+    assert torch.equal(ours["blocks.1.attn.qkv.weight"], theirs["blocks.3.attn.qkv.weight"])
+    assert torch.equal(ours["blocks.0.mlp.lin1.weight"], theirs["blocks.1.mlp.lin1.weight"])
+    assert "blocks.0.attn.qkv.weight" not in ours
+    assert len(copied) == len(ours)
