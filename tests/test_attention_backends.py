@@ -67,7 +67,7 @@ def attended(attn, x, device, precision, way, monkeypatch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize(("device", "precision", "way", "kernel"), backends(), ids=str)
+@pytest.mark.parametrize(("device", "precision", "way", "kernel"), list(backends()), ids=str)
 def test_every_backend_gives_the_same(grid, device, precision, way, kernel, monkeypatch):
     attn, x = attention(grid)
     expected = expected_of(attn, x)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import RULE, save_student, save_teacher, small_student, write_prepared
+from small_cases import write_prepared
+from small_networks import RULE, save_student, save_teacher, small_student
 
 import validation
 import validation_student
