@@ -1,7 +1,7 @@
-"""Intensities as the challenge's networks know them: 0 to 255, background 0 (no torch).
+"""Intensities in the range that the networks are trained on: 0 to 255, background 0.
 
-Challenge files hold CT cut to a window and everything else cut to the percentiles 0.5 and 99.5 of
-its voxels above 0, both stretched to uint8. Images from elsewhere are brought there the same way.
+Challenge files hold CT clipped to a window, and every other modality clipped to the percentiles 0.5
+and 99.5 of its voxels above 0; both are then scaled to uint8. Other images are mapped the same way.
 """
 
 import argparse
@@ -18,14 +18,14 @@ PERCENTILES = (0.5, 99.5)
 
 
 class Mapped(NamedTuple):
-    """An image for the network, and what was done to it in words."""
+    """An image in that range, and a description of how it got there."""
 
     image: np.ndarray
     done: str
 
 
 def add_intensity_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how intensities are brought to 0..255."""
+    """Add the flags that choose how intensities are mapped to 0..255."""
     group = parser.add_argument_group("intensities").add_mutually_exclusive_group()
     group.add_argument(
         "--intensity",
@@ -39,18 +39,18 @@ def add_intensity_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs=2,
         metavar=("LEVEL", "WIDTH"),
-        help="map this to 0..255 instead, such as -600 1500 for lungs",
+        help="map this window to 0..255 instead, such as -600 1500 for lungs",
     )
 
 
 def map_intensity(
     volume: np.ndarray, mode: str = "auto", window: tuple[float, float] | None = None
 ) -> Mapped:
-    """Bring a volume (D, H, W) to 0..255, or leave it where it is there already.
+    """Map a volume (D, H, W) to 0..255, unless it is in that range already.
 
     Args:
         mode: "auto" decides by the values; "as-is" changes nothing.
-        window: level and width that become 0..255; goes before ``mode``.
+        window: level and width that are mapped to 0..255, whatever ``mode`` is.
 
     Raises:
         InputError: the window has no width.
@@ -104,7 +104,7 @@ def _windowed(volume: np.ndarray, level: float, width: float) -> Mapped:
 
 
 def _stretched(volume: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return uint8 with ``low`` at 0 and ``high`` at 255, plane by plane to spare memory."""
+    """Scale to uint8, ``low`` to 0 and ``high`` to 255; plane by plane, which saves memory."""
     factor = 255 / (high - low) if high > low else 0.0
     out = np.empty(volume.shape, np.uint8)
     for plane, mapped in zip(volume, out, strict=True):
