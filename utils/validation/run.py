@@ -39,7 +39,7 @@ def validate(args: argparse.Namespace) -> Summary:
     """Validate a network as the flags say; leave everything in ``args.out_dir``.
 
     Args:
-        args: from `utils.validation.arguments.parse_validation_args`.
+        args: from `utils.validation.arguments.validation_parser`.
 
     Raises:
         InputError: the network or the flags cannot be used, or no case could be scored.
