@@ -73,33 +73,30 @@ class PromptDecoder(nn.Module):
             mask_input: (B, 1, m, m, m) logits, m = 4 g.
         """
         prompts = self.prompt_encoder
-        sparse = prompts._embed_points(point_coords, point_labels)
+        sparse = prompts.embed_points(point_coords, point_labels)
         if prompts.config.click_stamp_sigma > 0:
             mask_input = stamp_at_once(prompts, mask_input, point_coords, point_labels)
-        dense = prompts._embed_mask(mask_input, mask_input.shape[0])
+        dense = prompts.embed_mask(mask_input, mask_input.shape[0])
         return self.mask_decoder(image_embedding, self.dense_pe, sparse, dense, False)
 
 
 def stamp_at_once(
     prompts: PromptEncoder3D, masks: Tensor, coords: Tensor, labels: Tensor
 ) -> Tensor:
-    """Return what stamping clicks one after the other comes to, without a loop over them.
+    """Return the result of `PromptEncoder3D.stamp_clicks` without a loop over the clicks.
 
-    A graph has no loop of unknown length. With weights w_k and logits l_k of N stamps, what is left
-    of the mask is prod(1 - w_k), and of stamp k it is w_k l_k times the product over later stamps.
-    Products over clicks are sums of logarithms, those over the later ones a triangular matrix.
+    A graph has no loop of unknown length. With weights w_k and logits l_k of N stamps, the mask
+    keeps the share prod(1 - w_k), and stamp k adds w_k l_k times the product of (1 - w) over the
+    later stamps. Products over clicks are computed as sums of logarithms, those over the later
+    clicks with a triangular matrix.
     """
-    size, sigma = prompts.low_res_size, prompts.config.click_stamp_sigma
-    cells = torch.arange(size, device=coords.device)
-    centres = (coords + 0.5) * (size / prompts.img_size) - 0.5  # in cells, (B, N, 3)
-    along = torch.exp(-((cells - centres[..., None]) ** 2) / (2 * sigma**2))  # (B, N, 3, m)
-    z, y, x = (along * (labels >= 0)[..., None, None]).unbind(2)
+    profiles, logits = prompts.stamp_profiles(coords, labels)
+    z, y, x = profiles.unbind(2)
     weight = z[..., None, None] * y[..., None, :, None] * x[..., None, None, :]
     weight = weight.flatten(2)  # (B, N, m^3)
     kept = torch.log1p(-weight.clamp(max=1 - 2**-24))  # never the logarithm of 0
     order = torch.arange(coords.shape[1], device=coords.device)
     later = (order[None] > order[:, None]).to(kept.dtype)
-    logits = (2.0 * labels - 1.0) * prompts.config.click_stamp_logit
     stamps = (weight * torch.exp(later @ kept) * logits[..., None]).sum(1)
     return (masks.flatten(1) * torch.exp(kept.sum(1)) + stamps).view_as(masks)
 
