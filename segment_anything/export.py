@@ -86,10 +86,10 @@ def stamp_at_once(
 ) -> Tensor:
     """Return the result of `PromptEncoder3D.stamp_clicks` without a loop over the clicks.
 
-    A graph has no loop of unknown length. With weights w_k and logits l_k of N stamps, the mask
-    keeps the share prod(1 - w_k), and stamp k adds w_k l_k times the product of (1 - w) over the
-    later stamps. Products over clicks are computed as sums of logarithms, those over the later
-    clicks with a triangular matrix.
+    Arguments and shapes are the same. A graph has no loop of unknown length. With weights w_k and
+    logits l_k of N stamps, the mask keeps the share prod(1 - w_k), and stamp k adds w_k l_k times
+    the product of (1 - w) over the later stamps. Products over clicks are computed as sums of
+    logarithms, those over the later clicks with a triangular matrix.
     """
     profiles, logits = prompts.stamp_profiles(coords, labels)
     z, y, x = profiles.unbind(2)
@@ -341,9 +341,8 @@ def run(args: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.getLogger("torch.onnx").setLevel(
-        logging.ERROR
-    )  # no warnings that torchvision is absent
+    # torch.onnx warns that torchvision is absent, which is not needed here.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         path = run(args)
     except (CheckpointError, OnnxError, OSError) as error:
