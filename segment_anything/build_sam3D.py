@@ -1,14 +1,27 @@
-"""The networks by name: every number that defines one is here.
+"""The networks by name; every number that defines one is in this file.
 
     sam_model_registry3D["vit_b_ori"](checkpoint="sam_med3d_turbo.pth")
     sam_model_registry3D["fastsam3d"]("fastsam3d.pth", decoder_checkpoint="sam_med3d_turbo.pth")
 
-| name             | what it is                                                              |
-|------------------|-------------------------------------------------------------------------|
-| vit_b_ori        | SAM-Med3D, the teacher (arXiv:2310.15161)                               |
-| fastsam3d        | FastSAM3D's six-block encoder with the teacher's decoder (2403.09827)   |
-| tiny             | a small network to train from scratch, on a CPU if need be              |
-| tiny_fastsam3d   | the student form of ``tiny``                                            |
+| name             | network                                                               | E     |
+|------------------|-----------------------------------------------------------------------|-------|
+| vit_b_ori        | SAM-Med3D, the teacher (arXiv:2310.15161)                             | 384   |
+| fastsam3d        | FastSAM3D's six-block encoder with the teacher's decoder (2403.09827) | 384   |
+| tiny             | a small network to train from scratch, on a CPU if need be            | 1,216 |
+| tiny_fastsam3d   | the student form of ``tiny``                                          | 1,216 |
+
+All encode volumes (B, 1, 128, 128, 128) to image embeddings (B, E, 8, 8, 8), and decode clicks to
+low-resolution logits (B, 1, 32, 32, 32):
+
+>>> import torch
+>>> from segment_anything import Interaction, sam_model_registry3D
+>>> model = sam_model_registry3D["tiny"]().eval()  # random weights
+>>> with torch.no_grad():
+...     embedding = model.image_encoder(torch.randn(1, 1, 128, 128, 128))
+...     click = torch.tensor([[40.0, 64.0, 70.0]]), torch.tensor([1])  # voxel (z, y, x), foreground
+...     logits, iou = Interaction(model, embedding).click(*click)
+>>> embedding.shape, logits.shape, iou.shape
+(torch.Size([1, 1216, 8, 8, 8]), torch.Size([1, 1, 32, 32, 32]), torch.Size([1, 1]))
 """
 
 import dataclasses
@@ -85,7 +98,7 @@ TINY_FASTSAM3D = dataclasses.replace(
 
 
 def build_sam3D(config: SamConfig) -> Sam3D:
-    """Build a network with fresh weights, in training mode."""
+    """Build a network with random weights: on the CPU, float32, in training mode."""
     encoder, decoder = config.encoder, config.decoder
     width = encoder.out_chans
     return Sam3D(
@@ -111,37 +124,44 @@ def build_from_checkpoint(
     network: str | None = None,
     decoder_checkpoint: str | Path | None = None,
 ) -> Sam3D:
-    """Rebuild the network that a checkpoint belongs to, with its weights.
+    """Build the network that a checkpoint file holds, with its weights.
 
     Args:
-        path: A file of ours, which says what it is, or a released one, which does not.
-        network: Its name in the registry; must be given for released files.
-        decoder_checkpoint: Where the prompt encoder and mask decoder come from, for files that
-            hold an image encoder alone.
+        path: The file, or one already open. Files of ours carry their config; released files do
+            not.
+        network: Its name in `sam_model_registry3D`. Released files need it; for our files it is
+            checked.
+        decoder_checkpoint: The file that prompt encoder and mask decoder come from. Needed for
+            files that hold an image encoder alone; replaces these parts of other files.
+
+    Returns:
+        The network: on the CPU, float32, in training mode. An image encoder alone, without
+        ``decoder_checkpoint``, comes with a warning and random weights in the other parts.
 
     Raises:
-        CheckpointError: the file is unreadable, unnamed, or not of ``network``.
+        CheckpointError: a file cannot be read, does not fit the network, or is of another version;
+            or the network's name is missing or wrong.
     """
     checkpoint = open_checkpoint(path)
     path, config = checkpoint.path, checkpoint.config
     if config is None:
         if network not in sam_model_registry3D:
             raise CheckpointError(
-                f"{path}: does not say which network it holds, and '{network}' was named; expected "
-                f"one of {', '.join(sam_model_registry3D)}.\nName it: nothing in its keys would "
-                "tell a wrong guess from a right one."
+                f"{path}: does not say which network it holds, and the name given is {network!r}; "
+                f"expected one of {', '.join(sam_model_registry3D)}.\nGive the name of the network "
+                "that wrote it (--network NAME): keys and shapes are not enough to tell."
             )
         return sam_model_registry3D[network](checkpoint, decoder_checkpoint=decoder_checkpoint)
     if network is not None and config["network"] != network:
         raise CheckpointError(
             f"{path}: holds the network '{config['network']}', expected '{network}'.\n"
-            "Leave the name out, or point to the file you meant."
+            "Leave the name out, or give the file that you meant."
         )
     try:
         return _load(SamConfig.from_dict(config), checkpoint, decoder_checkpoint)
     except ConfigError as error:
         raise CheckpointError(
-            f"{path}: its config cannot be built ({error}), expected one of this version.\n"
+            f"{path}: its config cannot be used ({error}), expected one of this version.\n"
             "Use the version of this project that wrote it."
         ) from error
 
@@ -151,14 +171,7 @@ def _build(
     checkpoint: str | Path | Checkpoint | None = None,
     decoder_checkpoint: str | Path | None = None,
 ) -> Sam3D:
-    """Build a named network, with the weights of ``checkpoint`` if one is given.
-
-    Args:
-        config: Which network.
-        checkpoint: A whole network, or an image encoder alone.
-        decoder_checkpoint: Where the prompt encoder and mask decoder come from instead: the file
-            of the teacher that a student was distilled from.
-    """
+    """Build a network of the registry; see `sam_model_registry3D`."""
     if checkpoint is None:
         model = build_sam3D(config)
         if decoder_checkpoint is not None:
@@ -172,10 +185,10 @@ def _build(
     return _load(config, checkpoint, decoder_checkpoint)
 
 
-class _Undrawn(TorchFunctionMode):
-    """Weights stay as memory is found: drawing what a file overwrites takes longer than reading it.
+class _SkipInitialisation(TorchFunctionMode):
+    """Skip random initialisation: it takes longer than reading the file that overwrites it.
 
-    Not the meta device, whose first use imports 800 modules.
+    PyTorch's meta device would do the same, but its first use imports 800 modules.
     """
 
     draws = (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_)
@@ -189,7 +202,7 @@ class _Undrawn(TorchFunctionMode):
 def _load(config: SamConfig, checkpoint: Checkpoint, decoder_path: str | Path | None) -> Sam3D:
     encoder_alone = not any(checkpoint.holds(part) for part in DECODER_PARTS)
     untrained = encoder_alone and decoder_path is None
-    with nullcontext() if untrained else _Undrawn():
+    with nullcontext() if untrained else _SkipInitialisation():
         model = build_sam3D(config)
     if encoder_alone or decoder_path is not None:
         load_checkpoint(model, checkpoint, ("image_encoder",))
@@ -199,16 +212,33 @@ def _load(config: SamConfig, checkpoint: Checkpoint, decoder_path: str | Path | 
         load_checkpoint(model, decoder_path, DECODER_PARTS)
     elif untrained:
         warnings.warn(
-            f"{checkpoint.path} holds an image encoder alone: prompt encoder and mask decoder are "
+            f"{checkpoint.path}: holds an image encoder alone; prompt encoder and mask decoder are "
             "untrained until decoder_checkpoint, the teacher's file, is given",
             stacklevel=3,
         )
     return model
 
 
+#: The configuration of each network, by its name.
 network_configs: dict[str, SamConfig] = {
     config.network: config for config in (VIT_B_ORI, FASTSAM3D, TINY, TINY_FASTSAM3D)
 }
+#: ``sam_model_registry3D[name](checkpoint=None, decoder_checkpoint=None)`` builds a network.
+#:
+#: Args:
+#:     checkpoint: A file with the whole network or its image encoder, or a `Checkpoint` already
+#:         open; None gives random weights.
+#:     decoder_checkpoint: The file that prompt encoder and mask decoder come from instead: for a
+#:         student, that of the teacher it was distilled from.
+#:
+#: Returns:
+#:     The `Sam3D`: on the CPU, float32, in training mode; call ``.eval()`` to use it. For
+#:     ``fastsam3d`` the number of heads is read from the file. An image encoder alone, without
+#:     ``decoder_checkpoint``, comes with a warning and random weights in the other parts.
+#:
+#: Raises:
+#:     KeyError: there is no network of this name.
+#:     CheckpointError: a file cannot be read, or holds another network.
 sam_model_registry3D: dict[str, Callable[..., Sam3D]] = {
     name: partial(_build, config) for name, config in network_configs.items()
 }

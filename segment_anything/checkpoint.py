@@ -1,15 +1,16 @@
-"""Checkpoints: reading the released files and ours, and refusing what does not fit.
+"""Checkpoints: read released files and ours, and refuse a file that does not fit.
 
-Layouts, all of them ``torch.save`` dictionaries with weights under ``model_state_dict``:
+A file is a ``torch.save`` dictionary with weights under ``model_state_dict``. There are three
+layouts:
 
 * a whole network (SAM-Med3D, ours): ``image_encoder.*``, ``prompt_encoder.*``, ``mask_decoder.*``;
 * an image encoder alone (FastSAM3D): the encoder's keys, with or without ``image_encoder.``;
 * our students: the encoder alone as FastSAM3D releases it, and the other two parts under
   ``decoder_state_dict``, so that the file can be used on its own.
 
-``module.`` prefixes, which parallel training leaves behind, are dropped. A bare state dict is
-accepted as well. Ours carry ``config``, the `SamConfig` as a dictionary. Files are read without
-running code from them (``weights_only``).
+A bare state dict is accepted too. The ``module.`` prefixes of parallel training are dropped. Our
+files carry ``config``, the `SamConfig` as a dictionary. Files are read without running code from
+them (``weights_only``).
 """
 
 import argparse
@@ -36,20 +37,20 @@ _NAMED_KEYS = 8  # how many keys of a kind an error message spells out
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read, or does not belong to the network it was offered to."""
+    """A checkpoint that cannot be read, or that does not fit the network to be loaded."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The part of a file that this package uses."""
+    """The content of a file, in the layout of a whole network; `open_checkpoint` makes it."""
 
     path: pathlib.Path
-    weights: dict[str, Tensor]  # every key starts with one of PARTS, or the file is foreign
-    config: Mapping[str, Any] | None
-    facts: Mapping[str, Any]  # what the file says beside weights
+    weights: dict[str, Tensor]  # on the CPU; keys of `Sam3D.state_dict` unless the file is foreign
+    config: Mapping[str, Any] | None  # `SamConfig.to_dict`; None in released files
+    facts: Mapping[str, Any]  # the entries that are not weights, such as crop_rule and step
 
     def holds(self, part: str) -> bool:
-        """Whether the file has weights of ``part``."""
+        """Say whether the file has weights of ``part``, one of `PARTS`."""
         return any(key.startswith(part + ".") for key in self.weights)
 
 
@@ -88,12 +89,12 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 def open_checkpoint(path: str | pathlib.Path | Checkpoint) -> Checkpoint:
-    """Read a file and bring its weights' keys to the layout of a whole network.
+    """Read a file and give its weights the keys of a whole network.
 
-    One that is open already is returned as it is.
+    A `Checkpoint` is returned unchanged.
 
     Raises:
-        CheckpointError: as `read_checkpoint`, or there are no weights in it.
+        CheckpointError: as `read_checkpoint`, or the file holds no weights.
     """
     if isinstance(path, Checkpoint):
         return path
@@ -128,11 +129,11 @@ def load_checkpoint(
     Args:
         model: The network.
         path: A checkpoint file, or one already open.
-        parts: What to load; the rest of the network stays as it is.
+        parts: The parts to load, of `PARTS`; the rest of the network stays as it is.
 
     Raises:
-        CheckpointError: a key is missing, unexpected or of another shape, or the file says that it
-            belongs to another network. The network is unchanged then.
+        CheckpointError: the file cannot be read; a key is missing, unexpected or of another shape;
+            or the file's config is that of another network. The network is unchanged then.
     """
     checkpoint = open_checkpoint(path)
     _require_same_network(model, checkpoint, parts)
@@ -159,11 +160,16 @@ def load_checkpoint(
 
 
 def student_num_heads(state_dict: Mapping[str, Tensor], source: str = "the weights") -> int:
-    """Return an encoder's head count, which only the width of its rel_pos tables tells.
+    """Return the head count of an encoder, from the width of its rel_pos tables.
+
+    No other shape depends on the head count.
 
     Args:
         state_dict: Encoder weights, with or without the ``image_encoder.`` prefix.
-        source: What an error calls them.
+        source: The name of the weights in an error message.
+
+    Raises:
+        CheckpointError: these are not the weights of an encoder with attention.
     """
     widths = {
         suffix: tensor.shape[-1]
@@ -180,14 +186,15 @@ def student_num_heads(state_dict: Mapping[str, Tensor], source: str = "the weigh
 
 
 def checkpoint_payload(model: Sam3D, **extra: Any) -> dict[str, Any]:
-    """Return what a file of ours holds: the whole network, its config, and ``extra``."""
+    """Return the content of a file of ours: the whole network, its config, and ``extra``."""
     return {WEIGHTS: model.state_dict(), "config": model.config.to_dict(), **extra}
 
 
 def student_payload(model: Sam3D, **extra: Any) -> dict[str, Any]:
-    """Return a file whose main entry is the encoder alone, as released students are.
+    """Return the content of a student's file: the encoder alone, as students are released.
 
-    The prompt encoder and mask decoder lie beside it, so that the file can be used on its own.
+    The prompt encoder and mask decoder have an entry of their own, so that the file can be used
+    without the teacher's.
     """
     decoder = {k: v for k, v in model.state_dict().items() if k.startswith(DECODER_PARTS)}
     return {
@@ -208,9 +215,9 @@ def fingerprint(model: Sam3D) -> str:
 
 
 def _plain_data_types() -> list[Any]:
-    """Return what training scripts leave in checkpoints beside tensors, and is safe to rebuild."""
-    # This package imports torch alone, so NumPy's rebuilding functions come from NumPy objects.
-    # NumPy 1 wrote them under another module name.
+    """Return the types beside tensors that training scripts save and that are safe to rebuild."""
+    # This package imports only torch, so it gets NumPy's rebuilding functions from NumPy objects.
+    # NumPy 1 saved them under another module name.
     array = torch.zeros(1).numpy()
     rebuild_array, rebuild_scalar = array.__reduce__()[0], array[0].__reduce__()[0]
     dtypes = [getattr(torch, name) for name in ("float64", "float32", "float16", "int64", "int32")]
@@ -244,13 +251,13 @@ def _shorten(names: Any) -> str:
 
 
 def _require_same_network(model: Sam3D, checkpoint: Checkpoint, parts: Sequence[str]) -> None:
-    """Compare configs where the file has one: equal keys and shapes do not make equal networks."""
+    """Compare the configs: equal keys and shapes do not make equal networks."""
     if checkpoint.config is None:
         return
     theirs, ours = _flat(checkpoint.config), _flat(model.config.to_dict())
     fields = {
         "image_encoder": "encoder.",
-        "prompt_encoder": "prompt.dense_pe_axes",  # the others are habits of use, not of weights
+        "prompt_encoder": "prompt.dense_pe_axes",  # no other field changes what weights mean
         "mask_decoder": "decoder.",
     }
     compared = tuple(fields[part] for part in parts)
@@ -261,8 +268,8 @@ def _require_same_network(model: Sam3D, checkpoint: Checkpoint, parts: Sequence[
     ]
     if differing:
         raise CheckpointError(
-            f"{checkpoint.path}: written by the network '{theirs.get('network')}', offered to "
-            f"'{model.config.network}'.\n  {'; '.join(differing)}\n"
+            f"{checkpoint.path}: the config of its network '{theirs.get('network')}' differs from "
+            f"that of '{model.config.network}'.\n  {'; '.join(differing)}\n"
             "Build the network from the file with build_from_checkpoint."
         )
 
@@ -282,8 +289,8 @@ def _advice(model: Sam3D, checkpoint: Checkpoint, parts: Sequence[str]) -> str:
     absent = [part for part in parts if not checkpoint.holds(part)]
     if absent:
         return (
-            f"The file holds nothing of {' and '.join(absent)}: load the parts it has, and those "
-            "from another file (decoder_checkpoint)."
+            f"The file holds no weights of {' and '.join(absent)}: load these parts from another "
+            "file (decoder_checkpoint)."
         )
     attention_free = model.config.encoder.attention_free_blocks
     for block in range(model.config.encoder.depth):
@@ -292,15 +299,15 @@ def _advice(model: Sam3D, checkpoint: Checkpoint, parts: Sequence[str]) -> str:
             has = ("attention", "none") if in_file else ("no attention", "some")
             return (
                 f"Block {block} has {has[0]} in the file and {has[1]} in {model.config.network}: "
-                "name the network that wrote the file (a teacher is no student)."
+                "name the network that wrote the file (a teacher's file does not fit a student)."
             )
     return "Name the network that wrote the file."
 
 
 def require_decoder(checkpoint: Checkpoint) -> None:
-    """Raise `CheckpointError` for an image encoder alone."""
+    """Raise `CheckpointError` for a file that holds an image encoder alone."""
     if not checkpoint.holds("mask_decoder"):
         raise CheckpointError(
             f"{checkpoint.path}: holds an image encoder alone, expected a mask decoder too.\n"
-            "Name the teacher's file, whose decoder it was distilled for (--teacher)."
+            "Give the file of the teacher that it was distilled from (--teacher FILE)."
         )

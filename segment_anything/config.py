@@ -1,7 +1,7 @@
-"""What defines a network: four frozen dataclasses that travel through JSON unchanged.
+"""A network's configuration: four frozen dataclasses that survive JSON unchanged.
 
-The defaults are the released SAM-Med3D teacher's. A checkpoint stores ``SamConfig.to_dict()``, and
-a network is rebuilt from it with ``SamConfig.from_dict``; nothing about a network is retyped.
+The defaults are those of the released SAM-Med3D teacher. A checkpoint stores
+``SamConfig.to_dict()``, and ``SamConfig.from_dict`` rebuilds the configuration from it.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-CELLS_PER_TOKEN = 4  # low-resolution mask cells along an axis of a token
+CELLS_PER_TOKEN = 4  # low-resolution mask cells along each axis of a token
 
 
 class ConfigError(ValueError):
@@ -19,7 +19,11 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """The image encoder: a plain vision transformer over cubic patches."""
+    """The image encoder: a plain vision transformer over cubic patches.
+
+    Raises:
+        ConfigError: the fields do not fit each other, or one is out of its range.
+    """
 
     img_size: int = 128  # voxels along each axis of the cubic volume
     patch_size: int = 16  # voxels along each axis of a patch
@@ -28,14 +32,14 @@ class EncoderConfig:
     num_heads: int = 12
     mlp_ratio: float = 4.0
     out_chans: int = 384  # width of the prompt encoder and mask decoder as well
-    window_size: int = 14  # tokens; blocks outside global_attn_indexes pad to it; 0 = no windows
+    window_size: int = 14  # blocks outside global_attn_indexes pad the grid to it; 0 = no windows
     global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)
     attention_free_blocks: tuple[int, ...] = ()
     mlp_residual: Literal["input", "normalised"] = "input"  # where the MLP's residual starts
     stem: Literal["patch", "conv"] = "patch"
     neck_kernel: int = 3
     relative_terms: Literal["released", "textbook"] = "released"  # see attention3D.py
-    detail_chans: int = 0  # of the low-resolution grid, carried to the mask decoder; 0 = none
+    detail_chans: int = 0  # features of each low-resolution cell for the mask decoder; 0 = none
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -44,21 +48,25 @@ class EncoderConfig:
         _require(self.depth >= 0 and self.detail_chans >= 0, "depth or detail_chans is negative")
         _require(self.img_size % self.patch_size == 0, "img_size is no multiple of patch_size")
         _require(self.embed_dim % self.num_heads == 0, "embed_dim is no multiple of num_heads")
-        _require(self.mlp_residual in ("input", "normalised"), "mlp_residual: input, normalised")
-        _require(self.stem in ("patch", "conv"), "stem: patch, conv")
-        _require(self.stem == "patch" or self.patch_size == 16, "the conv stem has stride 16")
+        _require_one_of(self, "mlp_residual", "input", "normalised")
+        _require_one_of(self, "stem", "patch", "conv")
+        _require_one_of(self, "relative_terms", "released", "textbook")
+        _require(self.stem == "patch" or self.patch_size == 16, "the conv stem needs patch_size 16")
         blocks = range(self.depth)
         _require(
-            set(self.attention_free_blocks) <= set(blocks), "attention_free_blocks beyond depth"
+            set(self.attention_free_blocks) <= set(blocks),
+            f"attention_free_blocks are {self.attention_free_blocks}, expected 0 ... depth - 1",
         )
         _require(self.neck_kernel % 2 == 1 and self.neck_kernel > 0, "neck_kernel is not odd")
-        terms, windows = self.relative_terms, self.window_size > self.grid_size
-        _require(terms in ("released", "textbook"), "relative_terms: released, textbook")
-        _require(terms == "released" or not windows, "textbook terms are not built for windows")
-        _require(self.detail_chans == 0 or self.stem == "conv", "detail needs the conv stem")
+        _require(
+            self.relative_terms == "released" or self.window_size <= self.grid_size,
+            "textbook relative_terms are not supported with windows: set window_size to 0",
+        )
+        _require(self.detail_chans == 0 or self.stem == "conv", "detail_chans need the conv stem")
         _require(
             self.window_size == 0 or self.window_size >= self.grid_size,
-            "window_size is smaller than the token grid; windows that split it are not built",
+            f"window_size is {self.window_size}, less than the token grid of {self.grid_size}; "
+            "windows that split the grid are not supported",
         )
 
     @property
@@ -73,31 +81,39 @@ class EncoderConfig:
 
     @property
     def embedding_chans(self) -> int:
-        """Channels of the image embedding: the neck's, and the detail folded into tokens."""
+        """Channels of the image embedding (E): the neck's, and the detail folded into tokens."""
         return self.out_chans + self.detail_chans * CELLS_PER_TOKEN**3
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """The prompt encoder, and which clicks it is given."""
+    """The prompt encoder, and which clicks it gets.
+
+    Raises:
+        ConfigError: a field is out of its range.
+    """
 
     # (1, 0, 2) is the released order; (0, 1, 2) agrees with the points.
     dense_pe_axes: tuple[int, int, int] = (1, 0, 2)
     click_stamp_sigma: float = 0.0  # width, in low-resolution cells, of a click's stamp; 0 = off
     click_stamp_logit: float = 8.0
-    click_memory: Literal["last", "all"] = "last"  # the clicks an interaction loop feeds per step
+    click_memory: Literal["last", "all"] = "last"  # clicks that are decoded at each step
 
     def __post_init__(self) -> None:
         _require(
             sorted(self.dense_pe_axes) == [0, 1, 2], "dense_pe_axes is no permutation of 0, 1, 2"
         )
         _require(self.click_stamp_sigma >= 0, "click_stamp_sigma is negative")
-        _require(self.click_memory in ("last", "all"), "click_memory: last, all")
+        _require_one_of(self, "click_memory", "last", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """The two-way transformer of the mask decoder."""
+    """The two-way transformer of the mask decoder.
+
+    Raises:
+        ConfigError: a field is not above 0.
+    """
 
     depth: int = 2
     num_heads: int = 8
@@ -109,7 +125,11 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamConfig:
-    """A whole network. ``network`` is its name in the registry."""
+    """A whole network. ``network`` is its name in `sam_model_registry3D`.
+
+    Raises:
+        ConfigError: the widths of the parts do not fit each other.
+    """
 
     network: str
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -120,7 +140,7 @@ class SamConfig:
         width = self.encoder.out_chans
         _require(
             width % 24 == 0 and width % (2 * self.decoder.num_heads) == 0,
-            f"out_chans is {width}, no multiple of 24 and of 2 * num_heads of the decoder",
+            f"out_chans is {width}, expected a multiple of 24 and of twice the decoder's num_heads",
         )
 
     @property
@@ -129,18 +149,27 @@ class SamConfig:
         return self.encoder.low_res_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain dicts, lists, strings and numbers: what JSON and a checkpoint hold."""
+        """Return dicts, lists, strings and numbers, as JSON and checkpoints hold them."""
         return _plain(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SamConfig":
-        """Rebuild a configuration; a field that does not exist is an error, not a default."""
+        """Rebuild a configuration from `to_dict`; missing fields have their defaults.
+
+        Raises:
+            ConfigError: a field is unknown, of a wrong type, or out of its range.
+        """
         return _from_dict(cls, values, where="config")
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_one_of(config: Any, name: str, *allowed: str) -> None:
+    value = getattr(config, name)
+    _require(value in allowed, f"{name} is {value}, expected one of {', '.join(allowed)}")
 
 
 def _require_positive(config: Any, *names: str) -> None:
@@ -155,7 +184,7 @@ def _plain(value: Any) -> Any:
 
 
 def _require_type(expected: Any, value: Any, *, where: str) -> None:
-    """Refuse what JSON or a flag may bring: words for numbers, fractions for counts."""
+    """Refuse values of a wrong type, such as words for numbers and fractions for counts."""
     if expected in (int, float):
         allowed = (int, float) if expected is float else int
         _require(

@@ -1,7 +1,7 @@
-"""One network on crops: encode each once, then give it clicks and a mask, as often as wanted.
+"""One network on crops: encode each crop once, then decode clicks and masks as often as needed.
 
-SAM's own division of work (arXiv:2304.02643). Where crops lie on a volume, and what becomes of the
-masks there, is the business of whoever uses this.
+SAM divides the work in the same way (arXiv:2304.02643). This module does not handle volumes:
+utils/prediction cuts the crops and puts the masks back.
 """
 
 import math
@@ -16,25 +16,49 @@ from segment_anything.decoding import NO_CLICK, ClickHistory, Interaction, no_ma
 from segment_anything.engine import Engine, InferenceEngine
 from segment_anything.modeling import Sam3D
 
-#: A click: crop voxels in the network's axis order, and whether the target is there.
+#: A click: crop voxel (z, y, x) in the network's axis order, and whether it is foreground.
 CropClick = tuple[Sequence[float], bool]
 
 
 class Prompted(NamedTuple):
-    """What the mask decoder is asked about one target."""
+    """One target to decode: its crop, its clicks, and a mask to start from."""
 
-    image_embedding: Tensor  # (1, C, g, g, g), of its crop
-    clicks: Sequence[CropClick]  # in the order clicked; none at all is allowed
-    low_res_mask: Tensor | None = None  # logits (1, 1, m, m, m) to start from
+    image_embedding: Tensor  # (1, E, g, g, g), of its crop
+    clicks: Sequence[CropClick]  # in the order clicked; may be empty
+    low_res_mask: Tensor | None = None  # (1, 1, m, m, m) logits to start from; None: no mask
 
 
 class CropPredictor:
-    """A network in use: on a device, in a precision, without gradients.
+    """A network for inference on crops: on one device, in one precision, without gradients.
+
+    Shapes: S voxels along each axis of a crop, E channels of the image embedding, g tokens along
+    each axis, and m = 4 g cells of the low-resolution masks.
+
+    >>> from segment_anything import CropPredictor, Prompted, sam_model_registry3D
+    >>> model = sam_model_registry3D["tiny"]()
+    >>> predictor = CropPredictor(model, torch.device("cpu"))
+    >>> embedding = predictor.encode(torch.randn(128, 128, 128))
+    >>> embedding.shape
+    torch.Size([1, 1216, 8, 8, 8])
+    >>> clicks = [((40, 64, 70), True), ((20, 64, 70), False)]  # voxel (z, y, x), is it foreground
+    >>> (logits,) = predictor.decode_all([Prompted(embedding, clicks)])
+    >>> logits.shape
+    torch.Size([1, 1, 32, 32, 32])
+    >>> predictor.engine.upsample(logits, 128).shape
+    torch.Size([1, 1, 128, 128, 128])
 
     Args:
-        precision: of the arithmetic; crops, clicks and masks are float32.
-        engine: how its kernels run, see segment_anything/engine.py.
-        batch_size: crops or targets at most that go through the network at once.
+        model: The network. It is moved to ``device`` and set to eval mode; its weights are not
+            changed.
+        device: The device that the network runs on.
+        precision: dtype of the arithmetic: float32, bfloat16 or float16. Crops, clicks and masks
+            are float32.
+        engine: How its kernels run: "eager", "compiled" or "graph", see
+            segment_anything/engine.py.
+        batch_size: At most this many crops or targets go through the network at once.
+
+    Raises:
+        EngineError: the machine cannot run the engine.
     """
 
     def __init__(
@@ -49,34 +73,38 @@ class CropPredictor:
         self.model, self.device, self.batch_size = model, device, batch_size
 
     def encode(self, crop: Tensor) -> Tensor:
-        """Return the image embedding (1, C, g, g, g) of a normalised crop (S, S, S)."""
+        """Return the image embedding (1, E, g, g, g) of a normalised crop (S, S, S) float32.
+
+        Raises:
+            ValueError: S is not the network's ``img_size``.
+        """
         return self.encode_all([crop])[0]
 
     def encode_all(self, crops: Sequence[Tensor]) -> list[Tensor]:
-        """Return the image embedding (1, C, g, g, g) of each normalised crop (S, S, S)."""
+        """Return the image embedding of each crop, in their order; see `encode`."""
         found = []
         for first in range(0, len(crops), self.batch_size):
             batch = torch.stack(list(crops[first : first + self.batch_size]))[:, None]
-            embeddings = self.engine.encode(self._rounded(batch))[: len(batch)]
-            # Clones: a view would keep the embeddings of all of the batch.
+            embeddings = self.engine.encode(self._padded(batch))[: len(batch)]
+            # Clones, since a view would keep the whole batch in memory.
             found += [embedding.clone() for embedding in embeddings.split(1)]
         return found
 
     def interaction(self, image_embedding: Tensor) -> Interaction:
-        """Return the click loop on a crop's embedding (1, C, g, g, g)."""
+        """Return the click loop on a crop's embedding (1, E, g, g, g)."""
         return Interaction(self.model, image_embedding, decode=self.engine.decode)
 
     def decode_all(self, targets: Sequence[Prompted]) -> list[Tensor]:
-        """Return low-resolution logits (1, 1, m, m, m) of each target, float32.
+        """Return low-resolution logits (1, 1, m, m, m) float32 of each target, in their order.
 
         Targets with equally many clicks go through the network together.
         """
-        points = [self._shown(target.clicks) for target in targets]
-        alike = defaultdict(list)
+        points = [self._points(target.clicks) for target in targets]
+        by_clicks = defaultdict(list)  # numbers of the targets with so many points
         for number, (coords, _) in enumerate(points):
-            alike[coords.shape[1]].append(number)
+            by_clicks[coords.shape[1]].append(number)
         found: dict[int, Tensor] = {}
-        for numbers in alike.values():
+        for numbers in by_clicks.values():
             for first in range(0, len(numbers), self.batch_size):
                 batch = numbers[first : first + self.batch_size]
                 inputs = (
@@ -85,19 +113,19 @@ class CropPredictor:
                     [points[n][1] for n in batch],
                     [self._mask(targets[n]) for n in batch],
                 )
-                low_res, _ = self.engine.decode(*(self._rounded(torch.cat(t)) for t in inputs))
+                low_res, _ = self.engine.decode(*(self._padded(torch.cat(t)) for t in inputs))
                 found.update(zip(batch, low_res[: len(batch)].split(1), strict=True))
         return [found[number] for number in range(len(targets))]
 
-    def _rounded(self, batch: Tensor) -> Tensor:
-        """Fill a batch up to the next power of two where each size costs kernels of its own."""
+    def _padded(self, batch: Tensor) -> Tensor:
+        """Pad a batch to the next power of two, for engines that compile kernels for each size."""
         if self.engine.name == "eager":
             return batch
         missing = 2 ** math.ceil(math.log2(len(batch))) - len(batch)
         return torch.cat([batch, batch[:1].expand(missing, *batch.shape[1:])])
 
-    def _shown(self, clicks: Sequence[CropClick]) -> tuple[Tensor, Tensor]:
-        """Return the clicks that the network sees: (1, N, 3) and (1, N), still on the CPU."""
+    def _points(self, clicks: Sequence[CropClick]) -> tuple[Tensor, Tensor]:
+        """Return the clicks to decode: coordinates (1, N, 3) and labels (1, N), on the CPU."""
         history = ClickHistory(self.model.config.prompt.click_memory)
         for place, is_foreground in clicks or [((0.0, 0.0, 0.0), None)]:
             label = NO_CLICK if is_foreground is None else int(is_foreground)
@@ -105,6 +133,7 @@ class CropPredictor:
         return history.shown()
 
     def _mask(self, target: Prompted) -> Tensor:
+        """Return the mask prompt (1, 1, m, m, m) on the network's device."""
         if target.low_res_mask is not None:
             return target.low_res_mask.to(self.device)
         return no_mask(self.model, device=self.device)

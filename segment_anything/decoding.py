@@ -1,7 +1,9 @@
 """From clicks to low-resolution masks: encode once, then click, decode, repeat.
 
-`Interaction` is the click loop of training, validation and use. Coordinates are crop voxels in the
-network's axis order.
+`Interaction` is the click loop of training and validation. Shapes: B samples, N clicks, E channels
+of the image embedding, g tokens along each axis, and m = 4 g cells of the low-resolution masks.
+Coordinates are crop voxels (z, y, x) in the network's axis order, counted from 0; fractions are
+allowed.
 """
 
 from collections.abc import Callable
@@ -13,9 +15,8 @@ from torch import Tensor
 
 from segment_anything.modeling import Sam3D
 
-#: A point label for "no click here": the prompt encoder's padding point.
+#: The label of a point that is no click: the prompt encoder's padding point.
 NO_CLICK = -1
-
 
 #: (image_embeddings, point_coords, point_labels, low_res_masks) -> low-resolution logits and IoU
 Decode = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -27,11 +28,11 @@ def no_mask(model: Sam3D, batch: int = 1, device: torch.device | None = None) ->
 
 
 class ClickHistory:
-    """The clicks given so far for a batch, and which of them the network is shown.
+    """The clicks on a batch so far, and those of them that are decoded.
 
-    Networks differ in what they were trained with (``PromptConfig.click_memory``): released
-    SAM-Med3D weights see the ``"last"`` click alone and remember the rest in the mask prompt;
-    ``"all"`` shows every click so far.
+    Networks are trained with one of two rules (``PromptConfig.click_memory``). With ``"last"``, as
+    released SAM-Med3D, only the last click is decoded, and the mask prompt carries the effect of
+    the others. With ``"all"`` every click so far is decoded.
     """
 
     def __init__(self, memory: str) -> None:
@@ -55,14 +56,27 @@ class Interaction:
 
     Each click is decoded with the masks of the click before it, as SAM does (arXiv:2304.02643).
 
+    >>> from segment_anything import Interaction, sam_model_registry3D, upsample
+    >>> model = sam_model_registry3D["tiny"]().eval()
+    >>> with torch.no_grad():
+    ...     interaction = Interaction(model, model.image_encoder(torch.randn(1, 1, 128, 128, 128)))
+    ...     inside, outside = torch.tensor([[64.0, 50.0, 70.0]]), torch.tensor([[20.0, 50.0, 70.0]])
+    ...     logits, iou = interaction.click(inside, torch.tensor([1]))
+    ...     logits, iou = interaction.click(outside, torch.tensor([0]))
+    >>> logits.shape, iou.shape
+    (torch.Size([1, 1, 32, 32, 32]), torch.Size([1, 1]))
+    >>> mask = upsample(logits, 128) > model.mask_threshold
+    >>> mask.shape
+    torch.Size([1, 1, 128, 128, 128])
+
     Args:
-        model: the network; its `PromptConfig` says which clicks it is shown.
-        image_embedding: (B, C, g, g, g), from the model's image encoder.
-        decode: what decodes in place of the model, such as `InferenceEngine.decode`.
+        model: The network. Its ``PromptConfig.click_memory`` decides which clicks are decoded.
+        image_embedding: (B, E, g, g, g), from the model's image encoder.
+        decode: A function that decodes in place of the model, such as `InferenceEngine.decode`.
 
     Attributes:
         low_res_masks: (B, 1, m, m, m) float32 logits that the next click is decoded with; zeros
-            before the first. May be set, to start from a mask or to follow another network.
+            before the first. Set it to start from a mask, or to follow another network.
     """
 
     def __init__(
@@ -80,12 +94,15 @@ class Interaction:
         """Add one click a sample and decode.
 
         Args:
-            coords: (B, 3).
-            labels: (B,) in {1, 0, NO_CLICK}.
+            coords: (B, 3) voxels (z, y, x) of the crop, float.
+            labels: (B,) integers: 1 foreground, 0 background, `NO_CLICK` none for this sample.
 
         Returns:
             low-resolution logits (B, 1, m, m, m), through which gradients flow, and predicted IoU
-            (B, 1).
+            (B, 1). Above 0 is foreground; `upsample` brings the logits to the crop's size.
+
+        Raises:
+            ValueError: the shapes do not fit each other or the embedding's batch.
         """
         self._history.add(coords, labels)
         shown = self._history.shown()
@@ -105,15 +122,14 @@ def decode_points(
     """Run prompt encoder and mask decoder once: tensors in, tensors out.
 
     Args:
-        image_embedding: (B, C, g, g, g).
+        image_embedding: (B, E, g, g, g).
         point_coords: (B, N, 3).
         point_labels: (B, N) in {1, 0, NO_CLICK}.
         low_res_masks: (B, 1, m, m, m) logits.
         dense_pe: (1, C, g, g, g), the prompt encoder's ``get_dense_pe``.
 
     Returns:
-        low-resolution logits (B, 1, m, m, m), four cells a token along each axis, and predicted
-        IoU (B, 1).
+        low-resolution logits (B, 1, m, m, m) and predicted IoU (B, 1).
     """
     sparse, dense = model.prompt_encoder(
         points=(point_coords, point_labels), boxes=None, masks=low_res_masks
@@ -128,9 +144,14 @@ def decode_points(
 
 
 def upsample(low_res_masks: Tensor, size: int) -> Tensor:
-    """Return (B, 1, size, size, size) logits: trilinear, align_corners False, as released.
+    """Return logits (B, 1, size, size, size): trilinear, align_corners False, as released.
 
-    Three matrix products, one an axis: `F.interpolate` reads eight values for each that it writes.
+    It is computed by one matrix product along each axis, which is faster than `F.interpolate`:
+    that reads eight values for each value it writes.
+
+    Args:
+        low_res_masks: (B, 1, m, m, m) logits.
+        size: Voxels along each axis of the result.
     """
     with torch.autocast(low_res_masks.device.type, enabled=False):
         cells = torch.eye(

@@ -1,14 +1,14 @@
-"""A network made ready for inference: constants built, weights in their precision, shapes captured.
+"""A network prepared for inference: constants computed, weights cast, kernels compiled or captured.
 
-Numerically the same network; how close, engine by engine, is in docs/performance.md.
+The outputs are those of the network; docs/performance.md says how close, engine by engine.
 
-| engine   | what runs                            | what its first call costs               |
+| engine   | runs                                 | extra time of the first call            |
 |----------|--------------------------------------|-----------------------------------------|
-| eager    | PyTorch's kernels, one by one        | nothing                                 |
-| compiled | kernels fused by `torch.compile`     | tens of seconds a shape, fewer if kept  |
+| eager    | PyTorch's kernels, one by one        | none                                    |
+| compiled | kernels fused by `torch.compile`     | tens of seconds a shape; less if cached |
 | graph    | the same, captured as a CUDA graph   | the same and four runs; CUDA only       |
 
-Shapes are fixed: the compiled engines start anew for each batch size and each number of clicks.
+"compiled" and "graph" compile for each batch size and each number of clicks.
 """
 
 import copy
@@ -31,28 +31,36 @@ from segment_anything.modeling.attention3D import Attention3D
 Engine = Literal["eager", "compiled", "graph"]
 ENGINES: tuple[str, ...] = get_args(Engine)
 
-#: Shapes that one function is compiled for: batch sizes times numbers of clicks.
+#: At most this many shapes are compiled for one function: batch sizes times numbers of clicks.
 MAX_SHAPES = 64
 
 Tensors = Tensor | tuple[Tensor, ...]
 
 
 class EngineError(RuntimeError):
-    """An engine that this machine cannot run."""
+    """An engine that does not exist or that this machine cannot run."""
 
 
 class InferenceEngine:
     """The three steps of an interaction on batches: encode, decode, upsample. No gradients.
 
-    The weights are those of the moment. After training the network on, or loading others into it,
-    make a new engine: this one would mix old and new.
+    Inputs may lie on any device; outputs lie on ``device``. Shapes: B samples, N clicks, S voxels
+    along each axis of a crop, E channels of the image embedding, g tokens along each axis, and
+    m = 4 g cells of the low-resolution masks.
+
+    Where the weights of ``model`` change later, make a new engine: this one would mix old and new
+    weights.
 
     Args:
-        precision: of the arithmetic; images, clicks and masks are float32.
-        engine: one of `ENGINES`.
+        model: The network. It is moved to ``device`` and set to eval mode; its weights are not
+            changed.
+        device: The device that it runs on.
+        precision: dtype of the arithmetic: float32, bfloat16 or float16. Images, clicks and masks
+            are float32.
+        engine: One of `ENGINES`.
 
     Raises:
-        EngineError: the machine cannot run this engine.
+        EngineError: there is no such engine, or the machine cannot run it.
     """
 
     def __init__(
@@ -67,7 +75,7 @@ class InferenceEngine:
         self.model = model = prepared(model.to(device).eval(), precision)
         dense_pe = model.prompt_encoder.get_dense_pe()
 
-        # Neither refers to the engine: what is dropped is freed at once.
+        # The closures do not hold `self`, so that a dropped engine frees its memory at once.
         def encode(images: Tensor) -> Tensor:
             with autocast(device, precision, keep_casts=False):
                 return model.image_encoder(images)
@@ -83,9 +91,9 @@ class InferenceEngine:
         keep_compiled_kernels()
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, MAX_SHAPES)
-        # An encoder of an ONNX file has no blocks, and runs as it is.
+        # An encoder from an ONNX file has no blocks: ONNX Runtime runs it in every engine.
         blocks = getattr(model.image_encoder, "blocks", ())
-        for block in blocks:  # those alike share their kernels: built in a quarter of the time
+        for block in blocks:  # equal blocks share kernels: a quarter of the compile time
             block.compile(dynamic=False)
         self._steps[1:] = [torch.compile(step, dynamic=False) for step in self._steps[1:]]
         if engine == "graph":
@@ -95,8 +103,12 @@ class InferenceEngine:
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
-        """Return image embeddings (B, C, g, g, g) of normalised crops (B, 1, S, S, S)."""
-        with self._exactly():
+        """Return image embeddings (B, E, g, g, g) of normalised crops (B, 1, S, S, S) float32.
+
+        Raises:
+            ValueError: S is not the network's ``img_size``.
+        """
+        with self._without_tf32():
             return self._steps[0](to_device(images, self.device))
 
     @torch.inference_mode()
@@ -107,25 +119,28 @@ class InferenceEngine:
         point_labels: Tensor,
         low_res_masks: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return low-resolution logits (B, 1, 4g, 4g, 4g) and predicted IoU (B, 1), float32.
+        """Return low-resolution logits (B, 1, m, m, m) and predicted IoU (B, 1), float32.
 
         Args:
-            image_embeddings: (B, C, g, g, g), one for each sample.
-            point_coords: (B, N, 3) crop voxels in the network's axis order.
+            image_embeddings: (B, E, g, g, g), one for each sample.
+            point_coords: (B, N, 3) crop voxels (z, y, x) in the network's axis order.
             point_labels: (B, N) in {1, 0, -1}; -1 is no click.
-            low_res_masks: (B, 1, 4g, 4g, 4g) logits; zeros where there are none yet.
+            low_res_masks: (B, 1, m, m, m) logits; zeros before the first click.
+
+        Raises:
+            ValueError: the shapes do not fit each other.
         """
         inputs = (image_embeddings, point_coords, point_labels, low_res_masks)
-        with self._exactly():
+        with self._without_tf32():
             return self._steps[1](*(to_device(tensor, self.device) for tensor in inputs))
 
     @torch.inference_mode()
     def upsample(self, low_res_masks: Tensor, size: int) -> Tensor:
-        """Return logits (B, 1, size, size, size)."""
+        """Return logits (B, 1, size, size, size) of (B, 1, m, m, m), trilinear."""
         return self._steps[2](to_device(low_res_masks, self.device), size)
 
-    def _exactly(self) -> AbstractContextManager:
-        """Keep cuDNN from its default, to round what float32 convolutions take to 10 bits."""
+    def _without_tf32(self) -> AbstractContextManager:
+        """Turn off TF32, cuDNN's default of a 10-bit mantissa for float32 convolutions."""
         if self.device.type != "cuda" or self.precision != torch.float32:
             return nullcontext()
         cudnn = torch.backends.cudnn
@@ -140,12 +155,15 @@ class InferenceEngine:
 class Captured:
     """A function on the GPU, captured as a CUDA graph for each set of shapes, then replayed.
 
-    A graph's launch costs the same for three hundred kernels as for one. Arguments that are no
-    tensors are part of the shape. Threads take turns, on one CUDA stream.
+    Launching a graph of three hundred kernels costs as much as launching one kernel. Each value of
+    an argument that is no tensor has a graph of its own. Threads take turns, on one CUDA stream.
+
+    Args:
+        function: Takes tensors and numbers, returns a tensor or a tuple of tensors.
+        capture: A `CudaCapture`, or a function with the same arguments and results.
     """
 
     def __init__(self, function: Callable[..., Tensors], capture: Callable) -> None:
-        """Take a function; ``capture`` is a `CudaCapture`, or something like it."""
         self._function, self._capture = function, capture
         self._graphs: dict[tuple, tuple[list[Tensor], Callable[[], None], Tensors]] = {}
         self._turn = threading.Lock()
@@ -165,14 +183,14 @@ class Captured:
                 own.copy_(tensor)
             replay()
             if isinstance(outputs, Tensor):
-                return outputs.clone()  # the next replay writes over it
+                return outputs.clone()  # the next replay overwrites them
             return tuple(output.clone() for output in outputs)
 
 
 class CudaCapture:
-    """Captures functions without arguments, all in one pool of memory and on one stream.
+    """Captures functions without arguments, all in one memory pool and on one stream.
 
-    Sharing is safe where a graph's outputs are copied before another graph is replayed.
+    Graphs can share the pool, since `Captured` copies a graph's outputs before the next replay.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -181,10 +199,10 @@ class CudaCapture:
             self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
-        """Return what replays the function, and where its outputs appear.
+        """Capture the function; return a call that replays it, and the outputs it writes to.
 
-        The runs before pay for compilation, allocation and kernel choice, which must not happen
-        while capturing.
+        Three runs come first, since compilation, allocation and the choice of kernels must not
+        happen during the capture.
         """
         with torch.cuda.device(self._device):
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -204,12 +222,12 @@ class CudaCapture:
 
 
 def prepared(model: Sam3D, precision: torch.dtype) -> Sam3D:
-    """Return the network with its constants built and its weights in ``precision``.
+    """Return a copy of the network with its constants computed and its weights in ``precision``.
 
-    It shares with ``model`` whatever is not changed. Norms, position tables and embeddings stay in
-    float32; what is multiplied is cast once instead of in every call.
+    Weights that need no change are shared with ``model``. Linear layers and convolutions are cast
+    once instead of in every call; norms, position tables and embeddings stay in float32.
     """
-    # Numbers are shared, tensors are not: a model that moves to another device takes its own along.
+    # Storage is shared, tensor objects are not, so moving the original does not move this one.
     shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in model.buffers()}
     for parameter in model.parameters():
         shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
@@ -219,7 +237,7 @@ def prepared(model: Sam3D, precision: torch.dtype) -> Sam3D:
             module.freeze()
     for module in model.modules():
         if isinstance(module, nn.Conv3d) and max(module.kernel_size) > min(module.stride):
-            # What comes in has its channels last; else the weight is reordered in every call.
+            # The input has its channels last. A weight in another order is copied in every call.
             ordered = module.weight.detach().to(memory_format=torch.channels_last_3d)
             module.weight = nn.Parameter(ordered, requires_grad=False)
         if isinstance(module, (nn.Linear, nn.Conv3d, nn.ConvTranspose3d)):
@@ -236,7 +254,8 @@ def autocast(
     """Return the mixed-precision context of ``dtype``; none for float32.
 
     Args:
-        keep_casts: use a weight's cast again within the context; not where calls are captured.
+        keep_casts: Cast each weight once within the context. Must be False where calls are
+            compiled or captured.
     """
     if dtype == torch.float32:
         return nullcontext()
@@ -244,38 +263,38 @@ def autocast(
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Send a tensor; to a GPU from pinned memory, so that the processor need not wait for it."""
+    """Copy a tensor to the device; to a GPU from pinned memory, so that the CPU does not wait."""
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def keep_compiled_kernels() -> None:
-    """Keep what `torch.compile` builds in the user's cache folder, where reboots leave it."""
+    """Let `torch.compile` cache its kernels in the user's cache folder, which survives reboots."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / "fastsam3d" / "compiled"))
 
 
 def require_engine(engine: str, device: torch.device) -> None:
-    """Raise `EngineError` where this machine cannot run an engine."""
+    """Raise `EngineError` if there is no such engine, or if this machine cannot run it."""
     if engine not in ENGINES:
         raise EngineError(f"engine '{engine}': expected one of {', '.join(ENGINES)}.")
     if engine == "graph" and device.type != "cuda":
         raise EngineError(
-            f"engine 'graph': found the device {device}, expected a CUDA device, whose graphs it "
-            "captures.\nUse eager or compiled."
+            f"engine 'graph': found the device {device}, expected a CUDA device.\n"
+            "Use eager or compiled."
         )
     if engine == "eager":
         return
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise EngineError(
-            f"engine '{engine}': found no triton package, with which torch.compile writes kernels "
-            "for CUDA.\nInstall it, or use eager."
+            f"engine '{engine}': found no triton package, which torch.compile needs for CUDA.\n"
+            "Install it (pip install triton), or use eager."
         )
     variable, usual = ("CC", "gcc") if device.type == "cuda" else ("CXX", "g++")
     compiler = os.environ.get(variable, usual)
     if shutil.which(compiler) is None:
         raise EngineError(
-            f"engine '{engine}': found no compiler '{compiler}', with which torch.compile builds "
-            f"kernels.\nInstall one ({usual}), name it in {variable}, or use eager."
+            f"engine '{engine}': found no compiler '{compiler}', which torch.compile needs.\n"
+            f"Install {usual}, set the environment variable {variable} to one, or use eager."
         )

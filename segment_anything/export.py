@@ -1,13 +1,14 @@
-"""Write a network as two ONNX files, divided as SAM is: one image, then many prompts.
+"""Export a network as two ONNX files: the image encoder, and the prompts' decoder.
 
 Reads   --checkpoint  ours (student.pth), or a released file with --network
 Writes  --out         image_encoder.onnx   image -> image_embedding
                       prompt_decoder.onnx  image_embedding, point_coords, point_labels, mask_input
                                            -> low_res_masks, iou
-                      export.json          which network, its crops, inputs and outputs, differences
+                      export.json          network, crops, inputs and outputs, differences
 
-Both take any batch size, the decoder any number of clicks from one on; "no click" is one click with
-the label -1, and "no mask yet" a mask of zeros. Both are held against PyTorch before they appear.
+Both files take any batch size; the decoder takes one click or more. For no click give one with the
+label -1, for no mask a mask of zeros. Each file is compared with PyTorch before it is written to
+--out.
 
     python -m segment_anything.export --checkpoint student.pth --out onnx
 """
@@ -40,9 +41,9 @@ from segment_anything.onnx_encoder import FINGERPRINT, OnnxError, needed, open_s
 
 ENCODER, DECODER, FACTS = "image_encoder.onnx", "prompt_decoder.onnx", "export.json"
 OPSET = 20
-#: What the files may differ from PyTorch by: norm of the difference over the norm.
+#: Largest difference to PyTorch: norm of the difference over PyTorch's norm.
 TOLERANCE = 1e-4
-#: Batch sizes and numbers of clicks that are checked.
+#: Batch sizes and numbers of clicks that are compared.
 BATCHES, CLICKS = (1, 2), (1, 2, 5)
 
 Inputs = dict[str, Tensor]
@@ -50,7 +51,7 @@ Differences = dict[str, dict[str, float]]  # case -> output -> relative differen
 
 
 class PromptDecoder(nn.Module):
-    """Prompt encoder and mask decoder as one graph, the token grid's positions a constant of it."""
+    """Prompt encoder and mask decoder as one graph; the token grid's positions are a constant."""
 
     def __init__(self, model: Sam3D) -> None:
         super().__init__()
@@ -67,57 +68,54 @@ class PromptDecoder(nn.Module):
         """Return low-resolution logits (B, 1, m, m, m) and their predicted IoU (B, 1).
 
         Args:
-            image_embedding: (B, C, g, g, g).
-            point_coords: (B, N, 3) voxels in the network's axis order.
+            image_embedding: (B, E, g, g, g).
+            point_coords: (B, N, 3) voxels (z, y, x) in the network's axis order.
             point_labels: (B, N) int64 in {1, 0, -1}.
             mask_input: (B, 1, m, m, m) logits, m = 4 g.
         """
         prompts = self.prompt_encoder
-        sparse = prompts._embed_points(point_coords, point_labels)
+        sparse = prompts.embed_points(point_coords, point_labels)
         if prompts.config.click_stamp_sigma > 0:
             mask_input = stamp_at_once(prompts, mask_input, point_coords, point_labels)
-        dense = prompts._embed_mask(mask_input, mask_input.shape[0])
+        dense = prompts.embed_mask(mask_input, mask_input.shape[0])
         return self.mask_decoder(image_embedding, self.dense_pe, sparse, dense, False)
 
 
 def stamp_at_once(
     prompts: PromptEncoder3D, masks: Tensor, coords: Tensor, labels: Tensor
 ) -> Tensor:
-    """Return what stamping clicks one after the other comes to, without a loop over them.
+    """Return the result of `PromptEncoder3D.stamp_clicks` without a loop over the clicks.
 
-    A graph has no loop of unknown length. With weights w_k and logits l_k of N stamps, what is left
-    of the mask is prod(1 - w_k), and of stamp k it is w_k l_k times the product over later stamps.
-    Products over clicks are sums of logarithms, those over the later ones a triangular matrix.
+    Arguments and shapes are the same. A graph has no loop of unknown length. With weights w_k and
+    logits l_k of N stamps, the mask keeps the share prod(1 - w_k), and stamp k adds w_k l_k times
+    the product of (1 - w) over the later stamps. Products over clicks are computed as sums of
+    logarithms, those over the later clicks with a triangular matrix.
     """
-    size, sigma = prompts.low_res_size, prompts.config.click_stamp_sigma
-    cells = torch.arange(size, device=coords.device)
-    centres = (coords + 0.5) * (size / prompts.img_size) - 0.5  # in cells, (B, N, 3)
-    along = torch.exp(-((cells - centres[..., None]) ** 2) / (2 * sigma**2))  # (B, N, 3, m)
-    z, y, x = (along * (labels >= 0)[..., None, None]).unbind(2)
+    profiles, logits = prompts.stamp_profiles(coords, labels)
+    z, y, x = profiles.unbind(2)
     weight = z[..., None, None] * y[..., None, :, None] * x[..., None, None, :]
     weight = weight.flatten(2)  # (B, N, m^3)
-    kept = torch.log1p(-weight.clamp(max=1 - 2**-24))  # never the logarithm of 0
+    kept = torch.log1p(-weight.clamp(max=1 - 2**-24))  # no logarithm of 0
     order = torch.arange(coords.shape[1], device=coords.device)
     later = (order[None] > order[:, None]).to(kept.dtype)
-    logits = (2.0 * labels - 1.0) * prompts.config.click_stamp_logit
     stamps = (weight * torch.exp(later @ kept) * logits[..., None]).sum(1)
     return (masks.flatten(1) * torch.exp(kept.sum(1)) + stamps).view_as(masks)
 
 
 def export(model: Sam3D, folder: Path, *, tolerance: float = TOLERANCE, **facts: Any) -> Path:
-    """Write both files and what is known of them; all of them, or none.
+    """Write both ONNX files and export.json; all three, or none.
 
     Args:
-        model: the network, on the CPU.
-        folder: made if need be.
-        tolerance: how much they may differ from PyTorch.
-        facts: what else export.json shall say.
+        model: The network, on the CPU.
+        folder: The folder to write to; created if it does not exist.
+        tolerance: Largest difference to PyTorch, relative to the norm.
+        facts: Further entries of export.json.
 
     Returns:
         The path of export.json.
 
     Raises:
-        OnnxError: a package is missing, or a file does not do what PyTorch does.
+        OnnxError: a package is missing, or a file's outputs differ from PyTorch's.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         needed(package)
@@ -149,7 +147,7 @@ def export(model: Sam3D, folder: Path, *, tolerance: float = TOLERANCE, **facts:
 
 
 def write_encoder(model: Sam3D, path: Path) -> None:
-    """Write the image encoder."""
+    """Write the image encoder of ``model`` to ``path``."""
     _write(
         model.image_encoder,
         path,
@@ -161,7 +159,7 @@ def write_encoder(model: Sam3D, path: Path) -> None:
 
 
 def write_decoder(model: Sam3D, path: Path) -> None:
-    """Write prompt encoder and mask decoder."""
+    """Write prompt encoder and mask decoder of ``model`` to ``path``."""
     axes = {
         "image_embedding": ("batch",),
         "point_coords": ("batch", "clicks"),
@@ -180,15 +178,15 @@ def _write(
     outputs: Sequence[str],
     model: Sam3D,
 ) -> None:
-    """Export a module; ``axes`` name the leading axes of each input that have any length."""
+    """Export a module; ``axes`` names the leading axes of each input, which may have any length."""
     dims = {name: torch.export.Dim(name) for names in axes.values() for name in names}
     shapes = {
         name: {axis: dims[label] for axis, label in enumerate(labels)}
         for name, labels in axes.items()
     }
-    # Fused attention has strides of its own, with which the exporter's reshapes do not agree.
+    # The exporter's reshapes fail on the strides of fused attention, so it is turned off.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
         program = torch.onnx.export(
             module,
             tuple(inputs[name] for name in axes),
@@ -205,7 +203,7 @@ def _write(
 
 
 def encoder_differences(model: Sam3D, path: Path) -> Differences:
-    """Hold the file against PyTorch on random images."""
+    """Compare the file with PyTorch on random images."""
 
     def encode(image: Tensor) -> tuple[Tensor]:
         return (model.image_encoder(image),)
@@ -215,7 +213,7 @@ def encoder_differences(model: Sam3D, path: Path) -> Differences:
 
 
 def decoder_differences(model: Sam3D, path: Path) -> Differences:
-    """Hold the file against PyTorch on random prompts about random images."""
+    """Compare the file with PyTorch on random prompts on random images."""
 
     def decode(mask_input: Tensor, **prompts: Tensor) -> tuple[Tensor, Tensor]:
         dense_pe = model.prompt_encoder.get_dense_pe()
@@ -235,8 +233,13 @@ def differences_of(
 ) -> Differences:
     """Run a file and its reference on the same inputs.
 
+    Args:
+        path: The ONNX file.
+        reference: Takes the inputs by name; returns the outputs in the order of the file's.
+        cases: Inputs by the name of the case.
+
     Returns:
-        By case and output, the norm of the difference over the norm of the reference's output.
+        For each case and output, the norm of the difference over the norm of the reference.
     """
     session = open_session(path)
     names = [output.name for output in session.get_outputs()]
@@ -260,7 +263,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 def require_same(name: str, differences: Differences, tolerance: float) -> None:
     """Raise `OnnxError` where a file differs from PyTorch by more than ``tolerance``."""
     worst, case, output = max(
-        (value if value == value else float("inf"), case, output)  # NaN is no agreement
+        (value if value == value else float("inf"), case, output)  # NaN counts as infinite
         for case, of_case in differences.items()
         for output, value in of_case.items()
     )
@@ -268,13 +271,13 @@ def require_same(name: str, differences: Differences, tolerance: float) -> None:
         raise OnnxError(
             f"{name}: {output} ({case}) differs from PyTorch's by {worst:.1e} of its norm, "
             f"expected at most {tolerance:.0e}; nothing was written.\n"
-            "Where attention logits reach hundreds, as in networks that were not trained to the "
-            "end, rounding alone can do that: if it is acceptable for you, raise --tolerance."
+            "Rounding alone can cause this where attention logits reach hundreds, as in networks "
+            "early in training. If the difference is acceptable, raise --tolerance."
         )
 
 
 def signature(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return names, axes and types of a file's inputs and outputs; named axes have any length."""
+    """Return name, shape and type of a file's inputs and outputs; a named axis has any length."""
     session = open_session(path)
     sides = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
     return {
@@ -284,7 +287,7 @@ def signature(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _image(model: Sam3D, batch: int, seed: int = 0) -> Inputs:
-    """Return a volume of noise, as normalised as crops are."""
+    """Return volumes of noise (batch, 1, S, S, S), normalised as crops are."""
     size = model.config.encoder.img_size
     generator = torch.Generator().manual_seed(seed)
     return {"image": torch.randn(batch, 1, size, size, size, generator=generator)}
@@ -292,7 +295,7 @@ def _image(model: Sam3D, batch: int, seed: int = 0) -> Inputs:
 
 @torch.no_grad()
 def _prompts(model: Sam3D, batch: int, clicks: int, seed: int = 0) -> Inputs:
-    """Return the decoder's inputs: an embedding that the encoder made, random clicks and logits."""
+    """Return the decoder's inputs: the embedding of a random volume, random clicks and logits."""
     generator = torch.Generator().manual_seed(seed)
     size, cells = model.config.encoder.img_size, model.prompt_encoder.low_res_size
     return {
@@ -308,21 +311,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True)
-    add("--network", help="what a file without our configuration holds, such as vit_b_ori")
+    add("--checkpoint", type=Path, required=True, help="file of the network")
+    add("--network", help="network in a released file, such as vit_b_ori")
     add("--teacher", type=Path, help="take prompt encoder and mask decoder from this file")
-    add("--out", type=Path, required=True, help="folder for the files; made if need be")
+    add("--out", type=Path, required=True, help="folder to write to; created if need be")
     add(
         "--tolerance",
         type=float,
         default=TOLERANCE,
-        help="how much the files may differ from PyTorch, of the norm (default: %(default)g)",
+        help="largest difference to PyTorch, relative to the norm (default: %(default)g)",
     )
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> Path:
-    """Export as ``args`` say; return the path of export.json."""
+    """Export the network that ``args`` name; return the path of export.json."""
     checkpoint = open_checkpoint(args.checkpoint)
     if args.teacher is None:
         require_decoder(checkpoint)
@@ -338,7 +341,8 @@ def run(args: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, we do not
+    # torch.onnx warns that torchvision is absent, which is not needed here.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         path = run(args)
     except (CheckpointError, OnnxError, OSError) as error:

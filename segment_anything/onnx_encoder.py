@@ -1,9 +1,9 @@
-"""An image encoder out of an ONNX file, in place of a network's own; and how such files are opened.
+"""Use the image encoder of an ONNX file in place of a network's own.
 
     use_onnx_encoder(model, "onnx/image_encoder_int8.onnx")
 
-The file is run by ONNX Runtime on the CPU, wherever the rest of the network is. ONNX Runtime is
-optional, and imported where a file is opened.
+ONNX Runtime runs the file on the CPU, also where the rest of the network is on a GPU. ONNX Runtime
+is optional: it is imported when a file is opened.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segment_anything.checkpoint import fingerprint
 from segment_anything.modeling import Sam3D
 
-#: The entry of a file's metadata that says of which network it is a part.
+#: The entry of a file's metadata that holds the fingerprint of its network.
 FINGERPRINT = "fingerprint"
 
 
@@ -28,13 +28,14 @@ class OnnxError(RuntimeError):
 
 
 class OnnxImageEncoder(nn.Module):
-    """Volume to image embedding, by ONNX Runtime.
+    """An image encoder that ONNX Runtime runs: volume to image embedding.
 
-    It has as many threads as PyTorch, no gradients, and float32 at both ends whatever the
-    precision of the rest. Copies and other processes open the file anew.
+    It uses as many threads as PyTorch and has no gradients. Input and output are float32 whatever
+    the precision of the rest. Copies and other processes open the file again.
 
     Args:
-        path: what segment_anything/export.py or utils/training/quantise_encoder.py wrote.
+        path: An image encoder written by segment_anything/export.py or
+            utils/training/quantise_encoder.py.
 
     Raises:
         OnnxError: ONNX Runtime is not installed, or the file is not an image encoder.
@@ -50,24 +51,28 @@ class OnnxImageEncoder(nn.Module):
         if len(shapes) != 2 or any(len(shape) != 5 for shape in shapes):
             raise OnnxError(
                 f"{self.path}: takes and returns tensors of shapes {shapes}, expected one volume "
-                "(B, 1, S, S, S) and its embedding (B, C, g, g, g).\n"
-                "Point to the image_encoder.onnx that segment_anything.export wrote."
+                "(B, 1, S, S, S) and its embedding (B, E, g, g, g).\n"
+                "Give the image_encoder.onnx that segment_anything.export wrote."
             )
         self.img_size: int = shapes[0][-1]
         self.embedding_shape = tuple(shapes[1][1:])
-        # Two files are two networks to whoever compares state dicts or fingerprints.
+        # In the state dict, so that two files have different state dicts and fingerprints.
         digest = hashlib.sha256(self.path.read_bytes()).digest()
         self.register_buffer("file_digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
 
     @property
     def session(self) -> Any:
-        """The open file."""
+        """The open file, an ``onnxruntime.InferenceSession``."""
         if self._session is None:
             self._session = open_session(self.path)
         return self._session
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode (B, 1, S, S, S) to the image embedding (B, C, g, g, g), float32."""
+        """Encode (B, 1, S, S, S) to the image embedding (B, E, g, g, g) float32, on x's device.
+
+        Raises:
+            ValueError: the volume has another shape.
+        """
         size = self.img_size
         if x.dim() != 5 or x.shape[1:] != (1, size, size, size):
             raise ValueError(
@@ -79,14 +84,15 @@ class OnnxImageEncoder(nn.Module):
         return torch.from_numpy(embedding).to(x.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_session": None}  # a session can be neither copied nor pickled
+        return self.__dict__ | {"_session": None}  # a session cannot be copied or pickled
 
 
 def use_onnx_encoder(model: Sam3D, path: str | Path) -> None:
-    """Put the encoder of an ONNX file in place of the network's own.
+    """Replace the image encoder of ``model`` by that of an ONNX file.
 
     Raises:
-        OnnxError: as `OnnxImageEncoder`, or the file was made from other weights.
+        OnnxError: as `OnnxImageEncoder`, or the file was made from another network or other
+            weights.
     """
     encoder = OnnxImageEncoder(path)
     config = model.config.encoder
@@ -97,7 +103,8 @@ def use_onnx_encoder(model: Sam3D, path: str | Path) -> None:
         raise OnnxError(
             f"{path}: made from the network {of_file}, volumes {found[0]}³ to embeddings "
             f"{found[1]}; expected {fingerprint(model)}, {expected[0]}³ to {expected[1]}.\n"
-            "Export the encoder from the checkpoint that it is used with, with the same flags."
+            "Export the encoder from the checkpoint that it is used with, with the same flags: "
+            "python -m segment_anything.export."
         )
     model.image_encoder = encoder
 
@@ -116,12 +123,12 @@ def open_session(path: str | Path) -> Any:
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 3  # errors only
     try:
         return onnxruntime.InferenceSession(
             os.fspath(path), options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # ONNX Runtime has no common base of its own
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise OnnxError(
             f"{path}: cannot be opened ({str(error).splitlines()[0]}), expected an ONNX file.\n"
             "Export it again."
@@ -129,7 +136,7 @@ def open_session(path: str | Path) -> Any:
 
 
 def needed(package: str) -> ModuleType:
-    """Import an optional package.
+    """Import and return an optional package.
 
     Raises:
         OnnxError: it is not installed.

@@ -6,6 +6,9 @@ from importlib import import_module
 import pytest
 
 MODULES = [
+    "segment_anything.build_sam3D",
+    "segment_anything.crop_predictor",
+    "segment_anything.decoding",
     "utils.prediction.predictor",
     "utils.validation.clicks",
 ]

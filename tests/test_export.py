@@ -153,7 +153,7 @@ def test_stamps_at_once_are_stamps_one_after_the_other(clicks):
     labels = torch.randint(-1, 2, (2, clicks))
     labels[:, -1] = 1
     masks = 20 * torch.randn(2, 1, 16, 16, 16)
-    expected = prompt_encoder._stamp_clicks(masks, coords, labels)
+    expected = prompt_encoder.stamp_clicks(masks, coords, labels)
     torch.testing.assert_close(
         stamp_at_once(prompt_encoder, masks, coords, labels), expected, rtol=1e-4, atol=1e-4
     )

@@ -34,7 +34,7 @@ def test_fields_are_checked_together():
     fields = ["encoder.relative_terms=textbook", "encoder.window_size=0"]
     encoder = changed(VIT_B_ORI, fields).encoder
     assert (encoder.relative_terms, encoder.window_size) == ("textbook", 0)
-    with pytest.raises(InputError, match="textbook terms are not built for windows"):
+    with pytest.raises(InputError, match="textbook relative_terms are not supported with windows"):
         changed(VIT_B_ORI, fields[:1])
 
 

@@ -1,4 +1,4 @@
-"""The networks, one box of the paper's figure per file."""
+"""The parts of a network, one box of the SAM paper's figure per file."""
 
 from segment_anything.modeling.image_encoder3D import EncoderOutput, ImageEncoderViT3D
 from segment_anything.modeling.mask_decoder3D import MaskDecoder3D

@@ -27,8 +27,8 @@ S = 14, attention among 2,744 tokens becomes 512 queries on 513 keys, with the s
 
 **Low precision.** Relative logits are computed in float32 and cast where they enter the kernel.
 Under autocast on the CPU the embedding then differs from float32's by 0.9% (bfloat16) or 0.1%
-(float16), with the bias dense or in the dot product, for teacher and student (tests' fill.py
-weights).
+(float16), with the bias dense or in the dot product, for teacher and student (with the weights of
+tests/fixed_weights.py).
 """
 
 import math
@@ -47,7 +47,7 @@ FLASH_MAX_WIDTH = 256  # the widest head that flash_attn takes
 
 
 class RelativeLogits(NamedTuple):
-    """What relative position adds to the logits, in factors, at float32 or more.
+    """What relative positions add to the logits, as factors, in float32 or wider.
 
     The bias of query (d, h, w) on key (x, y, j) is a[d,h,w,j] + b[d,h,x,j] + c[d,h,y,j]; on the
     virtual padding key it is ``padding``.
@@ -60,7 +60,7 @@ class RelativeLogits(NamedTuple):
 
 
 class RelativeTables(NamedTuple):
-    """What the relative terms take from the weights alone, gathered by offset."""
+    """The share of the relative terms that depends on the weights alone, gathered by offset."""
 
     d: Tensor  # (g, S, c): d, j
     h: Tensor  # (g, S, c): h, j
@@ -70,7 +70,16 @@ class RelativeTables(NamedTuple):
 
 
 class Attention3D(nn.Module):
-    """Multi-head self-attention over a whole cubic token grid."""
+    """Multi-head self-attention over a whole cubic token grid.
+
+    Args:
+        dim: Token width.
+        num_heads: Heads; ``dim`` is a multiple.
+        grid_size: Tokens along each axis (g).
+        window_size: Edge of the cube that the grid counts as padded to (S >= g), in tokens; 0 = no
+            padding.
+        textbook: The textbook's relative terms instead of the released ones; without padding.
+    """
 
     def __init__(
         self,
@@ -81,15 +90,6 @@ class Attention3D(nn.Module):
         window_size: int = 0,
         textbook: bool = False,
     ) -> None:
-        """Build it.
-
-        Args:
-            dim: Token width.
-            num_heads: Heads; ``dim`` is a multiple.
-            grid_size: Tokens along each axis (g).
-            window_size: The cube the grid counts as padded to (S >= g); 0 = no padding.
-            textbook: The textbook's relative terms instead of the released ones; without padding.
-        """
         super().__init__()
         self.num_heads = num_heads
         self.textbook = textbook
@@ -115,7 +115,7 @@ class Attention3D(nn.Module):
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Gather the relative tables once; weights and device must not change any more."""
+        """Gather the relative tables once. After this neither weights nor device may change."""
         self._frozen = self._tables(torch.float32)
 
     @property
@@ -124,7 +124,7 @@ class Attention3D(nn.Module):
         return self.table_size > self.grid_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Let every token attend to the grid, and to the padding where there is one.
+        """Let every token attend to all tokens, and to the padding where there is some.
 
         Args:
             x: (B, g, g, g, dim) normalised tokens.
@@ -149,7 +149,7 @@ class Attention3D(nn.Module):
         return bias.expand(-1, batch, -1, -1, -1)
 
     def _relative_logits(self, query: Tensor) -> RelativeLogits:
-        """Compute the relative terms of unscaled queries (B, n, N, c), never below float32."""
+        """Compute the relative terms of unscaled queries (B, n, N, c), in float32 or wider."""
         grid = self.grid_size
         with torch.autocast(query.device.type, enabled=False):
             query = self._wide_grid(query)
@@ -161,7 +161,7 @@ class Attention3D(nn.Module):
             return RelativeLogits(a[..., :grid], b[..., :grid], c[..., :grid], padding)
 
     def _textbook_logits(self, query: Tensor) -> Tensor:
-        """Compute the textbook's terms of unscaled queries (B, n, N, c), never below float32.
+        """Compute the textbook's terms of unscaled queries (B, n, N, c), in float32 or wider.
 
         Returns:
             (B, n, N, 3 g): what each query adds for every x, every y and every j of a key.
@@ -176,7 +176,7 @@ class Attention3D(nn.Module):
             return torch.cat(terms, dim=-1).flatten(2, 4)
 
     def _wide_grid(self, query: Tensor) -> Tensor:
-        """Return queries as (B, n, g, g, g, c), float32 or more."""
+        """Return queries as (B, n, g, g, g, c), in float32 or wider."""
         dtype = torch.promote_types(query.dtype, torch.float32)
         return query.to(dtype).unflatten(2, (self.grid_size,) * 3)
 
@@ -217,10 +217,10 @@ def _padding_logit(a: Tensor, b: Tensor, c: Tensor, b_pad: Tensor, c_pad: Tensor
 
 
 def key_columns(grid: int, *, padded: bool) -> Tensor:
-    """Return the columns that pick each key's relative logits in a dot product.
+    """Return the columns that select each key's relative logits in a dot product.
 
-    (N, 2 g^2): a one at (x, j) and a one at (y, j); padded adds the virtual key, as the last row,
-    and its own column.
+    (N, 2 g^2), with a one at (x, j) and a one at (y, j). ``padded`` adds a last row for the virtual
+    key, and a last column for its logit.
     """
     x, y, j = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(grid)] * 3, indexing="ij"))
     columns = torch.cat([F.one_hot(x * grid + j, grid**2), F.one_hot(y * grid + j, grid**2)], dim=1)
@@ -231,7 +231,7 @@ def key_columns(grid: int, *, padded: bool) -> Tensor:
 
 
 def textbook_key_columns(grid: int) -> Tensor:
-    """Return the columns that pick each key's textbook terms: (N, 3 g), ones at x, y and j."""
+    """Return the columns that select each key's textbook terms: (N, 3 g), ones at x, y and j."""
     places = torch.meshgrid(*[torch.arange(grid)] * 3, indexing="ij")
     return torch.cat([F.one_hot(axis.flatten(), grid) for axis in places], dim=1).float()
 
@@ -245,8 +245,8 @@ def attend(
 ) -> Tensor:
     """Return softmax(query key^T + relative) value: the one place that chooses a backend.
 
-    On CUDA the relative logits ride inside the dot product, so that kernels without a bias apply.
-    On the CPU a dense bias is faster.
+    On CUDA the relative logits are part of the dot product, so that kernels without a bias can be
+    used. On the CPU a dense bias is faster.
 
     Args:
         query: (B, n, N, c), scaled.
@@ -284,7 +284,8 @@ def attend_extended(
 ) -> Tensor:
     """Attend with the relative logits inside the dot product; see `attend`.
 
-    By flash_attn where it is installed and takes the numbers, else by PyTorch's fused kernels.
+    flash_attn computes it where it is installed and supports dtype and width, PyTorch's fused
+    kernels elsewhere.
     """
     width = value.shape[-1]
     query, key = extend(query, key, relative, columns)
@@ -298,7 +299,7 @@ def attend_extended(
 
 def dense_bias(relative: RelativeLogits) -> Tensor:
     """Return the relative logits of every query on every key: (B, n, N, N or N + 1)."""
-    # The factors are small; in the order of the axes of their sum, so is the sum, without a copy.
+    # The factors are small. Contiguous factors make their large sum contiguous, without a copy.
     a, b, c = (factor.contiguous() for factor in relative[:3])
     of_row = b[..., :, None, :] + c[..., None, :, :]  # (B, n, d, h, x, y, j)
     bias = of_row[:, :, :, :, None] + a[..., None, None, :]
@@ -313,8 +314,7 @@ def extend(
 ) -> tuple[Tensor, Tensor]:
     """Widen query and key so that their dot product includes the relative logits.
 
-    The width, c + 2 g^2 (+ 1) or c + 3 g, is filled up with zeros to a multiple of 8, as kernels
-    need.
+    Kernels need a multiple of 8, so zeros pad the width of c + 2 g^2 (+ 1), or c + 3 g.
     """
     parts = [relative] if isinstance(relative, Tensor) else _factors(relative)
     query = torch.cat([query, *(part.to(query.dtype) for part in parts)], dim=-1)
@@ -325,7 +325,7 @@ def extend(
 
 
 def _factors(relative: RelativeLogits) -> list[Tensor]:
-    """Return what each query adds for every (x, j), every (y, j), and the virtual key."""
+    """Return what each query adds for every (x, j), for every (y, j), and for the virtual key."""
     a, b, c, padding = relative
     grid = a.shape[-1]
     for_xj = (a[..., None, :] + b[..., None, :, :]).flatten(-2)  # (B, n, d, h, w, x j)

@@ -1,4 +1,4 @@
-"""Layers that more than one part uses: channel normalisation and the two-layer perceptron.
+"""Layers that several parts share: channel norms, perceptrons, cells folded into tokens.
 
 Volumes are (B, C, D, H, W) here; token grids are (B, D, H, W, C).
 """
@@ -13,7 +13,7 @@ from segment_anything.config import CELLS_PER_TOKEN
 
 
 def fold_cells(cells: Tensor) -> Tensor:
-    """Move the low-resolution cells of a token into its channels.
+    """Move the 64 low-resolution cells of each token into its channels.
 
     (B, c, 4g, 4g, 4g) to (B, 64 c, g, g, g).
     """
@@ -32,10 +32,11 @@ def unfold_cells(tokens: Tensor) -> Tensor:
 
 
 class LayerNorm3d(nn.Module):
-    """LayerNorm over the channels of (B, C, D, H, W), eps 1e-6, computed in float32 or more.
+    """LayerNorm over the channels of (B, C, D, H, W), eps 1e-6, computed in float32 or wider.
 
-    The order of operations is the released one. `F.layer_norm` rounds differently in the last bit,
-    which the mask decoder, whose attention can be nearly a hard choice, may turn into the third.
+    The order of operations is the released one. `F.layer_norm` rounds the last bit differently, and
+    the mask decoder, whose attention can be close to a hard choice, may magnify that to the third
+    digit.
     """
 
     def __init__(self, channels: int) -> None:
@@ -54,18 +55,18 @@ class LayerNorm3d(nn.Module):
 
 
 class ChannelNorm3d(nn.LayerNorm):
-    """The same norm by the fused kernel: faster.
+    """The same norm by PyTorch's fused kernel, which is faster and rounds differently.
 
-    For layers that no released weights pin down, and those behind large products, whose last bits
-    are not the reference's anyway.
+    For layers that have no released weights, and for those behind large matrix products, whose last
+    bits differ from the reference anyway.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Seen with channels last it is an ordinary LayerNorm, and what it returns stays in that
-        # memory order, in which the convolution that follows runs without a copy.
+        # With the channels last this is an ordinary LayerNorm. The output keeps that memory order,
+        # so the next convolution needs no copy.
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 

@@ -1,11 +1,11 @@
-"""The convolutions that libraries do slowly, as what they are; keys and shapes are `torch.nn`'s.
+"""Faster forms of convolutions that PyTorch runs slowly; keys and shapes are those of `torch.nn`.
 
-Where the stride is the kernel no voxel takes part twice, and nothing is left of a convolution but
-one matrix product between two rearrangements. Measured on a CPU (docs/performance.md): the 16^3
-patch embedding in bfloat16 28 times as fast that way, the mask decoder's transposed convolutions
-three times; small kernels, 4^3 and 2^3, are better left to the library.
+Where the stride equals the kernel size no voxel takes part twice, and the convolution is one matrix
+product between two rearrangements. Measured on a CPU (docs/performance.md), the 16^3 patch
+embedding in bfloat16 is 28 times as fast in this form, and the mask decoder's transposed
+convolutions three times. Small kernels, 4^3 and 2^3, are faster in PyTorch's form.
 
-Volumes are (B, C, D, H, W); what is returned may lie in memory with channels last.
+Volumes are (B, C, D, H, W). Outputs may have their channels last in memory.
 """
 
 import torch
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 
 class PatchConv3d(nn.Conv3d):
-    """Every cube of ``kernel_size`` voxels to one: (B, C, D, H, W) to (B, O, D/k, H/k, W/k)."""
+    """One voxel from every cube of k = ``kernel_size`` voxels along each axis.
+
+    (B, C, D, H, W) to (B, O, D/k, H/k, W/k).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride=kernel_size)
@@ -26,7 +29,10 @@ class PatchConv3d(nn.Conv3d):
 
 
 class PatchConvTranspose3d(nn.ConvTranspose3d):
-    """Every voxel to a cube of ``kernel_size``: (B, C, D, H, W) to (B, O, k D, k H, k W)."""
+    """A cube of k = ``kernel_size`` voxels along each axis from every voxel.
+
+    (B, C, D, H, W) to (B, O, k D, k H, k W).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride=kernel_size)
@@ -43,10 +49,10 @@ class PatchConvTranspose3d(nn.ConvTranspose3d):
 
 
 class DetailConv3d(nn.Conv3d):
-    """A 3^3 convolution that keeps the volume's size, with few channels.
+    """A 3^3 convolution with few channels that keeps the volume's size.
 
-    For one sample of less than 20,480 rows PyTorch's CPU backend takes a naive kernel, 14 times as
-    slow as oneDNN's.
+    For one sample of fewer than 20,480 rows (C D H) PyTorch picks a naive kernel on the CPU, 14
+    times as slow as oneDNN's. So inference in float32 calls oneDNN directly.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

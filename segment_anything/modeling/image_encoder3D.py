@@ -1,8 +1,8 @@
 """The image encoder: a plain vision transformer over the patches of a cubic volume.
 
 Teacher (SAM-Med3D, arXiv:2310.15161) and student (FastSAM3D, arXiv:2403.09827) are two
-configurations of it. Volumes are (B, 1, D, H, W); between stem and neck tokens stay on their grid
-with channels last, (B, g, g, g, C).
+configurations of it. Volumes are (B, 1, S, S, S) with S = ``img_size``. Between stem and neck the
+tokens stay on their grid with the channels last, (B, g, g, g, C).
 """
 
 from typing import NamedTuple
@@ -26,10 +26,10 @@ class EncoderOutput(NamedTuple):
 
 
 class Detail3D(nn.Module):
-    """What a token cannot hold: features of its low-resolution cells, folded into channels.
+    """Features of the low-resolution cells, folded into the channels of their tokens.
 
-    A token stands for 64 cells of the mask, and a decoder that sees tokens alone learns where
-    edges are only from much data. SAM 2 hands such features on too (arXiv:2408.00714).
+    A token stands for 64 cells of the mask, and a decoder that gets tokens alone needs much data to
+    learn where edges are. SAM 2 passes such features on too (arXiv:2408.00714).
     """
 
     def __init__(self, chans: int) -> None:
@@ -58,10 +58,10 @@ class PatchEmbed3D(nn.Module):
 
 
 class ConvStem3D(nn.Module):
-    """Embed 16^3 patches in four small convolutions.
+    """Embed 16^3 patches by four small convolutions.
 
-    For networks trained from scratch: one linear map of 4,096 voxels needs far more data than
-    early convolutions do (arXiv:2106.14881).
+    For networks trained from scratch: one linear map of 4,096 voxels needs far more data than early
+    convolutions do (arXiv:2106.14881).
     """
 
     def __init__(self, embed_dim: int) -> None:
@@ -84,12 +84,12 @@ class ConvStem3D(nn.Module):
         return self.proj[:6](x)
 
     def from_cells(self, cells: Tensor) -> Tensor:
-        """Embed what `cells` returned."""
+        """Embed the output of `cells`: (B, D/16, H/16, W/16, C)."""
         return self.proj[6:](cells).movedim(1, -1)
 
 
 class Block3D(nn.Module):
-    """A pre-norm transformer block; ``attn`` None leaves its MLP half alone."""
+    """A pre-norm transformer block; with ``attn`` None only its MLP half."""
 
     def __init__(
         self, dim: int, mlp_dim: int, *, attn: nn.Module | None, normalised_residual: bool
@@ -113,7 +113,7 @@ class Block3D(nn.Module):
 
 
 class ImageEncoderViT3D(nn.Module):
-    """Volume to image embedding."""
+    """Encode a volume to its image embedding: patches, transformer blocks, neck."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -136,13 +136,25 @@ class ImageEncoderViT3D(nn.Module):
         self._initialise()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode (B, 1, D, H, W) to the image embedding (B, embedding_chans, g, g, g)."""
+        """Encode volumes.
+
+        Args:
+            x: (B, 1, S, S, S) crops, normalised by mean and deviation of their voxels > 0.
+
+        Returns:
+            The image embedding (B, embedding_chans, g, g, g).
+
+        Raises:
+            ValueError: the volume has another shape.
+        """
         return self.forward_features(x).image_embedding
 
     def forward_features(self, x: Tensor, depth: int | None = None) -> EncoderOutput:
-        """Encode (B, 1, D, H, W), and keep what every block returned.
+        """Encode volumes (B, 1, S, S, S), and keep the output of every block.
 
-        With ``depth``, stop after so many blocks, without an image embedding.
+        Args:
+            x: As for `forward`.
+            depth: Stop after this many blocks, without an image embedding; None runs all.
         """
         if x.dim() != 5 or x.shape[1:] != (1, *[self.img_size] * 3):
             size = self.img_size

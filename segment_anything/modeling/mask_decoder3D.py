@@ -1,7 +1,7 @@
 """The mask decoder of SAM (arXiv:2304.02643): image and prompts to low-resolution mask logits.
 
-Every mask token becomes, through its own perceptron, a vector over the channels of the upscaled
-image; their dot product is the mask.
+Each mask token has a perceptron of its own, which turns it into a vector over the channels of the
+upscaled image. The dot product of that vector with every voxel is the mask.
 """
 
 import torch
@@ -19,8 +19,8 @@ from segment_anything.modeling.conv3D import (
 class MaskDecoder3D(nn.Module):
     """One mask for unambiguous prompts, or three alternatives, and a predicted IoU for each.
 
-    With ``detail_chans``, embeddings carry features of the low-resolution cells beyond their first
-    ``dim`` channels; they pass the transformer by and join the upscaled image.
+    With ``detail_chans``, embeddings carry features of the low-resolution cells after their first
+    ``dim`` channels. These skip the transformer and are added to the upscaled image.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class MaskDecoder3D(nn.Module):
         dense_prompt_embeddings: Tensor,
         multimask_output: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Predict masks.
+        """Predict masks. C = ``dim``, and E = C + 64 ``detail_chans``.
 
         Args:
-            image_embeddings: (B, C, g, g, g), or (1, C, g, g, g) shared by all prompts.
+            image_embeddings: (B, E, g, g, g), or (1, E, g, g, g) shared by all prompts.
             image_pe: (1, C, g, g, g) from the prompt encoder's ``get_dense_pe``.
             sparse_prompt_embeddings: (B, T, C).
-            dense_prompt_embeddings: (B, C, g, g, g).
+            dense_prompt_embeddings: (B, E, g, g, g).
             multimask_output: True for the three alternatives, False for the one mask.
 
         Returns:
@@ -89,15 +89,9 @@ class MaskDecoder3D(nn.Module):
         iou_token_out = hs[:, 0]
         mask_tokens_out = hs[:, 1 : 1 + self.num_mask_tokens]
 
-        # 3. Upscale the image by four; the last cubes stay apart, where they cost no copy
+        # 3. Upscale the image by four
         src = keys.transpose(1, 2).unflatten(2, src.shape[2:])
-        *upscale, last, activation = self.output_upscaling
-        for layer in upscale:
-            src = layer(src)
-        upscaled = last.cubes(src)
-        if self.detail is not None:
-            upscaled = upscaled + split(self.detail(unfold_cells(cells)), 2)
-        upscaled = activation(upscaled)
+        upscaled = self._upscaled(src, cells)
 
         # 4. Masks: each wanted token against every voxel
         hyper_in = torch.stack(
@@ -111,3 +105,22 @@ class MaskDecoder3D(nn.Module):
 
         # 5. Quality
         return masks, self.iou_prediction_head(iou_token_out)[:, wanted]
+
+    def _upscaled(self, src: Tensor, cells: Tensor) -> Tensor:
+        """Upscale the image tokens by four, and add the detail of their cells.
+
+        Args:
+            src: (B, C, g, g, g) image tokens from the transformer.
+            cells: (B, 64 detail_chans, g, g, g); without detail it has no channels.
+
+        Returns:
+            (B, 2g, 2g, 2g, 2, 2, 2, C / 8): cubes of 2^3 cells, not yet side by side. Putting a
+            few masks together is cheaper than putting all channels together.
+        """
+        *upscale, last, activation = self.output_upscaling
+        for layer in upscale:
+            src = layer(src)
+        upscaled = last.cubes(src)
+        if self.detail is not None:
+            upscaled = upscaled + split(self.detail(unfold_cells(cells)), 2)
+        return activation(upscaled)

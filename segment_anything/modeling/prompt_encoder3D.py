@@ -26,7 +26,7 @@ class PositionEmbeddingRandom3D(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", matrix)
 
     def forward(self, coords: Tensor) -> Tensor:
-        """Encode (..., 3) in [0, 1] to (..., 3 num_feats), as [sin, cos, sin] at float32."""
+        """Encode (..., 3) in [0, 1] to (..., 3 num_feats) float32, as [sin, cos, sin]."""
         matrix = self.positional_encoding_gaussian_matrix.float()
         with torch.autocast(coords.device.type, enabled=False):  # phases need every bit
             phase = 2 * math.pi * ((2 * coords.float() - 1) @ matrix)
@@ -47,7 +47,11 @@ class PositionEmbeddingRandom3D(nn.Module):
 
 
 class PromptEncoder3D(nn.Module):
-    """Clicks and a mask prompt to what the mask decoder reads."""
+    """Turn clicks and a mask prompt into the mask decoder's inputs.
+
+    `forward` is `embed_points`, `stamp_clicks` and `embed_mask` in a row. The ONNX export calls the
+    steps one by one.
+    """
 
     def __init__(
         self,
@@ -65,7 +69,7 @@ class PromptEncoder3D(nn.Module):
         self.grid_size = grid_size
         self.low_res_size = grid_size * CELLS_PER_TOKEN
         self.pe_layer = PositionEmbeddingRandom3D(embed_dim // 3)
-        # Background, foreground. The released weights know no box corners.
+        # Background, foreground. The released weights have no box corners.
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(2))
         self.not_a_point_embed = nn.Embedding(1, embed_dim)
         self.mask_downscaling = nn.Sequential(
@@ -80,7 +84,8 @@ class PromptEncoder3D(nn.Module):
     def get_dense_pe(self) -> Tensor:
         """Return the position encoding of the token grid, (1, C, g, g, g).
 
-        Computed once for a Gaussian matrix: loading weights into it, or moving it, starts anew.
+        It is cached until the Gaussian matrix changes: by loading weights, or by a move to another
+        device.
         """
         matrix = self.pe_layer.positional_encoding_gaussian_matrix
         version = 0 if matrix.is_inference() else matrix._version
@@ -108,23 +113,35 @@ class PromptEncoder3D(nn.Module):
 
         Returns:
             Sparse embeddings (B, N + 1, C), (B, 0, C) without points, and dense embeddings
-            (B, C, g, g, g), or as many channels as the image embedding where that holds detail.
+            (B, E, g, g, g), with as many channels as the image embedding.
+
+        Raises:
+            ValueError: boxes were given, or coordinates, labels and masks do not fit each other.
         """
         if boxes is not None:
             raise ValueError(
-                "prompt encoder: got boxes, expected points and masks only: the weights know no "
+                "prompt encoder: got boxes, expected points and masks only: the weights have no "
                 "box corners; give a click at the box's centre and the box as a coarse mask"
             )
         batch = self._batch_size(points, masks)
         sparse = self.no_mask_embed.weight.new_zeros(batch, 0, self.embed_dim)
         if points is not None:
-            sparse = self._embed_points(*points)
+            sparse = self.embed_points(*points)
             if self.config.click_stamp_sigma > 0:
-                masks = self._stamp_clicks(masks, *points)
-        return sparse, self._embed_mask(masks, batch)
+                masks = self.stamp_clicks(masks, *points)
+        return sparse, self.embed_mask(masks, batch)
 
-    def _embed_mask(self, masks: Tensor | None, batch: int) -> Tensor:
-        """Embed a mask prompt, or that there is none; the cells' own features folded behind."""
+    def embed_mask(self, masks: Tensor | None, batch: int) -> Tensor:
+        """Embed a mask prompt, or its absence.
+
+        Args:
+            masks: (B, 1, m, m, m) logits, or None.
+            batch: B, which None does not tell.
+
+        Returns:
+            (B, E, g, g, g), with as many channels as the image embedding: where that holds detail,
+            the features of the mask's own cells follow the first C channels.
+        """
         if masks is not None:
             dense = self.mask_downscaling(masks)
         else:
@@ -152,8 +169,16 @@ class PromptEncoder3D(nn.Module):
             )
         return coords.shape[0]
 
-    def _embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
-        """Embed clicks and, as no box is ever given, SAM's one padding point: (B, N + 1, C)."""
+    def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
+        """Embed clicks and, as no box is ever given, SAM's one padding point.
+
+        Args:
+            coords: (B, N, 3) in voxels.
+            labels: (B, N) in {1, 0, -1}.
+
+        Returns:
+            (B, N + 1, C).
+        """
         coords = F.pad(coords, (0, 0, 0, 1))
         labels = F.pad(labels.long(), (0, 1), value=-1)
         code = self.pe_layer((coords + 0.5) / self.img_size)
@@ -161,22 +186,44 @@ class PromptEncoder3D(nn.Module):
         kinds = torch.cat([embedding.weight for embedding in kinds])
         return code.to(kinds.dtype) * (labels >= 0)[..., None] + kinds[labels + 1]
 
-    def _stamp_clicks(self, masks: Tensor | None, coords: Tensor, labels: Tensor) -> Tensor:
+    def stamp_clicks(self, masks: Tensor | None, coords: Tensor, labels: Tensor) -> Tensor:
         """Blend each click, in order, into the mask prompt as a Gaussian of confident logits.
 
         One token among hundreds of image tokens hardly moves a decoder trained on little data; a
-        dense mark does. A missing mask counts as zeros.
+        dense mark does.
+
+        Args:
+            masks: (B, 1, m, m, m) logits; None counts as zeros.
+            coords: (B, N, 3) in voxels.
+            labels: (B, N) in {1, 0, -1}.
+
+        Returns:
+            (B, 1, m, m, m) logits.
         """
-        size, sigma = self.low_res_size, self.config.click_stamp_sigma
-        cells = torch.arange(size, device=coords.device)
-        centres = (coords + 0.5) * (size / self.img_size) - 0.5  # in cells, (B, N, 3)
-        along = torch.exp(-((cells - centres[..., None]) ** 2) / (2 * sigma**2))  # (B, N, 3, m)
-        logits = (2.0 * labels - 1.0) * self.config.click_stamp_logit
+        profiles, logits = self.stamp_profiles(coords, labels)
         if masks is None:
-            masks = along.new_zeros(coords.shape[0], 1, size, size, size)
+            masks = profiles.new_zeros(coords.shape[0], 1, *[self.low_res_size] * 3)
         for click in range(coords.shape[1]):
-            z, y, x = (along[:, click] * (labels[:, click, None, None] >= 0)).unbind(1)
+            z, y, x = profiles[:, click].unbind(1)
             weight = z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]
             weight = weight[:, None]
             masks = masks + weight * (logits[:, click, None, None, None, None] - masks)
         return masks
+
+    def stamp_profiles(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each click's Gaussian weight in the mask prompt, as factors, and its logit.
+
+        Args:
+            coords: (B, N, 3) in voxels.
+            labels: (B, N) in {1, 0, -1}.
+
+        Returns:
+            (B, N, 3, m) weights along z, y and x in [0, 1], 0 for the label -1: a cell's weight is
+            their product. And (B, N) logits, ``click_stamp_logit`` or its negative.
+        """
+        size, sigma = self.low_res_size, self.config.click_stamp_sigma
+        cells = torch.arange(size, device=coords.device)
+        centres = (coords + 0.5) * (size / self.img_size) - 0.5  # in cells, (B, N, 3)
+        along = torch.exp(-((cells - centres[..., None]) ** 2) / (2 * sigma**2))
+        logits = (2.0 * labels - 1.0) * self.config.click_stamp_logit
+        return along * (labels >= 0)[..., None, None], logits

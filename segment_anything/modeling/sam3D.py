@@ -1,7 +1,7 @@
 """Sam3D: the three parts of a promptable segmentation network and the threshold of its masks.
 
-It has no ``forward``: the image is encoded once and then prompted many times, so whoever owns the
-interaction calls the parts.
+`Sam3D` has no ``forward``: an image is encoded once and then prompted many times, so the click loop
+(segment_anything/decoding.py) calls the parts.
 """
 
 from torch import nn
@@ -13,7 +13,10 @@ from segment_anything.modeling.prompt_encoder3D import PromptEncoder3D
 
 
 class Sam3D(nn.Module):
-    """An image encoder, a prompt encoder and a mask decoder that belong together."""
+    """An image encoder, a prompt encoder and a mask decoder that belong together.
+
+    `segment_anything.build_sam3D` builds one from its config.
+    """
 
     mask_threshold: float = 0.0  # on logits
 

@@ -25,11 +25,12 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(inner_dim, dim)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend from (B, Q, C) to (B, K, C); return (B, Q, C)."""
         projected = (self.q_proj(q), self.k_proj(k), self.v_proj(v))
         heads = (tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for tokens in projected)
         query, key, value = heads
-        # Spelled out in the released order of operations: a few tokens cost nothing, and logits of
-        # several hundred magnify what a fused kernel rounds differently a thousandfold.
+        # Written out in the released order of operations. With few tokens that costs nothing, and
+        # with logits of several hundred a fused kernel's rounding errors grow a thousandfold.
         logits = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
         out = torch.softmax(logits, dim=-1) @ value
         return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -53,8 +54,8 @@ class TwoWayAttentionBlock3D(nn.Module):
     def forward(
         self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the updated queries and keys."""
-        if self.first:  # the queries are their own positions still: no position, no residual
+        """Return the updated queries (B, T, C) and keys (B, g^3, C)."""
+        if self.first:  # here the queries are still their own positions: none is added, no residual
             queries = self.self_attn(queries, queries, queries)
         else:
             q = queries + query_pe
@@ -69,7 +70,7 @@ class TwoWayAttentionBlock3D(nn.Module):
 
 
 class TwoWayTransformer3D(nn.Module):
-    """``depth`` two-way blocks and a last look of the queries at the image."""
+    """``depth`` two-way blocks, then a last attention of the queries to the image."""
 
     def __init__(self, depth: int, dim: int, num_heads: int, mlp_dim: int) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class TwoWayTransformer3D(nn.Module):
     def forward(
         self, image_embedding: Tensor, image_pe: Tensor, point_embedding: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Run it.
+        """Let prompts and image attend to each other.
 
         Args:
             image_embedding: (B, C, D, H, W).
