@@ -41,6 +41,7 @@ from utils.run.network import open_network, trained_on
 from utils.run.ranks import joined, rank, world_size
 from utils.run.start import start_run
 from utils.training.checkpoint import save_payload
+from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
 from utils.training.distillation import (
@@ -52,7 +53,7 @@ from utils.training.distillation import (
     require_stored_layers,
 )
 from utils.training.teacher_store import TEACHER, TeacherOutputs, open_store, require_teacher
-from utils.training.trainer import FitReport, add_training_arguments, fit, fit_config
+from utils.training.trainer import FitReport, fit
 from utils.training.validation_crops import (
     add_crop_validation_arguments,
     lay_down_validation,

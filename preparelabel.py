@@ -40,6 +40,7 @@ from utils.run.network_flags import changed
 from utils.run.ranks import joined, rank
 from utils.run.start import make_folder, start_run
 from utils.training.checkpoint import save_payload
+from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, build_cache, read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
 from utils.training.tasks import InteractiveTask
@@ -51,7 +52,7 @@ from utils.training.teacher_store import (
     store_config,
     store_outputs,
 )
-from utils.training.trainer import FitReport, add_training_arguments, fit, fit_config
+from utils.training.trainer import FitReport, fit
 from utils.training.validation_crops import (
     add_crop_validation_arguments,
     lay_down_validation,
