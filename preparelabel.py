@@ -43,15 +43,14 @@ from utils.training.checkpoint import save_payload
 from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, build_cache, read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
-from utils.training.tasks import InteractiveTask
-from utils.training.teacher_store import (
-    TEACHER,
-    TeacherStore,
+from utils.training.store_writer import (
     add_store_arguments,
     require_layers,
     store_config,
     store_outputs,
 )
+from utils.training.tasks import InteractiveTask
+from utils.training.teacher_store import TEACHER, TeacherStore
 from utils.training.trainer import FitReport, fit
 from utils.training.validation_crops import (
     add_crop_validation_arguments,

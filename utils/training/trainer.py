@@ -72,7 +72,7 @@ def fit(
     events; with ``validate`` also ``best.pt``, ``validation.jsonl`` and ``validation.png``::
 
         index, model = read_index(Path("work_dir/crops")), sam_model_registry3D["tiny"]()
-        report = fit(
+        fit(
             InteractiveTask(model, num_clicks=4, loss_size=32, seed=0),
             CropDataset(index, CropRule(), augment="basic"), index.samples,
             FitConfig(steps=1500, batch_size=4, lr=8e-4), Path("work_dir/teacher"),
@@ -81,15 +81,16 @@ def fit(
 
     Args:
         dataset: indexed by `Draw`; gives dicts with ``id``, of which `collate` makes a batch.
-        samples: the dataset's index rows, whose ``organ`` and ``dataset`` decide how often each
-            is drawn (`BalancedBatches`).
+        samples: the dataset's rows; their ``organ`` and ``dataset`` decide how often each is drawn.
         out_dir: an existing folder.
         payload: returns what a checkpoint holds beside the training state: weights, config.
         resume: resume from ``out_dir/last.pt`` if it exists.
+        validate: called every ``config.validate_every`` steps and after the last.
 
     Raises:
         DivergedError: loss or gradient is not finite; names the step and the samples.
         InputError: a sample cannot be read, or ``last.pt`` belongs to another run.
+        WriteError: the disk is full, or ``out_dir`` cannot be written to.
     """
     run = _Run(task, config, out_dir, device, payload, resume)
     wait_for_all()  # every rank has read last.pt before rank 0 replaces it
