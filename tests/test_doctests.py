@@ -7,6 +7,9 @@ import pytest
 
 MODULES = [
     "utils.prediction.predictor",
+    "utils.training.config",
+    "utils.training.distillation",
+    "utils.volumes.geometry",
 ]
 
 
