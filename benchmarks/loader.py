@@ -11,7 +11,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -85,7 +85,7 @@ class Training:
         self._rule = CropRule(size=model.config.encoder.img_size)
         self._batches = self._loaded()
 
-    def _loaded(self):
+    def _loaded(self) -> Iterator[dict]:
         args = self._args
         batches = BalancedBatches(self._index.samples, args.batch_size, 10**6, args.seed)
         augmented = {"augment": args.augment, "zoom_share": args.zoom_share, "seed": args.seed}

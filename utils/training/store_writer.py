@@ -159,7 +159,7 @@ def store_outputs(
     wait_for_all()
     batches = _missing_batches(plan, index, batch_size)
     loader = make_loader(CropDataset(index, rule), batches, workers)
-    _run_all(teacher, loader, plan, config, device, precision)
+    _store_batches(teacher, loader, plan, config, device, precision)
     wait_for_all()
     if rank() == 0:
         _finish(plan)
@@ -169,13 +169,13 @@ def store_outputs(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a folder of outputs is to hold, and what of it was there before.
+    """What a call of `store_outputs` is to store, and what of it was stored before.
 
     Attributes:
         common: what holds for all samples: teacher, crop rule, `StoreConfig.content`.
         maker: the digest of ``common``, by which rows of other runs are told apart.
-        targets: each sample's image and mask, by its id.
-        stored: the ids whose outputs are there already.
+        targets: the image and the mask of each sample, by its id.
+        stored: the ids of the samples that were stored before.
     """
 
     folder: Path
@@ -188,6 +188,7 @@ class _Plan:
 def _plan(
     teacher: Sam3D, index: CropIndex, folder: Path, rule: CropRule, config: StoreConfig
 ) -> _Plan:
+    """Find out what is to be stored, and what of it is there."""
     common = {"teacher": fingerprint(teacher), "rule": rule.to_dict()} | config.content
     maker = blake2b(json.dumps(common).encode(), digest_size=8).hexdigest()
     targets = {s["sample_id"]: [s["image"], s["mask"]] for s in index.samples}
@@ -223,7 +224,7 @@ def _missing_batches(plan: _Plan, index: CropIndex, batch_size: int) -> list[lis
     return [draws[i : i + batch_size] for i in range(0, len(draws), batch_size)]
 
 
-def _run_all(
+def _store_batches(
     teacher: Sam3D,
     loader: DataLoader,
     plan: _Plan,
@@ -242,7 +243,7 @@ def _run_all(
     for batch in loader:
         if "error" in batch:
             raise InputError(batch["error"])
-        for sample_id, crop, tensors in _run(teacher, batch, config, device, precision):
+        for sample_id, crop, tensors in _outputs_of(teacher, batch, config, device, precision):
             target = plan.targets[sample_id]
             row = {"whose": plan.maker, "target": target, "grid": crop["grid"]}
             writer.add(sample_id, tensors, row)
@@ -251,7 +252,7 @@ def _run_all(
     progress.close()
 
 
-def _run(
+def _outputs_of(
     teacher: Sam3D,
     batch: dict,
     config: StoreConfig,
