@@ -1,12 +1,13 @@
 """All six steps with the small network, on phantoms or on your own cases: `make demo`.
 
-Reads   --data   a folder of challenge NPZ with imgs, gts and spacing (default: phantoms it makes)
-Writes  --out    everything: prepared trees, crops, both networks, tables and pictures
+Reads   --data   a folder of challenge NPZ with imgs, gts and spacing; without it, phantoms are made
+Writes  --out    prepared trees, crop cache, both networks, tables and pictures
 
     python demo.py
     python demo.py --data my_npz --json my_classes.json --steps 2000
 
-Your files are only read. Every fifth case, in order of name, is kept for validation.
+Your files are only read. Every fifth case, in order of name, is kept for validation. A stopped demo
+resumes where it stopped.
 """
 
 import argparse
@@ -33,8 +34,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="folder of challenge NPZ (default: phantoms)")
-    parser.add_argument("--json", type=Path, default=ROOT / "CVPR25.json", help="class file")
-    parser.add_argument("--out", type=Path, default=Path("work_dir/demo"))
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=ROOT / "CVPR25.json",
+        help="class file (default: CVPR25.json)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("work_dir/demo"),
+        help="output folder; with --data its name gets a suffix (default: %(default)s)",
+    )
     parser.add_argument(
         "--steps",
         type=int,
@@ -45,7 +56,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def out_folder(args: argparse.Namespace) -> Path:
-    """Return a folder for this source of cases alone, so that no two are mixed."""
+    """Return the output folder of this source of cases, so that no two sources are mixed."""
     if args.data is None:
         return args.out
     source = args.data.resolve()
@@ -53,7 +64,7 @@ def out_folder(args: argparse.Namespace) -> Path:
 
 
 def gather_cases(data: Path | None, out: Path) -> dict[str, Path]:
-    """Return the folders of training and validation NPZ, made of phantoms or links to ``data``."""
+    """Fill the folders of training and validation NPZ, with phantoms or links to ``data``."""
     folders = {split: out / "npz" / split for split in ("train", "val")}
     if data is None:
         write_phantoms(folders["train"], TRAIN_PHANTOMS, seed=0)
@@ -75,15 +86,20 @@ def gather_cases(data: Path | None, out: Path) -> dict[str, Path]:
 
 
 class Pipeline:
-    """Runs scripts as a user would, showing the commands; one that fails is remembered.
+    """Runs the scripts with the commands that a user would type, and prints each command.
 
-    A script ends with 1 when it had to leave out a case, so the next one is tried all the same.
+    A script exits with 1 when it had to leave out a case; the next script runs all the same.
     """
 
     def __init__(self) -> None:
-        self.failed: list[str] = []
+        self.failed: list[str] = []  # scripts that left something out
 
     def step(self, title: str, script: str, *arguments: object) -> None:
+        """Run a script.
+
+        Raises:
+            InputError: it exited with another code than 0 and 1.
+        """
         words = [str(argument) for argument in arguments]
         print(f"\n== {title}\n$ python {shlex.join([script, *words])}", flush=True)
         done = subprocess.run([sys.executable, ROOT / script, *words], check=False)
@@ -101,6 +117,61 @@ class Pipeline:
         return sorted(path.parent for path in tree.glob("*/*/labelsTr"))
 
 
+def train(pipeline: Pipeline, folders: Sequence[Path], out: Path, steps: int) -> None:
+    """Run steps 3 and 4: teacher and student, in ``out``."""
+    shared = ["--batch-size", 2, "--workers", 1, "--resume"]
+    shared += ["--crops-dir", out / "crops", "--teacher-dir", out / "teacher_outputs"]
+    pipeline.step(
+        "3 train the teacher, store its outputs",
+        *["preparelabel.py", "--network", "tiny", "--fit-spacing", "--img-datas", *folders],
+        *["--num-clicks", 3, "--loss-size", 32, "--decoder-lr-scale", 1, "--stored-clicks", 3],
+        *["--lr-schedule", "cosine", "--store-layers", 2, 4, 6],
+        *["--steps", steps, "--out-dir", out / "teacher", *shared],
+    )
+    pipeline.step(
+        "4 distil the student",
+        *["distillation.py", "--network", "tiny_fastsam3d", "--steps", max(1, steps // 2)],
+        *["--out-dir", out / "student", *shared],
+    )
+
+
+def validate(pipeline: Pipeline, folders: Sequence[Path], out: Path) -> dict[str, dict]:
+    """Run steps 5 and 6 on whole volumes; return the summaries of teacher and student."""
+    networks = {
+        "teacher": ["validation.py", "--checkpoint", out / "teacher_outputs" / "teacher.pt"],
+        "student": ["validation_student.py", "--checkpoint", out / "student" / "student.pth"],
+    }
+    summaries = {}
+    for number, (name, command) in enumerate(networks.items(), start=5):
+        summary = out / f"validation_{name}" / "summary.json"
+        summary.unlink(missing_ok=True)
+        arguments = ["--val-datas", *folders, "--out-dir", summary.parent]
+        pipeline.step(f"{number} validate the {name}", *command, *arguments)
+        if not summary.exists():
+            raise InputError(
+                f"{summary}: not found, expected validation scores; {', '.join(pipeline.failed)} "
+                "failed, see above.\nCorrect the cause and run the demo again; finished work is "
+                "kept."
+            )
+        summaries[name] = json.loads(summary.read_text())
+    return summaries
+
+
+def predict(pipeline: Pipeline, npz: Path, class_file: Path, out: Path) -> None:
+    """Segment the validation NPZ from prompts alone: scored as in the challenge, then unscored."""
+    student = ["--checkpoint", out / "student" / "student.pth"]
+    pipeline.step(
+        "6 again, by the rules of the challenge: whole volumes from prompts alone",
+        *["validation_student.py", "--protocol", "challenge", "--images", npz],
+        *["--json", class_file, *student],
+        *["--out-dir", out / "challenge_student", "--pictures", 3],
+    )
+    pipeline.step(
+        "segment cases that have prompts and no truth",
+        *["predict.py", "--input", npz, "--output", out / "answers", "--timing", *student],
+    )
+
+
 def run(args: argparse.Namespace) -> tuple[Path, dict[str, dict], list[str]]:
     """Run the six steps.
 
@@ -110,55 +181,19 @@ def run(args: argparse.Namespace) -> tuple[Path, dict[str, dict], list[str]]:
     """
     out, pipeline = out_folder(args), Pipeline()
     npz = gather_cases(args.data, out)
-    train = pipeline.prepare(npz["train"], out / "train", out / "train_classified", args.json)
-    val = pipeline.prepare(npz["val"], out / "val", out / "val_classified", args.json)
-    out, crops = out / f"{args.steps}_steps", out / "crops"  # other steps, other networks
-    shared = ["--batch-size", 2, "--workers", 1, "--resume"]
-    shared += ["--crops-dir", crops, "--teacher-dir", out / "teacher_outputs"]
-    pipeline.step(
-        "3 train the teacher, store its outputs",
-        *["preparelabel.py", "--network", "tiny", "--fit-spacing", "--img-datas", *train],
-        *["--num-clicks", 3, "--loss-size", 32, "--decoder-lr-scale", 1, "--stored-clicks", 3],
-        *["--lr-schedule", "cosine", "--store-layers", 2, 4, 6],
-        *["--steps", args.steps, "--out-dir", out / "teacher", *shared],
-    )
-    pipeline.step(
-        "4 distil the student",
-        *["distillation.py", "--network", "tiny_fastsam3d", "--steps", max(1, args.steps // 2)],
-        *["--out-dir", out / "student", *shared],
-    )
-    networks = {
-        "teacher": ["validation.py", "--checkpoint", out / "teacher_outputs" / "teacher.pt"],
-        "student": ["validation_student.py", "--checkpoint", out / "student" / "student.pth"],
+    folders = {
+        split: pipeline.prepare(npz[split], out / split, out / f"{split}_classified", args.json)
+        for split in ("train", "val")
     }
-    summaries = {}
-    for number, (name, command) in enumerate(networks.items(), start=5):
-        summary = out / f"validation_{name}" / "summary.json"
-        summary.unlink(missing_ok=True)
-        arguments = ["--val-datas", *val, "--out-dir", summary.parent]
-        pipeline.step(f"{number} validate the {name}", *command, *arguments)
-        if not summary.exists():
-            raise InputError(
-                f"{summary} was not written: {', '.join(pipeline.failed)} failed, see above.\n"
-                "Mend that and run the demo again: what was finished is kept."
-            )
-        summaries[name] = json.loads(summary.read_text())
-    pipeline.step(
-        "6 once more: whole volumes from prompts alone, by the challenge's rules",
-        *["validation_student.py", "--protocol", "challenge", "--images", npz["val"]],
-        *["--json", args.json, "--checkpoint", out / "student" / "student.pth"],
-        *["--out-dir", out / "challenge_student", "--pictures", 3],
-    )
-    pipeline.step(
-        "answer cases that have prompts and no truth",
-        *["predict.py", "--input", npz["val"], "--output", out / "answers", "--timing"],
-        *["--checkpoint", out / "student" / "student.pth"],
-    )
+    out = out / f"{args.steps}_steps"  # other steps, other networks
+    train(pipeline, folders["train"], out, args.steps)
+    summaries = validate(pipeline, folders["val"], out)
+    predict(pipeline, npz["val"], args.json, out)
     return out, summaries, pipeline.failed
 
 
 def table(summaries: dict[str, dict]) -> str:
-    """Return the demo's one table."""
+    """Return the scores, times and sizes of teacher and student, and the score of the ball."""
     clicks = len(summaries["teacher"]["dsc"])
     lines = [
         f"{'':8}"
@@ -194,7 +229,7 @@ def main() -> int:
     print(f"report    {out / 'challenge_student' / 'report.html'}")
     print(f"{(time.monotonic() - started) / 60:.1f} minutes")
     if failed:
-        print(f"cases were left out by {', '.join(failed)}: see above", file=sys.stderr)
+        print(f"{', '.join(failed)} left out cases: see above", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -1,18 +1,19 @@
 """Step 4: distil the teacher's image encoder into the FastSAM3D student.
 
-Reads   --teacher-dir   the teacher and its outputs, stored by preparelabel.py; with --online
-                        teacher.pt alone: it runs beside the student, on crops augmented anew
-        --crops-dir     the crops they were made of
+Reads   --teacher-dir   teacher.pt and its outputs, stored by preparelabel.py; with --online only
+                        teacher.pt, which then runs on each batch of augmented crops
+        --crops-dir     the crop cache of preparelabel.py
 Writes  --out-dir       last.pt, student.pth (released layout), metrics.jsonl, loss.png, args.json,
-                        TensorBoard's events; with --validate-every best.pt, validation.jsonl
+                        run.log, TensorBoard's events; with --validate-every also best.pt,
+                        validation.jsonl, validation.png
 
     python distillation.py
     python distillation.py --network tiny_fastsam3d --steps 800
     python distillation.py --online --augment basic
-    python distillation.py --checkpoint fastsam3d.pth --network fastsam3d   # go on from released
+    python distillation.py --checkpoint fastsam3d.pth --network fastsam3d   # start from released
 
-A run that was stopped goes on with --resume. ``student.pth`` holds the encoder as the released
-fastsam3d.pth does, and the teacher's prompt encoder and decoder beside it, so that it is complete.
+A stopped run resumes with --resume. ``student.pth`` holds the encoder in the layout of the released
+fastsam3d.pth, and also the teacher's prompt encoder and decoder, so that it is a complete network.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from utils.run.network import open_network, trained_on
 from utils.run.ranks import joined, rank, world_size
 from utils.run.start import start_run
 from utils.training.checkpoint import save_payload
+from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
 from utils.training.distillation import (
@@ -52,10 +54,10 @@ from utils.training.distillation import (
     require_stored_layers,
 )
 from utils.training.teacher_store import TEACHER, TeacherOutputs, open_store, require_teacher
-from utils.training.trainer import FitReport, add_training_arguments, fit, fit_config
+from utils.training.trainer import FitReport, fit
 from utils.training.validation_crops import (
     add_crop_validation_arguments,
-    lay_down_validation,
+    build_validation_cache,
     open_validation,
 )
 
@@ -64,61 +66,91 @@ logger = logging.getLogger(__name__)
 STUDENT = "student.pth"
 
 
-class Report(NamedTuple):
-    """``path`` is the student in released layout."""
+class StudentReport(NamedTuple):
+    """What the script returns."""
 
     fit: FitReport
-    path: Path
+    path: Path  # the student in released layout
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    files = parser.add_argument_group("files")
-    files.add_argument("--crops-dir", type=Path, default=Path("work_dir/crops"))
-    files.add_argument("--teacher-dir", type=Path, default=Path("work_dir/teacher_outputs"))
-    files.add_argument("--out-dir", type=Path, default=Path("work_dir/student"))
+    _add_files(parser)
+    _add_network(parser)
+    _add_stages(parser)
+    _add_online(parser)
+    add_crop_validation_arguments(parser)
+    add_training_arguments(parser, steps=20_000, batch_size=4, lr=5e-4, lr_schedule="cosine")
+    return parser.parse_args(argv)
 
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--crops-dir",
+        type=Path,
+        default=Path("work_dir/crops"),
+        help="crop cache of preparelabel.py (default: %(default)s)",
+    )
+    files.add_argument(
+        "--teacher-dir",
+        type=Path,
+        default=Path("work_dir/teacher_outputs"),
+        help="folder of the teacher and its outputs (default: %(default)s)",
+    )
+    files.add_argument(
+        "--out-dir",
+        type=Path,
+        default=Path("work_dir/student"),
+        help="folder of the training (default: %(default)s)",
+    )
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
     network = parser.add_argument_group("network")
     network.add_argument(
         "--network",
         choices=sorted(sam_model_registry3D),
-        help="default: fastsam3d; with --checkpoint, what that file says it holds",
+        help="(default: the checkpoint's, else fastsam3d)",
     )
-    network.add_argument("--checkpoint", type=Path, help="start from this student's encoder")
+    network.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="start from the encoder of this student (default: none)",
+    )
     network.add_argument(
         "--init-from-teacher",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="start from the teacher's stem, neck and evenly spaced blocks (default: on)",
     )
-    _add_stages(parser)
+
+
+def _add_online(parser: argparse.ArgumentParser) -> None:
     online = parser.add_argument_group("online")
     online.add_argument(
-        "--online", action="store_true", help="run the teacher instead of reading its outputs"
+        "--online", action="store_true", help="run the teacher instead of reading stored outputs"
     )
     online.add_argument(
         "--num-clicks",
         type=positive_int,
         default=5,
-        help="clicks a sample with --online; else as many as are stored (default: 5)",
+        help="clicks for each sample; without --online as many as are stored (default: 5)",
     )
     add_crop_arguments(online)
-    add_crop_validation_arguments(parser)
-    add_training_arguments(parser, steps=20_000, batch_size=4, lr=5e-4, lr_schedule="cosine")
-    return parser.parse_args(argv)
 
 
 def _add_stages(parser: argparse.ArgumentParser) -> None:
     stages = parser.add_argument_group(
-        "stages, in this order: layers, embedding, masks (what the others leave), decoder"
+        "stages, in this order: layers, embedding, masks (the steps that are left), decoder"
     )
     stages.add_argument(
         "--layer-share",
         type=float,
-        help="share of the steps that go layer by layer; 0 = none (default: 0.2 with --online or "
-        "where preparelabel.py has stored the layers, else 0)",
+        help="share of the steps that go layer by layer; 0 = none "
+        "(default: 0.2 with --online or where the layers are stored, else 0)",
     )
     stages.add_argument(
         "--embedding-share",
@@ -137,13 +169,14 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
         "--logit-weight",
         type=float,
         default=1.0,
-        help="of the masks against the teacher's, beside the embedding; 0 = none (default: 1)",
+        help="weight of the masks against the teacher's, where the embedding has 1; 0 = none "
+        "(default: 1)",
     )
     stages.add_argument(
         "--truth-weight",
         type=float,
         default=1.0,
-        help="of the masks against the truth; 0 = none (default: 1)",
+        help="weight of the masks against the truth; 0 = none (default: 1)",
     )
 
 
@@ -153,18 +186,21 @@ def make_plan(
     """Return the stages that the flags ask for.
 
     Args:
-        stored: the layers in the store, None with --online.
+        stored: the layers whose hidden states are stored; None with --online.
+
+    Raises:
+        InputError: the layers are not stored, or the flags contradict each other.
     """
     layers = matching_layers(student.config, teacher.config)
     share = args.layer_share
     if share is None:
         share = 0.2 if layers and (stored is None or set(layers) <= set(stored)) else 0.0
         if not share:
-            logger.info("no hidden states to follow: the stages layer by layer are left out")
+            logger.info("no hidden states to compare: the stage layer by layer is left out")
     elif share and not layers:
         raise InputError(
             f"--layer-share {share}: the student's tokens have another width than the teacher's; "
-            "expected the same, or --layer-share 0."
+            "expected the same width. Give --layer-share 0."
         )
     if share and stored is not None:
         require_stored_layers(stored, layers, args.teacher_dir)
@@ -197,10 +233,10 @@ def build_student(args: argparse.Namespace, teacher: Sam3D) -> Sam3D:
 
 
 def _beside(config: SamConfig, teacher: SamConfig, trained: bool) -> SamConfig:
-    """Return ``config`` with what must be the teacher's, since the decoder is: widths and prompts.
+    """Return ``config`` with the teacher's widths and prompts, which the shared decoder needs.
 
     Raises:
-        InputError: such a student cannot be, or its ``trained`` encoder has other widths.
+        InputError: there is no such network, or its ``trained`` encoder has other widths.
     """
     widths = {
         key: getattr(teacher.encoder, key)
@@ -209,7 +245,7 @@ def _beside(config: SamConfig, teacher: SamConfig, trained: bool) -> SamConfig:
     try:
         encoder = replace(config.encoder, **widths)
         if trained and encoder != config.encoder:
-            raise ConfigError("its weights belong to other widths")
+            raise ConfigError("its weights have other widths")
         return replace(config, encoder=encoder, prompt=teacher.prompt, decoder=teacher.decoder)
     except ConfigError as error:
         raise InputError(
@@ -219,16 +255,16 @@ def _beside(config: SamConfig, teacher: SamConfig, trained: bool) -> SamConfig:
         ) from error
 
 
-def run(args: argparse.Namespace) -> Report:
-    """Distil as ``args`` say; return what was learned and where it was saved."""
+def run(args: argparse.Namespace) -> StudentReport:
+    """Distil as ``args`` say; return the losses and where the student was saved."""
     start_run(args, args.out_dir)
-    lay_down_validation(args, keep=True)
+    build_validation_cache(args, keep=True)
     with joined(args.device) as device:
         return distil(args, device)
 
 
-def distil(args: argparse.Namespace, device: torch.device) -> Report:
-    """Distil on one rank of however many there are."""
+def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
+    """Distil; on every rank."""
     index = read_index(args.crops_dir)
     teacher, rule = open_network(args.teacher_dir / TEACHER)
     index, validation = open_validation(args, index, rule, device)
@@ -274,7 +310,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> Report:
     path = args.out_dir / STUDENT
     if rank() == 0:
         save_payload(path, payload())
-    return Report(report, path)
+    return StudentReport(report, path)
 
 
 @exit_on_input_error

@@ -1,10 +1,11 @@
 """Step 3: train the SAM-Med3D teacher and store its outputs ("logits") for distillation.
 
-Reads   prepared <organ>/<data set> folders (utils/data_paths.py: img_datas)
-Writes  --crops-dir     the volumes as crops are cut from them; reused as long as the sources stay
+Reads   --img-datas     prepared <organ>/<data set> folders (utils/data_paths.py)
+Writes  --crops-dir     the crop cache; a case is read again only when its files have changed
         --out-dir       last.pt, metrics.jsonl, loss.png, args.json, run.log, TensorBoard's events;
-                        with --validate-every best.pt (the one that is stored), validation.jsonl
-        --teacher-dir   teacher.pt, and its outputs as safetensors with index.jsonl
+                        with --validate-every also best.pt, validation.jsonl, validation.png
+        --teacher-dir   teacher.pt (the best network, if validated, else the last), and its
+                        outputs as safetensors with index.jsonl
 
     python preparelabel.py --checkpoint sam_med3d_turbo.pth --network vit_b_ori   # fine-tune
     python preparelabel.py                                                        # from scratch
@@ -12,13 +13,12 @@ Writes  --crops-dir     the volumes as crops are cut from them; reused as long a
         --loss-size 32 --decoder-lr-scale 1                                       # on a CPU
     python preparelabel.py --steps 0 --checkpoint work_dir/teacher/last.pt        # store only
 
-A run that was stopped goes on with --resume.
+A stopped run resumes with --resume.
 """
 
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,21 +40,22 @@ from utils.run.network_flags import changed
 from utils.run.ranks import joined, rank
 from utils.run.start import make_folder, start_run
 from utils.training.checkpoint import save_payload
+from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, build_cache, read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
-from utils.training.tasks import InteractiveTask
-from utils.training.teacher_store import (
-    TEACHER,
-    TeacherStore,
+from utils.training.store_writer import (
     add_store_arguments,
     require_layers,
     store_config,
     store_outputs,
 )
-from utils.training.trainer import FitReport, add_training_arguments, fit, fit_config
+from utils.training.tasks import InteractiveTask
+from utils.training.teacher_store import TEACHER, TeacherStore
+from utils.training.trainer import FitReport, fit
 from utils.training.validation_crops import (
+    CropValidation,
     add_crop_validation_arguments,
-    lay_down_validation,
+    build_validation_cache,
     open_validation,
 )
 from utils.volumes.geometry import CropRule
@@ -63,12 +64,12 @@ from utils.volumes.labels import InstanceRule
 logger = logging.getLogger(__name__)
 
 
-class Report(NamedTuple):
-    """``fit`` is None where --steps 0 asked for outputs only, ``store`` with --no-store."""
+class TeacherReport(NamedTuple):
+    """What the script returns."""
 
-    fit: FitReport | None
-    store: TeacherStore | None
-    failures: list[str]
+    fit: FitReport | None  # None with --steps 0
+    store: TeacherStore | None  # None with --no-store
+    failures: list[str]  # a message for each case that could not be cached
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -91,16 +92,31 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         default=[Path(folder) for folder in img_datas],
-        help="<organ>/<data set> folders (default: those of utils/data_paths.py)",
+        help="<organ>/<data set> folders (default: img_datas of utils/data_paths.py)",
     )
-    files.add_argument("--crops-dir", type=Path, default=Path("work_dir/crops"))
+    files.add_argument(
+        "--crops-dir",
+        type=Path,
+        default=Path("work_dir/crops"),
+        help="crop cache (default: %(default)s)",
+    )
     files.add_argument(
         "--from-crops",
         action="store_true",
         help="use --crops-dir as it is; no NIfTI file is read",
     )
-    files.add_argument("--out-dir", type=Path, default=Path("work_dir/teacher"))
-    files.add_argument("--teacher-dir", type=Path, default=Path("work_dir/teacher_outputs"))
+    files.add_argument(
+        "--out-dir",
+        type=Path,
+        default=Path("work_dir/teacher"),
+        help="folder of the training (default: %(default)s)",
+    )
+    files.add_argument(
+        "--teacher-dir",
+        type=Path,
+        default=Path("work_dir/teacher_outputs"),
+        help="folder of the teacher and its outputs (default: %(default)s)",
+    )
     files.add_argument(
         "--no-store",
         action="store_true",
@@ -113,20 +129,22 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     network.add_argument(
         "--network",
         choices=sorted(network_configs),
-        help="default: vit_b_ori; with --checkpoint, what that file says it holds",
+        help="(default: the checkpoint's, else vit_b_ori)",
     )
     network.add_argument(
         "--checkpoint",
         type=Path,
-        help="start from these weights, our own or sam_med3d_turbo.pth with --network vit_b_ori",
+        help="start from these weights: of this project, or sam_med3d_turbo.pth with --network "
+        "vit_b_ori (default: from scratch)",
     )
     network.add_argument(
         "--set",
         nargs="+",
         default=[],
         metavar="PART.FIELD=VALUE",
-        help="fields of a network trained from scratch, as encoder.relative_terms=textbook or "
-        "prompt.dense_pe_axes=0,1,2 (segment_anything/config.py)",
+        help="change fields of a network trained from scratch, such as "
+        "encoder.relative_terms=textbook or prompt.dense_pe_axes=0,1,2 "
+        "(segment_anything/config.py; default: none)",
     )
     network.add_argument(
         "--spacing-mm",
@@ -136,34 +154,35 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     network.add_argument(
         "--fit-spacing",
         action=argparse.BooleanOptionalAction,
-        help="finer where the whole volume fits in a smaller cube (default: the checkpoint's, "
-        "else off as for released weights)",
+        help="use finer voxels where the whole volume fits in a smaller cube "
+        "(default: the checkpoint's, else off as for released weights)",
     )
     network.add_argument(
         "--max-instances",
         type=non_negative_int,
         default=0,
-        help="largest instances cut of an instance label; 0 = all (default: 0)",
+        help="number of the largest instances of an instance label that become targets; 0 = all "
+        "(default: 0)",
     )
     network.add_argument(
         "--min-instance-voxels",
         type=positive_int,
         default=64,
-        help="instances smaller than this are not cut, except for the largest (default: 64)",
+        help="smaller instances become no targets, except for the largest of a label (default: 64)",
     )
 
 
 def _add_clicks(parser: argparse.ArgumentParser) -> None:
     clicks = parser.add_argument_group("clicks, augmentation and loss")
     clicks.add_argument(
-        "--num-clicks", type=positive_int, default=11, help="clicks a step (default: 11)"
+        "--num-clicks", type=positive_int, default=11, help="clicks in a step (default: 11)"
     )
     clicks.add_argument(
         "--box-share",
         type=float,
         default=0.25,
-        help="how often a sample starts from a box: a click in its middle and a coarse mask; "
-        "0 = never (default: 0.25)",
+        help="share of the samples that start from a box: a click in its middle and a coarse "
+        "mask; 0 = none (default: 0.25)",
     )
     clicks.add_argument(
         "--free-turns",
@@ -176,23 +195,24 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
         "--loss-size",
         type=positive_int,
         default=128,
-        help="edge of the grid the loss is taken on, dividing 128; 32 is fastest (default: 128)",
+        help="edge of the grid on which the loss is computed, a divisor of 128; 32 is fastest "
+        "(default: 128)",
     )
     clicks.add_argument(
         "--decoder-lr-scale",
         type=float,
         default=0.1,
-        help="learning rate of prompt encoder and mask decoder as a share of --lr (default: 0.1)",
+        help="learning rate of prompt encoder and mask decoder, as a share of --lr (default: 0.1)",
     )
 
 
 def build_teacher(args: argparse.Namespace) -> tuple[Sam3D, CropRule]:
-    """Return the network to train and the crops it sees; flags override the checkpoint's rule."""
+    """Return the network to train and its crop rule; flags override the checkpoint's rule."""
     if args.checkpoint:
         if args.set:
             raise InputError(
-                f"--set {args.set[0]}: the weights of {args.checkpoint} belong to its own fields; "
-                "expected --set only where a network starts from scratch."
+                f"--set {args.set[0]}: the weights of {args.checkpoint} fit its own fields only; "
+                "expected --set without --checkpoint. Leave one of the two out."
             )
         teacher, rule = open_network(args.checkpoint, args.network)
     else:
@@ -209,7 +229,7 @@ def build_teacher(args: argparse.Namespace) -> tuple[Sam3D, CropRule]:
 
 
 def open_crops(args: argparse.Namespace) -> CropIndex:
-    """Lay down the volumes that are not there yet, or take what is there."""
+    """Build or update the crop cache; with ``--from-crops`` open it as it is."""
     if args.from_crops:
         return read_index(args.crops_dir)
     index = build_cache(
@@ -223,19 +243,21 @@ def open_crops(args: argparse.Namespace) -> CropIndex:
     return index
 
 
-def run(args: argparse.Namespace) -> Report:
-    """Train as ``args`` say, then store what the trained teacher makes of every crop."""
+def run(args: argparse.Namespace) -> TeacherReport:
+    """Train as ``args`` say, then store the trained teacher's outputs for every crop."""
     start_run(args, args.out_dir)
     if args.resume and not args.steps:
         raise InputError(
-            "--resume: nothing to go on with where --steps is 0; expected --checkpoint with the "
-            "network whose outputs are to be stored."
+            "--resume: nothing to resume where --steps is 0; expected --checkpoint with the "
+            "network whose outputs are to be stored. Leave --resume out."
         )
-    make_folder(args.teacher_dir)  # found out now, not after the training
+    make_folder(
+        args.teacher_dir
+    )  # so that a folder without permission is reported before the training
     teacher, rule = build_teacher(args)
     require_layers(teacher, store_config(args))
-    lay_down_validation(args, keep=args.from_crops)
-    index = open_crops(args) if rank() == 0 else None  # the others wait
+    build_validation_cache(args, keep=args.from_crops)
+    index = open_crops(args) if rank() == 0 else None  # the other ranks wait
     with joined(args.device) as device:
         return train_and_store(args, teacher, rule, index or read_index(args.crops_dir), device)
 
@@ -246,55 +268,68 @@ def train_and_store(
     rule: CropRule,
     index: CropIndex,
     device: torch.device,
-) -> Report:
-    """Train on the crops, then store; on every rank."""
-    samples, report = index.samples, None
-    folders = (trained_on(args.checkpoint) if args.checkpoint else None) or set()
+) -> TeacherReport:
+    """Train on the crops, then store the outputs; on every rank."""
+    known = (trained_on(args.checkpoint) if args.checkpoint else None) or set()
+    facts = {"crop_rule": rule.to_dict(), "trained_on": sorted(known) or None}
+    report = None
     if args.steps:
-        index, validation = open_validation(args, index, rule, device)
-        folders |= index.folders
-    facts = {"crop_rule": rule.to_dict(), "trained_on": sorted(folders) or None}
-    if args.steps:
-        task = InteractiveTask(
-            teacher,
-            num_clicks=args.num_clicks,
-            loss_size=args.loss_size,
-            seed=args.seed,
-            decoder_lr_scale=args.decoder_lr_scale,
-            box_share=args.box_share,
-            free_turns=min(args.free_turns, args.num_clicks // 4),
-        )
-        report = fit(
-            task,
-            CropDataset(
-                index, rule, augment=args.augment, zoom_share=args.zoom_share, seed=args.seed
-            ),
-            index.samples,
-            fit_config(args, device),
-            args.out_dir,
-            device=device,
-            payload=lambda: checkpoint_payload(teacher, **facts),
-            resume=args.resume,
-            validate=validation,
-        )
+        train_index, validation = open_validation(args, index, rule, device)
+        facts["trained_on"] = sorted(known | train_index.folders) or None
+        report = train(args, teacher, rule, train_index, device, facts, validation)
         if report.best:
             load_checkpoint(teacher, report.best)
-    if rank() == 0:  # the stored outputs, if any, are held against it when they are read
+    if rank() == 0:  # first, as stored outputs are compared with it when they are read
         save_payload(args.teacher_dir / TEACHER, checkpoint_payload(teacher, **facts))
-    if args.no_store:
-        return Report(report, None, index.failures)
-    store = store_outputs(
+    store = None
+    if not args.no_store:
+        store = store_outputs(
+            teacher,
+            index,  # held-out patients too, since another run may hold out others
+            args.teacher_dir,
+            rule=rule,
+            config=store_config(args),
+            device=device,
+            precision=pick_precision(args.precision, device),
+            batch_size=args.batch_size,
+            workers=args.workers,
+        )
+    return TeacherReport(report, store, index.failures)
+
+
+def train(
+    args: argparse.Namespace,
+    teacher: Sam3D,
+    rule: CropRule,
+    index: CropIndex,
+    device: torch.device,
+    facts: dict,
+    validation: CropValidation | None,
+) -> FitReport:
+    """Train the teacher on the crops of ``index``; checkpoints hold ``facts`` too."""
+    task = InteractiveTask(
         teacher,
-        replace(index, samples=samples),  # held-out patients too: which they are may change
-        args.teacher_dir,
-        rule=rule,
-        config=store_config(args),
-        device=device,
-        precision=pick_precision(args.precision, device),
-        batch_size=args.batch_size,
-        workers=args.workers,
+        num_clicks=args.num_clicks,
+        loss_size=args.loss_size,
+        seed=args.seed,
+        decoder_lr_scale=args.decoder_lr_scale,
+        box_share=args.box_share,
+        free_turns=min(args.free_turns, args.num_clicks // 4),
     )
-    return Report(report, store, index.failures)
+    dataset = CropDataset(
+        index, rule, augment=args.augment, zoom_share=args.zoom_share, seed=args.seed
+    )
+    return fit(
+        task,
+        dataset,
+        index.samples,
+        fit_config(args, device),
+        args.out_dir,
+        device=device,
+        payload=lambda: checkpoint_payload(teacher, **facts),
+        resume=args.resume,
+        validate=validation,
+    )
 
 
 @exit_on_input_error

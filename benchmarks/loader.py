@@ -1,17 +1,17 @@
-"""What limits training: the loader or the step? Samples a second of each alone, and of both.
+"""What limits training, the loader or the step? Samples per second of each alone, and of both.
 
     python benchmarks/loader.py --network tiny --num-clicks 4 --loss-size 32
     python benchmarks/loader.py --network vit_b_ori --batch-size 8 --crops-dir crops
 
-Reads the cache of volumes that preparelabel.py lays down; on a GPU machine without nibabel, one
-that was brought along. Rounds alternate between the three, medians are printed.
+Reads a crop cache of preparelabel.py; it may be copied to a machine without nibabel. The three take
+turns, and medians are printed.
 """
 
 import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from segment_anything import autocast, network_configs, sam_model_registry3D
 from utils.errors import exit_on_input_error
 from utils.run.device import pick_device, pick_precision
-from utils.run.flags import add_run_arguments, positive_int
+from utils.run.flags import add_run_arguments, non_negative_int, positive_int
 from utils.training.crop_cache import read_index
 from utils.training.data_loader import BalancedBatches, CropDataset, add_crop_arguments, make_loader
 from utils.training.tasks import InteractiveTask
@@ -34,15 +34,30 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_argument_group("what is measured")
-    what.add_argument("--crops-dir", type=Path, default=Path("work_dir/crops"))
-    what.add_argument("--network", choices=sorted(network_configs), default="vit_b_ori")
-    what.add_argument("--batch-size", type=positive_int, default=4)
-    what.add_argument("--num-clicks", type=positive_int, default=11)
-    what.add_argument("--loss-size", type=positive_int, default=128)
-    what.add_argument("--workers", type=int, default=2, help="loader processes (default: 2)")
+    what.add_argument(
+        "--crops-dir",
+        type=Path,
+        default=Path("work_dir/crops"),
+        help="crop cache (default: %(default)s)",
+    )
+    what.add_argument(
+        "--network",
+        choices=sorted(network_configs),
+        default="vit_b_ori",
+        help="(default: vit_b_ori)",
+    )
+    what.add_argument("--batch-size", type=positive_int, default=4, help="(default: 4)")
+    what.add_argument("--num-clicks", type=positive_int, default=11, help="(default: 11)")
+    what.add_argument("--loss-size", type=positive_int, default=128, help="(default: 128)")
+    what.add_argument(
+        "--workers",
+        type=non_negative_int,
+        default=2,
+        help="processes that load batches; 0 = none (default: 2)",
+    )
     add_crop_arguments(what)
     what.add_argument(
-        "--batches", type=positive_int, default=8, help="batches a round (default: 8)"
+        "--batches", type=positive_int, default=8, help="batches in a round (default: 8)"
     )
     what.add_argument("--rounds", type=positive_int, default=3, help="(default: 3)")
     add_run_arguments(parser)
@@ -50,7 +65,7 @@ def parse_args() -> argparse.Namespace:
 
 
 class Training:
-    """A loader and a step, to be timed apart and together."""
+    """A loader and a training step, to be timed alone and together."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args, self._device = args, pick_device(args.device)
@@ -70,7 +85,7 @@ class Training:
         self._rule = CropRule(size=model.config.encoder.img_size)
         self._batches = self._loaded()
 
-    def _loaded(self):
+    def _loaded(self) -> Iterator[dict]:
         args = self._args
         batches = BalancedBatches(self._index.samples, args.batch_size, 10**6, args.seed)
         augmented = {"augment": args.augment, "zoom_share": args.zoom_share, "seed": args.seed}
@@ -78,11 +93,11 @@ class Training:
         return iter(make_loader(dataset, batches, args.workers))
 
     def load(self) -> dict:
-        """Take the next batch."""
+        """Return the next batch."""
         return next(self._batches)
 
     def step(self, batch: dict) -> None:
-        """Train on a batch."""
+        """Take one training step on a batch."""
         batch = batch | {key: batch[key].to(self._device) for key in ("image", "label")}
         with autocast(self._device, self._precision):
             loss = self._task(batch)["loss"]
@@ -92,13 +107,13 @@ class Training:
         float(loss)  # waits for the device
 
     def drain(self) -> None:
-        """Use up what workers have loaded ahead, so that the next ones are loaded in the round."""
+        """Discard the batches that workers have loaded ahead, so that a round loads its own."""
         for _ in range(2 * self._args.workers):
             self.load()
 
 
 def samples_per_second(work: Callable[[], object], batches: int, batch_size: int) -> float:
-    """Time ``batches`` calls."""
+    """Time ``batches`` calls of ``work``."""
     started = time.perf_counter()
     for _ in range(batches):
         work()
@@ -110,7 +125,7 @@ def main() -> None:
     args = parse_args()
     training = Training(args)
     batch = training.load()
-    training.step(batch)  # the first pays for allocation and kernel choice
+    training.step(batch)  # the first step also allocates memory and selects kernels
     works = {
         "loader alone": training.load,
         "step alone": lambda: training.step(batch),

@@ -1,23 +1,23 @@
-"""How fast training steps are: ours beside the same with the literal windowed attention.
+"""How fast training steps are, with our windowed attention and with the literal one.
 
     python benchmarks/training.py
     python benchmarks/training.py --batch-size 8 --crops-dir crops --json work_dir/training.json
     python benchmarks/training.py --set encoder.depth=3 --steps teacher      # where memory is short
 
-Three kinds of step, in both forms, in turns in one process:
+Three kinds of step are timed, each in both forms, in turns in one process:
 
 * encoder: the teacher's image encoder alone, forward and backward;
 * teacher: preparelabel.py's step: encode once, click and decode ``--num-clicks`` times, backward,
   clip, AdamW;
-* distillation: distillation.py's step with --online, in the stage of the masks: the teacher clicks
-  ``--distil-clicks`` times, the student follows. Its literal form is that of the teacher alone, as
-  the student has no windows.
+* distillation: distillation.py's step with --online, in the stage "masks": ``--distil-clicks``
+  clicks into the teacher's errors, decoded by teacher and student. Only the teacher has a literal
+  form, since the student has no windows.
 
 The literal form pads the token grid to the window, attends among all padded tokens with a bias of
-full size, and crops; nothing else differs. The optimizer does all its work at a learning rate of 0,
-so that every step of both forms meets the same weights; clicks follow from seed and masks. Loss and
-gradient norm are compared in every timed step. Memory is what a step needs beyond weights and the
-optimizer's state, gradients included; see `PeakMemory`.
+full size, and crops; nothing else differs. The learning rate is 0, so that every step of both forms
+has the same weights, though the optimizer does all its work; clicks follow from seed and masks.
+Loss and gradient norm are compared in every timed step. Memory is what a step needs, gradients
+included, beyond weights and the optimizer's state; see `PeakMemory`.
 """
 
 import argparse
@@ -61,14 +61,14 @@ CLIP = 1.0
 
 
 class Outcome(NamedTuple):
-    """What a step computed."""
+    """The numbers of a step that both forms must agree on."""
 
     loss: float
     gradient_norm: float
 
 
 class Step(NamedTuple):
-    """A kind of step: loss of a batch, and what the optimizer trains."""
+    """A kind of step: the loss of a batch, and the optimizer's parameter groups."""
 
     loss: Callable[[dict], Tensor]
     groups: list[dict]
@@ -79,26 +79,39 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_argument_group("what is measured")
-    what.add_argument("--network", choices=sorted(network_configs), default="vit_b_ori")
     what.add_argument(
-        "--set", nargs="+", default=[], metavar="PART.FIELD=VALUE", help="another network than that"
+        "--network",
+        choices=sorted(network_configs),
+        default="vit_b_ori",
+        help="(default: vit_b_ori)",
     )
-    what.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="(all)")
+    what.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="PART.FIELD=VALUE",
+        help="change fields of the network (default: none)",
+    )
+    what.add_argument(
+        "--steps", nargs="+", choices=STEPS, default=list(STEPS), help="(default: all)"
+    )
     what.add_argument("--batch-size", type=positive_int, default=1, help="(default: 1)")
     what.add_argument("--num-clicks", type=positive_int, default=11, help="(default: 11)")
     what.add_argument("--distil-clicks", type=positive_int, default=5, help="(default: 5)")
     what.add_argument("--loss-size", type=positive_int, default=128, help="(default: 128)")
     what.add_argument(
-        "--crops-dir", type=Path, help="crops of preparelabel.py's cache instead of made-up ones"
+        "--crops-dir", type=Path, help="crop cache of preparelabel.py (default: made-up crops)"
     )
-    what.add_argument("--runs", type=positive_int, default=5, help="of each form (default: 5)")
-    what.add_argument("--json", type=Path, help="write the numbers here as well")
+    what.add_argument(
+        "--runs", type=positive_int, default=5, help="timed steps of each form (default: 5)"
+    )
+    what.add_argument("--json", type=Path, help="also write the numbers here (default: none)")
     add_run_arguments(parser)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
-    """Time every kind of step in both forms; return a row for each, and where it was."""
+    """Time every kind of step in both forms; return a row for each, with machine and settings."""
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
     config = changed(network_configs[args.network], args.set)
@@ -106,7 +119,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     if not windows:
         raise InputError(
             f"--network {config.network}: no block pads its grid to a window, so that both forms "
-            "are one; expected one with windows, such as vit_b_ori."
+            "are the same; expected a network with windows. Give --network vit_b_ori."
         )
     batch = _on_device(_batch(args, config), device)
     rows = []
@@ -142,7 +155,7 @@ def _windows(config: SamConfig) -> int:
 
 
 def _teacher(config: SamConfig) -> Sam3D:
-    """Build a network with random weights, in which relative position has a say."""
+    """Build a network with random weights, those of relative position included."""
     model = build_sam3D(config)
     for name, parameter in model.named_parameters():
         if "rel_pos" in name:  # zero in a fresh network
@@ -165,7 +178,7 @@ def student_config(teacher: SamConfig) -> SamConfig:
 
 
 def _encoder_step(model: Sam3D, args: argparse.Namespace) -> Step:
-    """Push the embedding in a fixed direction."""
+    """Return the step of the encoder alone: the loss is the embedding along a fixed direction."""
     encoder, direction = model.image_encoder, []
 
     def loss(batch: dict) -> Tensor:
@@ -178,7 +191,7 @@ def _encoder_step(model: Sam3D, args: argparse.Namespace) -> Step:
 
 
 def _teacher_step(model: Sam3D, args: argparse.Namespace) -> Step:
-    """Train as preparelabel.py does by default."""
+    """Return the step of preparelabel.py with its default flags."""
     task = InteractiveTask(
         model,
         num_clicks=args.num_clicks,
@@ -191,7 +204,7 @@ def _teacher_step(model: Sam3D, args: argparse.Namespace) -> Step:
 
 
 def _distillation_step(model: Sam3D, args: argparse.Namespace) -> Step:
-    """Distil as distillation.py --online does in its stage of the masks."""
+    """Return the step of distillation.py --online in the stage "masks"."""
     student = build_sam3D(student_config(model.config)).train()
     student.prompt_encoder.load_state_dict(model.prompt_encoder.state_dict())
     student.mask_decoder.load_state_dict(model.mask_decoder.state_dict())
@@ -214,7 +227,7 @@ STEPS: dict[str, Callable[[Sam3D, argparse.Namespace], Step]] = {
 
 
 class Trainer:
-    """Takes one step again and again, in either form, as utils/training/trainer.py takes it."""
+    """Repeats one step in either form, with the same operations as utils/training/trainer.py."""
 
     def __init__(
         self, step: Step, batch: dict, device: torch.device, precision: torch.dtype
@@ -227,7 +240,7 @@ class Trainer:
         )
 
     def take(self, form: str) -> Outcome:
-        """Forward, backward, clip, AdamW."""
+        """Take a step: forward, backward, clip, AdamW."""
         try:
             with FORMS[form](), autocast(self.device, self._precision):
                 loss = self._step.loss(self._batch)
@@ -243,8 +256,8 @@ class Trainer:
 
 
 def _rows(name: str, trainer: Trainer, args: argparse.Namespace) -> list[dict]:
-    """Time one kind of step in both forms; one that memory does not hold has no time."""
-    trainer.take("ours")  # lays down the optimizer's state
+    """Time one kind of step in both forms; a form that does not fit in memory has no time."""
+    trainer.take("ours")  # allocates the optimizer's state
     outcomes: dict[str, list[Outcome]] = {form: [] for form in FORMS}
     memory, fits = {}, []
     for form in FORMS:
@@ -270,7 +283,7 @@ def _rows(name: str, trainer: Trainer, args: argparse.Namespace) -> list[dict]:
 
 
 def _fits(work: Callable[[], object], device: torch.device) -> bool:
-    """Do it; say whether memory was enough."""
+    """Call ``work``; return whether memory was enough."""
     try:
         work()
     except RuntimeError as error:
@@ -284,14 +297,14 @@ def _fits(work: Callable[[], object], device: torch.device) -> bool:
 
 
 def _forget(device: torch.device) -> None:
-    """Give unused memory back."""
+    """Free unused memory."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def _differences(found: Sequence[Outcome], expected: Sequence[Outcome]) -> dict[str, float]:
-    """Return the largest relative differences of any two steps."""
+    """Return the largest relative difference of each number over all pairs of steps."""
     return {
         field: max(
             abs(getattr(a, field) / getattr(b, field) - 1)
@@ -302,7 +315,7 @@ def _differences(found: Sequence[Outcome], expected: Sequence[Outcome]) -> dict[
 
 
 def _batch(args: argparse.Namespace, config: SamConfig) -> dict:
-    """Take the first crops of the cache, or make some up."""
+    """Return the first crops of the cache, or made-up ones."""
     size = config.encoder.img_size
     if args.crops_dir is None:
         return made_up_batch(size, args.batch_size, args.seed)
@@ -312,7 +325,7 @@ def _batch(args: argparse.Namespace, config: SamConfig) -> dict:
 
 
 def made_up_batch(size: int, batch_size: int, seed: int) -> dict:
-    """Return crops as `CropDataset` does: ellipsoids, brighter than the waves and noise about."""
+    """Return a batch as of `CropDataset`: bright ellipsoids in a background of waves and noise."""
     generator = torch.Generator().manual_seed(seed)
     axis = torch.linspace(-1, 1, size)
     zyx = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)

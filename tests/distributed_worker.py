@@ -22,8 +22,9 @@ from utils.run.ranks import joined, rank
 from utils.training.crop_cache import read_index
 from utils.training.data_loader import CropDataset
 from utils.training.distillation import DistillationPlan, EncoderDistillation
+from utils.training.store_writer import StoreConfig, store_outputs
 from utils.training.tasks import InteractiveTask
-from utils.training.teacher_store import StoreConfig, TeacherOutputs, open_store, store_outputs
+from utils.training.teacher_store import TeacherOutputs, open_store
 from utils.training.trainer import fit
 
 

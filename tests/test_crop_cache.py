@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import signal
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +13,8 @@ from utils.cases.prepared import find_cases, read_case
 from utils.errors import InputError
 from utils.files.atomic import WriteError
 from utils.files.nifti import read_nifti, write_nifti
+from utils.run.executor import WorkerDiedError
+from utils.training import crop_cache
 from utils.training.augment import FILL, place
 from utils.training.crop_cache import build_cache, read_index, read_target
 from utils.volumes.crops import cut
@@ -132,14 +136,14 @@ def test_only_what_has_changed_is_read_anew(tmp_path):
     assert [a == b for a, b in zip(*identities, strict=True)] == [True, False, True]
 
 
-def test_an_image_that_was_lost_is_laid_down_again(tmp_path, folder):
+def test_an_image_that_was_lost_is_cached_again(tmp_path, folder):
     index = build(tmp_path, folder)
     (tmp_path / "crops" / index.samples[0]["image"]).unlink()
     again = build(tmp_path, folder)
     assert read_target(again.folder, again.samples[0]).image.shape == (28, 24, 20)
 
 
-def test_bad_cases_are_reported_and_the_others_laid_down(tmp_path):
+def test_bad_cases_are_reported_and_the_others_cached(tmp_path):
     folder = write_prepared(tmp_path / "tree", cases=4)
     (folder / "imagesTr" / "CT_A_0.nii.gz").unlink()
     empty = folder / "labelsTr" / "CT_A_1.nii.gz"
@@ -183,7 +187,7 @@ def test_a_damaged_file_is_named(tmp_path, folder, part):
         read_target(index.folder, index.samples[0])
 
 
-def test_a_target_that_another_run_has_laid_down_anew_is_refused(tmp_path, folder):
+def test_a_target_that_another_run_has_cached_anew_is_refused(tmp_path, folder):
     index = build(tmp_path, folder)
     path = folder / "labelsTr" / "CT_A_0.nii.gz"
     write_nifti(path, ball(radius=3).astype(np.uint8), read_nifti(path).affine)
@@ -222,6 +226,20 @@ def test_a_full_disk_stops_the_run(tmp_path, folder):
     (tmp_path / "crops").write_text("a file where the folder should be")
     with pytest.raises(WriteError, match="cannot be written"):
         build(tmp_path, folder)
+
+
+def kill_own_process(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_message(tmp_path, monkeypatch):
+    folder = write_prepared(tmp_path / "tree")
+    with monkeypatch.context() as patch:
+        patch.setattr(crop_cache, "_cache_case", kill_own_process)
+        with pytest.raises(WorkerDiedError, match=r"(?s)was killed.*--workers"):
+            build_cache([folder], tmp_path / "crops", workers=2)
+    index = build_cache([folder], tmp_path / "crops", workers=2)
+    assert len(index.samples) == 3
 
 
 def test_records_of_the_preparation_are_no_prepared_folders(tmp_path, folder):

@@ -117,8 +117,8 @@ def test_training_killed_at_any_step_resumes_bit_for_bit(crops, alone, tmp_path)
 
 
 def test_ranks_wait_until_rank_0_has_come(tmp_path):
-    """Rank 0 lays down volumes before it joins; NCCL connects late, as gloo does here."""
-    script, mark = tmp_path / "late.py", tmp_path / "laid_down"
+    """Rank 0 builds the crop cache before it joins; NCCL connects late, as gloo does here."""
+    script, mark = tmp_path / "late.py", tmp_path / "built"
     script.write_text(
         "import os, sys, time\n"
         "from pathlib import Path\n"

@@ -10,6 +10,9 @@ MODULES = [
     "segment_anything.crop_predictor",
     "segment_anything.decoding",
     "utils.prediction.predictor",
+    "utils.training.config",
+    "utils.training.distillation",
+    "utils.volumes.geometry",
     "utils.validation.clicks",
 ]
 

@@ -265,7 +265,6 @@ def test_worker_that_is_killed_ends_the_run_with_a_message(make_case):
         (("--shard", "0/2"), "--shard is '0/2'"),
         (("--shard", "3/2"), "--shard is '3/2'"),
         (("--shard", "half"), "--shard is 'half'"),
-        (("--workers", "0"), "--workers is 0"),
         (("--dask-scheduler", "tcp://127.0.0.1:1"), "cannot be reached"),
     ],
 )

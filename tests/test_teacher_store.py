@@ -9,17 +9,11 @@ from small_networks import RULE, small_sam
 from segment_anything import fingerprint
 from utils.errors import InputError
 from utils.files.nifti import read_nifti, write_nifti
-from utils.training import teacher_store
+from utils.training import store_writer
 from utils.training.crop_cache import build_cache, read_target
 from utils.training.data_loader import Draw
-from utils.training.teacher_store import (
-    StoreConfig,
-    TeacherOutputs,
-    bytes_per_sample,
-    open_store,
-    require_teacher,
-    store_outputs,
-)
+from utils.training.store_writer import StoreConfig, bytes_per_sample, store_outputs
+from utils.training.teacher_store import TeacherOutputs, open_store, require_teacher
 from utils.volumes.geometry import CropRule
 
 CONFIG = StoreConfig(num_clicks=3, layers=(1, 2), precision="float16", seed=0)
@@ -117,8 +111,8 @@ def test_only_a_changed_target_is_stored_again(index, tmp_path):
     assert kept == ["liver/CT_A/CT_A_0", "liver/CT_A/CT_A_2"]
 
 
-def test_a_store_that_was_stopped_goes_on_where_it_was(index, tmp_path, monkeypatch):
-    reads, original = [], teacher_store.teacher_outputs
+def test_a_store_that_was_stopped_resumes_where_it_stopped(index, tmp_path, monkeypatch):
+    reads, original = [], store_writer.teacher_outputs
 
     def dying(*args, **kwargs):
         reads.append(1)
@@ -126,7 +120,7 @@ def test_a_store_that_was_stopped_goes_on_where_it_was(index, tmp_path, monkeypa
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(teacher_store, "teacher_outputs", dying)
+    monkeypatch.setattr(store_writer, "teacher_outputs", dying)
     with pytest.raises(KeyboardInterrupt):
         store(index, tmp_path / "out", small_sam(), shard_bytes=1)
     with pytest.raises(InputError, match="to its end"):

@@ -31,6 +31,7 @@ from utils.preparation.find_files import walk
 from utils.preparation.ledger import CaseJob, Entry, Ledger
 from utils.preparation.records import CaseFacts, shortened
 from utils.run.executor import cpu_count, run_all
+from utils.run.flags import positive_int
 
 Item = TypeVar("Item")
 
@@ -113,7 +114,7 @@ def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how to run")
     group.add_argument(
         "--workers",
-        type=int,
+        type=positive_int,
         default=cpu_count(),
         help="processes, each with one case in memory (default: %(default)s, the number of cores)",
     )
@@ -184,8 +185,6 @@ def prepare(
         WriteError: an output cannot be written; cases not yet begun are not worked on.
         InputError: a flag is wrong, the disk space does not suffice, or a worker died.
     """
-    if args.workers < 1:
-        raise InputError(f"--workers is {args.workers}. Expected 1 or more: give a number.")
     jobs, left, summary = list(jobs), list(left), PrepareSummary()
     for problem in problems:
         _report_failure(summary, problem)

@@ -1,4 +1,4 @@
-"""Where and how a network runs: device, precision, engine, and the memory it took."""
+"""Where and how a network runs: device, precision, engine, and its peak memory."""
 
 import resource
 
@@ -9,7 +9,11 @@ from utils.errors import InputError
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device that exists."""
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device of this machine.
+
+    Raises:
+        InputError: there is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -25,7 +29,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """Turn ``auto`` into bfloat16 or float16 where the device computes in it, float32 elsewhere."""
+    """Return the dtype of that name; ``auto``: bfloat16 or float16 on a GPU, float32 on a CPU."""
     if name != "auto":
         return getattr(torch, name)
     if device.type != "cuda":
@@ -34,7 +38,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def pick_engine(name: str, device: torch.device) -> str:
-    """Return an engine that the machine can run.
+    """Return ``name`` if the machine can run this engine.
 
     Raises:
         InputError: it cannot.
@@ -47,7 +51,7 @@ def pick_engine(name: str, device: torch.device) -> str:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Return the most memory used so far: the GPU's allocations, or the process's resident set."""
+    """Return the peak memory so far: allocations on the GPU, or the process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

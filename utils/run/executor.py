@@ -1,4 +1,4 @@
-"""Running one function over many items: here, in worker processes, or on a Dask cluster (no torch).
+"""Run one function over many items: in this process, in worker processes, or on a Dask cluster.
 
 Worker processes are joblib's (``loky``): a worker that dies takes neither the others nor this
 process with it. On a cluster, Dask workers must see the same files under the same paths, and be
@@ -16,14 +16,14 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from utils.errors import InputError
 
-CONNECT_SECONDS = 10  # to a scheduler
+CONNECT_SECONDS = 10  # time to reach a scheduler
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class WorkerDiedError(InputError):
-    """A worker process was ended from outside, most often for want of memory."""
+    """A worker process was killed, most often because memory ran out."""
 
 
 def cpu_count() -> int:
@@ -41,16 +41,16 @@ def run_all(
     workers: int = 1,
     scheduler: str | None = None,
 ) -> Iterator[Result]:
-    """Yield ``function(item)`` for all items, as they get ready.
+    """Yield ``function(item)`` for all items, in the order in which they finish.
 
     Args:
-        function: picklable, as are items and results.
-        items: what to call it with.
-        workers: processes; 1 runs in this one. Not used with ``scheduler``.
+        function: called with one item; must be picklable, as must items and results.
+        items: may be a generator.
+        workers: number of processes; 1 = this process alone. Ignored with ``scheduler``.
         scheduler: address of a Dask scheduler, ``tcp://host:port``.
 
     Raises:
-        InputError: no such scheduler, or Dask is not installed.
+        InputError: the scheduler cannot be reached, or Dask is not installed.
         WorkerDiedError: a worker was killed.
     """
     if scheduler is not None:
@@ -64,8 +64,8 @@ def run_all(
         except TerminatedWorkerError as error:
             raise WorkerDiedError(
                 f"a worker process was killed ({str(error).splitlines()[0]}).\nExpected "
-                f"{workers} workers to live: most often the memory is not enough for so many; run "
-                "again with fewer, --workers. What was finished is kept."
+                f"{workers} workers to finish: most often there is too little memory for so many; "
+                "run again with fewer, --workers. Finished work is kept."
             ) from error
 
 
@@ -91,7 +91,7 @@ def _on_cluster(
 
 
 def _calls(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple]:
-    """Yield joblib's calls of ``function``; relative paths mean the same in them as here."""
+    """Yield joblib's calls of ``function``, which run in this process's working folder."""
     call = delayed(partial(_call_in, Path.cwd(), function))
     return (call(item) for item in items)
 

@@ -1,4 +1,4 @@
-"""A network file in use: opened, checked, and rebuilt with the crops it was trained on."""
+"""Open a network file: rebuild its network, check it, and return the crops it was trained on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +23,12 @@ from utils.volumes.geometry import CropRule
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """What opens a network; picklable, so that each worker process can open its own."""
+    """The arguments of `open_network`; picklable, so that each worker process opens its own."""
 
     path: Path
-    network: str | None = None  # the registry's name, for files that do not say it
-    decoder: Path | None = None  # prompt encoder and mask decoder come from this file
-    encoder: Path | None = None  # an ONNX file in place of the image encoder
+    network: str | None = None  # name in the registry, for files without a configuration
+    decoder: Path | None = None  # file to take prompt encoder and mask decoder from
+    encoder: Path | None = None  # ONNX file that replaces the image encoder
 
     def open(self) -> tuple[Sam3D, CropRule]:
         """Return the network and the crops it was trained on; see `open_network`."""
@@ -42,14 +42,24 @@ def open_network(
     *,
     encoder: Path | None = None,
 ) -> tuple[Sam3D, CropRule]:
-    """Rebuild the network of a checkpoint, and the crops it was trained on.
+    """Rebuild the network of a checkpoint; return it with the crops that it was trained on::
 
-    Released files do not say what they are: ``network`` must name it, and their crops are 128³
-    voxels of 1.5 mm. ``encoder`` is an ONNX file to be used in place of the image encoder.
+        model, rule = open_network(Path("sam_med3d_turbo.pth"), "vit_b_ori")
+
+    Args:
+        path: a file of this project, or released weights.
+        network: a name in `sam_model_registry3D`. Released weights need it, since these files hold
+            no configuration; their crops are 128³ voxels of 1.5 mm.
+        decoder_checkpoint: take prompt encoder and mask decoder from this file, for released
+            FastSAM3D weights, which lack them.
+        encoder: ONNX file that replaces the image encoder, from segment_anything/export.py.
+
+    Returns:
+        the network, on the CPU; and the size and spacing of its crops.
 
     Raises:
-        InputError: the file is not a checkpoint, of another network, without a decoder, or
-            holds weights that are not finite; or the ONNX file is not its encoder.
+        InputError: the file is no checkpoint, is of another network, lacks a decoder, or holds
+            weights that are not finite; or the ONNX file is not its encoder.
     """
     with checkpoint_errors():
         checkpoint = open_checkpoint(path)
@@ -76,12 +86,12 @@ def open_network(
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Look at the sum first, ten times as fast: it is finite only where all numbers are."""
+    """Test the sum first: it is ten times as fast, and finite only where all numbers are."""
     return bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all())
 
 
 def trained_on(path: Path) -> set[str] | None:
-    """Return "organ/data set" of what a checkpoint's training had; None where it does not say."""
+    """Return the "organ/data set" folders a checkpoint was trained on; None where not recorded."""
     with checkpoint_errors():
         names = read_checkpoint(path).get("trained_on")
     return None if names is None else set(names)
@@ -89,7 +99,7 @@ def trained_on(path: Path) -> set[str] | None:
 
 @contextmanager
 def checkpoint_errors() -> Iterator[None]:
-    """Turn what the model package raises about a file into what a script prints."""
+    """Turn errors of the model package about a file into an `InputError`."""
     try:
         yield
     except (CheckpointError, ConfigError, OnnxError) as error:

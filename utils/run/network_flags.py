@@ -1,4 +1,4 @@
-"""Fields of a network's configuration from the command line: ``--set PART.FIELD=VALUE``."""
+"""Change fields of a network's configuration on the command line: --set PART.FIELD=VALUE."""
 
 import json
 from collections.abc import Sequence
@@ -8,10 +8,13 @@ from utils.errors import InputError
 
 
 def changed(config: SamConfig, fields: Sequence[str]) -> SamConfig:
-    """Return ``config`` with ``PART.FIELD=VALUE`` set.
+    """Return ``config`` with fields changed.
+
+    Args:
+        fields: "PART.FIELD=VALUE" each, such as "encoder.depth=6" or "prompt.dense_pe_axes=0,1,2".
 
     Raises:
-        InputError: there is no such field, or the network cannot be built so.
+        InputError: there is no such field, or no network can be built with these values.
     """
     values = config.to_dict()
     parts = {part: fields for part, fields in values.items() if isinstance(fields, dict)}
@@ -20,7 +23,7 @@ def changed(config: SamConfig, fields: Sequence[str]) -> SamConfig:
         part, _, name = name.partition(".")
         if name not in parts.get(part, ()):
             raise InputError(
-                f"--set {text}: found no such field; expected PART.FIELD=VALUE with one of "
+                f"--set {text}: there is no such field; expected PART.FIELD=VALUE with one of "
                 f"{', '.join(f'{part}.{field}' for part in parts for field in parts[part])}."
             )
         values[part][name] = _parsed(value)
@@ -31,7 +34,7 @@ def changed(config: SamConfig, fields: Sequence[str]) -> SamConfig:
 
 
 def _parsed(text: str) -> object:
-    """Read a number, a list with commas or in brackets, or a word."""
+    """Parse a number, a list with commas or in brackets, or a word."""
     if "," in text or text.startswith("["):
         return [_parsed(entry) for entry in text.strip("[]").split(",") if entry]
     try:

@@ -1,8 +1,7 @@
-"""Several processes on one run: torchrun's ranks (PyTorch distributed).
+"""Several processes in one run: the ranks of torchrun (PyTorch distributed).
 
-`joined` is the only way in: where torchrun has started several processes it joins them (NCCL on
-GPUs, gloo on CPUs), and where it has not there is one rank and nothing changes. Rank 0 alone writes
-what there is one of.
+`joined` connects the processes that torchrun has started, with NCCL on GPUs and gloo on CPUs.
+Without torchrun there is one rank, and it does nothing. Files of the run are written by rank 0.
 """
 
 import os
@@ -17,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.run.device import pick_device
 
-PATIENCE = timedelta(days=1)  # rank 0 may cut crops for hours while the others wait
+PATIENCE = timedelta(days=1)  # rank 0 may build the crop cache for hours while the others wait
 
 
 def rank() -> int:
-    """Return this process's number among torchrun's; 0 where there is one process."""
+    """Return the number of this process among torchrun's; 0 where there is one process."""
     return int(os.environ.get("RANK", 0))
 
 
@@ -32,7 +31,7 @@ def world_size() -> int:
 
 @contextmanager
 def joined(device_name: str) -> Iterator[torch.device]:
-    """Join the other ranks for the time of the block; yield this rank's device."""
+    """Connect to the other ranks for the time of the block; yield this rank's device."""
     device = pick_device(device_name)
     if world_size() == 1:
         yield device
@@ -40,7 +39,7 @@ def joined(device_name: str) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    # Without it ranks on GPUs go on before rank 0, which may be laying down volumes, has come here.
+    # Without this barrier GPU ranks would start while rank 0 is still building the crop cache.
     os.environ.setdefault("TORCH_DIST_INIT_BARRIER", "1")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
@@ -50,22 +49,22 @@ def joined(device_name: str) -> Iterator[torch.device]:
 
 
 def wait_for_all() -> None:
-    """Return when all ranks have come here."""
+    """Wait until all ranks have called this."""
     if world_size() > 1:
         dist.barrier()
 
 
 def shared(task: nn.Module, device: torch.device) -> nn.Module:
-    """Return ``task`` so that its gradients are the mean over all ranks."""
+    """Wrap ``task`` so that its gradients are means over all ranks; alone, return it as it is."""
     if world_size() == 1:
         return task
-    # A step may leave parameters out: of prompts that it did not give, of the IoU head.
+    # Not every step uses every parameter (absent prompt kinds, the IoU head).
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(task, device_ids=ids, find_unused_parameters=True)
 
 
 def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Return each value's mean over all ranks; the same keys on each."""
+    """Return the mean of each value over all ranks, which must have the same keys."""
     if world_size() == 1:
         return values
     tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=device)

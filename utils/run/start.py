@@ -1,4 +1,4 @@
-"""The folder, the log and the seed of a run."""
+"""Start a run: its folder, its log and its seed."""
 
 import argparse
 import json
@@ -15,17 +15,17 @@ from utils.run.ranks import rank
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every global generator; used once, for weight initialisation."""
+    """Seed the global generators of random, NumPy and torch, which initialise weights."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for outputs.
+    """Make a folder for outputs and check that it can be written to; on rank 0.
 
     Raises:
-        WriteError: it cannot be made or written to.
+        WriteError: it cannot.
     """
     if rank() > 0:
         return
@@ -35,7 +35,11 @@ def make_folder(folder: Path) -> None:
 
 
 def start_run(args: argparse.Namespace, out_dir: Path) -> None:
-    """Make the run's folder, write down how it was called, and log into it; on rank 0.
+    """Seed the run, and log to stderr; on rank 0 also write args.json and run.log to its folder.
+
+    Args:
+        args: flags of the script, with ``seed``.
+        out_dir: folder of the run; made if missing.
 
     Raises:
         WriteError: the folder cannot be written to.

@@ -1,1 +1,1 @@
-"""Steps 3 and 4: crops cached, batched, clicked and learnt from; the teacher's outputs stored."""
+"""Steps 3 and 4: train the teacher on cached crops, store its outputs, distil the student."""

@@ -1,6 +1,6 @@
-"""How training crops are varied: where they lie, what is cheap always, what torchio adds.
+"""Augmentation of training crops: where a crop lies, its contrast, and torchio's distortions.
 
-Every change follows from the generator alone, so a resumed run sees the crops it would have seen.
+The random generator alone decides, so a resumed run sees the crops of an uninterrupted one.
 """
 
 import numpy as np
@@ -8,21 +8,23 @@ import torch
 
 from utils.volumes.geometry import CropGrid, CropRule
 
-#: A zoomed crop shows its target this large: the longest side as a share of the crop's edge.
+#: Size of the target in a zoomed crop: its longest side as a share of the crop's edge.
 FILL = (0.25, 0.9)
 
 
 def place(row: dict, rule: CropRule, rng: np.random.Generator, zoom_share: float) -> CropGrid:
-    """Place a crop at random about a target, as a crop placed from prompts may lie.
+    """Place a crop at random around a target, as a crop placed from prompts may lie.
 
-    In ``zoom_share`` of the crops the spacing makes the target fill a quarter to nine tenths of the
-    crop, evenly on a log scale, though never finer than a quarter of the image's finest voxel; in
-    the others it is ``rule``'s. Then the crop is shifted evenly, by up to a quarter of its edge, as
-    far as the target stays inside; of a target larger than the crop, another part comes into view.
-    Last, it is read backwards along each axis half of the time.
+    1. Spacing: in ``zoom_share`` of the crops the target's longest side fills a quarter to nine
+       tenths of the edge, drawn evenly on a log scale. The spacing is never finer than a quarter of
+       the image's finest voxel. The other crops have the spacing of ``rule``.
+    2. Shift: drawn evenly, up to a quarter of the edge, and so that the target stays inside. A crop
+       smaller than its target moves over the target instead.
+    3. Flip: along each axis, half of the time.
 
     Args:
-        row: of a `CropIndex`.
+        row: of a `CropIndex`; only places and sizes are read, no image.
+        rng: decides all three.
     """
     shape, voxel_mm = tuple(row["shape"]), np.array(row["voxel_mm"])
     start, stop = np.array(row["start"]), np.array(row["stop"])
@@ -39,19 +41,20 @@ def place(row: dict, rule: CropRule, rng: np.random.Generator, zoom_share: float
 
 
 def contrast(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Scale and offset a normalised image, in place."""
+    """Scale a normalised image by 0.8 to 1.25 and shift it by up to 0.2, in place."""
     return image.mul_(rng.uniform(0.8, 1.25)).add_(rng.uniform(-0.2, 0.2))
 
 
 def distort(
     image: torch.Tensor, label: torch.Tensor, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate a little, and vary bias field, gamma and noise with torchio (arXiv:2003.04696).
+    """Rotate by up to 15 degrees, vary bias field, gamma and noise: torchio (arXiv:2003.04696).
 
     Args:
-        image, label: (1, S, S, S).
+        image: (1, S, S, S) float.
+        label: (1, S, S, S) bool; where a rotation would empty it, both come back as they are.
     """
-    import torchio as tio  # heavy, and absent on machines that only train on cached crops
+    import torchio as tio  # slow to import, and machines that train on cached crops may lack it
 
     transform = tio.Compose(
         [
@@ -64,7 +67,7 @@ def distort(
     subject = tio.Subject(
         image=tio.ScalarImage(tensor=image), label=tio.LabelMap(tensor=label.to(torch.uint8))
     )
-    with torch.random.fork_rng(devices=[]):  # torchio draws from torch's global generator
+    with torch.random.fork_rng(devices=[]):  # torchio uses torch's global generator
         torch.manual_seed(int(rng.integers(2**31)))
         varied = transform(subject)
     turned = varied["label"].data.bool()

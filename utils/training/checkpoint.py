@@ -1,7 +1,6 @@
-"""Writing and resuming training checkpoints.
+"""Training checkpoints: a network's file with the training state added, written atomically.
 
-What a network is and how its weights are laid out belongs to segment_anything/checkpoint.py;
-here they get the training state added, and appear on disk whole or not at all.
+segment_anything/checkpoint.py owns the network's part: its configuration and its weights.
 """
 
 import io
@@ -14,12 +13,21 @@ from utils.errors import InputError
 from utils.files.atomic import atomic_path
 from utils.run.network import checkpoint_errors
 
-#: Entries of a checkpoint that `load_checkpoint` holds against the network.
+#: Entries of a checkpoint that `load_checkpoint` compares with the network.
 CHECKED_BY_LOADING = {"model_state_dict", "decoder_state_dict", "config"}
 
 
 def save_checkpoint(path: Path, payload: dict, step: int, state: dict) -> None:
-    """Write weights and training state; the previous file stays until the new one is complete."""
+    """Write weights and training state; the previous file stays until the new one is complete.
+
+    Args:
+        payload: weights, configuration and other facts, as `checkpoint_payload` returns them.
+        step: optimizer steps done.
+        state: what has a state between steps, by name: optimizer, schedule, loss scaler.
+
+    Raises:
+        WriteError: the disk is full, or the folder cannot be written to.
+    """
     content = payload | {
         "step": step,
         "training_state": {name: part.state_dict() for name, part in state.items()},
@@ -28,13 +36,14 @@ def save_checkpoint(path: Path, payload: dict, step: int, state: dict) -> None:
 
 
 def load_training_state(path: Path, model: Sam3D, state: dict, payload: dict) -> int:
-    """Load weights into ``model`` and the optimizer's state; return the steps done.
+    """Load weights into ``model`` and the training state into ``state``; return the steps done.
 
     Args:
-        payload: what the run would save now; all it says beside weights must be in the file too.
+        payload: what the run would save now; all of it but the weights must equal the file's.
 
     Raises:
-        InputError: the file is no training checkpoint, or of another network, crops or teacher.
+        InputError: the file is no training checkpoint, or it belongs to another network, crop rule
+            or teacher.
     """
     with checkpoint_errors():
         content = read_checkpoint(path)
@@ -59,9 +68,9 @@ def save_payload(path: Path, payload: dict) -> None:
     """Write a checkpoint.
 
     Raises:
-        WriteError: the disk is full, or the folder does not let us write; an older file stays.
+        WriteError: the disk is full, or the folder cannot be written to; an older file stays.
     """
-    # By way of memory: on a full disk torch.save raises a RuntimeError that says nothing of it.
+    # Through memory, since on a full disk torch.save raises a RuntimeError without the reason.
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     with atomic_path(path) as temporary:

@@ -1,7 +1,6 @@
-"""Simulated clicks for training: into the error of the low-resolution prediction.
+"""Simulated clicks for training, placed in the error of the low-resolution prediction.
 
-Coordinates given to the network are crop voxels in the network's axis order
-(utils/volumes/geometry.py).
+Coordinates are crop voxels in the network's axis order (utils/volumes/geometry.py).
 """
 
 from collections.abc import Sequence
@@ -21,19 +20,20 @@ def simulate_clicks(
     label: np.ndarray,
     rngs: Sequence[np.random.Generator],
 ) -> tuple[Tensor, Tensor]:
-    """Click once a sample into the error of the low-resolution prediction.
+    """Place one click for each sample, in the error of the low-resolution prediction.
 
-    The place is chosen on the coarse grid, half of the time at the centre of the largest error and
-    half anywhere in the error, then refined to a voxel of ``label`` that really has the class.
+    A coarse cell is chosen: half of the time the centre of the largest error, else any cell of the
+    error. Then a voxel of that cell is chosen whose class in ``label`` agrees with the click.
 
     Args:
         low_res_masks: (B, 1, s, s, s) logits; zeros before the first click.
         coarse_label: (B, s, s, s) bool, from `coarsen`.
         label: (B, S, S, S) bool at the network's input size.
-        rngs: a generator for each sample, so that its clicks don't depend on the others.
+        rngs: a generator for each sample, so that its clicks do not depend on the others.
 
     Returns:
-        coords (B, 3) float and labels (B,) int on the CPU; NO_CLICK where no error is left.
+        coords (B, 3) float and labels (B,) int, both on the CPU: 1 in the target, 0 outside,
+        NO_CLICK where no error is left.
     """
     predicted = (low_res_masks[:, 0] > 0).cpu().numpy()
     coords, labels = np.zeros((len(label), 3), np.float32), np.full(len(label), NO_CLICK)
@@ -54,7 +54,7 @@ def shrink(label: Tensor, size: int) -> Tensor:
 
 
 def coarsen(label: Tensor, size: int) -> np.ndarray:
-    """Shrink labels (B, 1, S, S, S) to (B, size, size, size) bool; no target vanishes."""
+    """Shrink labels (B, 1, S, S, S) to (B, size, size, size) bool, so that no target vanishes."""
     share = shrink(label, size)[:, 0]
     # A target thinner than half a cell keeps its fullest cells.
     fullest = share.amax(dim=(1, 2, 3), keepdim=True)
@@ -69,7 +69,7 @@ def _voxel_in_cell(
     is_foreground: bool,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Pick a random voxel of the cell whose label agrees with the click, or the cell's middle."""
+    """Choose a voxel of the cell whose label agrees with the click; else the cell's middle."""
     width = label.shape[0] // cells
     start = np.array(cell) * width
     block = label[tuple(slice(s, s + width) for s in start)]

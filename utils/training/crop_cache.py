@@ -1,13 +1,13 @@
-"""Volumes laid down once for training, so that crops can be cut anew for every step (no torch).
+"""The crop cache: volumes stored so that training can quickly cut a new crop in every step.
 
     images/<digest>.npy               an image in the network's orientation, on its own voxel grid
-    <organ>/<data set>/<case>.npz     where a target lies in which image, and its voxels as bits
+    <organ>/<data set>/<case>.npz     a target: its image, its place in it, and its voxels as bits
     index.json                        all targets
 
-Images keep their type, are memory-mapped, and named by their content: targets of one image share
-it, whatever folders it was copied to. Only the part of it that a crop needs is ever read. The cache
-fits every network, since spacing and size are chosen when a crop is cut, and it can be carried to
-another machine: nothing needs the NIfTI files again.
+Images keep their dtype and are memory-mapped: a crop reads only the part that it needs. They are
+named by their content, so that all targets of an image share one file, even where the image was
+copied to several folders. The cache fits every network, since spacing and size are chosen when a
+crop is cut. It can be copied to another machine: the NIfTI files are not needed again.
 """
 
 import glob
@@ -38,19 +38,24 @@ if TYPE_CHECKING:
 
 INDEX = "index.json"
 IMAGES = "images"
-#: What a target's own file says beside its row in the index.
+#: Facts in a target's own file that the index leaves out.
 ORIGIN = ("layout", "sources", "instances", "affine", "targets", "part_start", "part_shape")
-#: The layout of this module's files; another one is laid down anew.
+#: Version of these files' layout; a cache of another version is built again.
 LAYOUT = 3
 
 
 @dataclass(frozen=True)
 class CropIndex:
-    """What is in a cache; ``failures`` are the messages of targets that could not be laid down.
+    """The targets in a crop cache; from `build_cache` or `read_index`.
 
-    A row of ``samples`` has, beside names and origin, what places crops without reading anything:
-    ``shape`` and ``voxel_mm`` of the image, ``start`` and ``stop`` of the target's tight box, all
-    in the network's orientation.
+    Attributes:
+        folder: the cache.
+        samples: a row for each target: its ``sample_id`` ("organ/data set/case", with "#instance"
+            for one of several), ``case``, ``organ`` and ``dataset``; its ``file`` and ``image`` in
+            the folder; ``shape`` and ``voxel_mm`` of the image, ``start`` and ``stop`` of the
+            target's tight box, all in the network's orientation (R, A, S); ``mask``, a digest of
+            the target; ``hounsfield``, whether the image is in HU.
+        failures: a message for each case that could not be cached.
     """
 
     folder: Path
@@ -59,15 +64,18 @@ class CropIndex:
 
     @property
     def folders(self) -> set[str]:
-        """The "organ/data set" folders that the targets are from."""
+        """The "organ/data set" folders that the targets come from."""
         return {row["sample_id"].rsplit("/", 1)[0] for row in self.samples}
 
 
 @dataclass(frozen=True)
 class CachedTarget:
-    """A target and its image, both in the network's orientation.
+    """A target and its image, both in the network's orientation (R, A, S).
 
-    ``image`` (R, A, S) is memory-mapped; ``mask`` bool is the part from voxel ``start`` on.
+    Attributes:
+        row: of `CropIndex.samples`.
+        image: the whole image, memory-mapped.
+        mask: bool; the part of the image that starts at voxel ``start``.
     """
 
     row: dict
@@ -76,7 +84,7 @@ class CachedTarget:
     start: tuple[int, int, int]
 
     def cut(self, grid: CropGrid) -> Crop:
-        """Cut a cube."""
+        """Cut the cube ``grid`` out of image and mask."""
         return cut_at(
             grid,
             self.image,
@@ -86,7 +94,7 @@ class CachedTarget:
         )
 
     def cut_centred(self, rule: CropRule) -> Crop:
-        """Cut the cube about the middle of the target, as `utils.volumes.crops.cut` does."""
+        """Cut the cube around the middle of the target, as `utils.volumes.crops.cut` does."""
         shape, voxel_mm = tuple(self.row["shape"]), tuple(self.row["voxel_mm"])
         spacing_mm = rule.spacing_for(shape, voxel_mm)
         middle = tuple(
@@ -102,22 +110,25 @@ class CachedTarget:
 
     @property
     def identity(self) -> dict:
-        """Say what this is: changes where the image, its voxel size or the target changes."""
+        """What identifies the target; changes with the image, its voxel size and the mask."""
         return {key: self.row[key] for key in ("sample_id", "image", "mask")}
 
 
 def read_target(folder: Path, row: dict) -> CachedTarget:
     """Open a target of an index.
 
+    Args:
+        folder, row: of a `CropIndex`.
+
     Raises:
-        InputError: a file is missing, damaged, or not the one that the index means.
+        InputError: a file is missing, damaged, or has changed since the index was read.
     """
     path = folder / row["file"]
     stored, bits = _read(path)
     if stored.get("mask") != row["mask"] or stored.get("image") != row["image"]:
         raise InputError(
             f"{path}: found target {stored.get('sample_id')} {stored.get('mask')}, expected "
-            f"{row['sample_id']} {row['mask']}.\nAnother run has laid it down anew: run "
+            f"{row['sample_id']} {row['mask']}.\nAnother run has cached it anew: run "
             "preparelabel.py again, or give each run a --crops-dir of its own."
         )
     start, shape = tuple(stored["part_start"]), stored["part_shape"]
@@ -133,10 +144,10 @@ def read_target(folder: Path, row: dict) -> CachedTarget:
 
 
 def read_index(folder: Path) -> CropIndex:
-    """Open a cache made earlier.
+    """Open a cache that `build_cache` wrote.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it is of another version.
     """
     path = folder / INDEX
     if not path.exists():
@@ -151,7 +162,7 @@ def read_index(folder: Path) -> CropIndex:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: not a crop index of this version ({error}).\n"
-            "Run preparelabel.py again: it lays the volumes down anew."
+            "Run preparelabel.py again: it builds the cache anew."
         ) from error
 
 
@@ -162,21 +173,31 @@ def build_cache(
     instances: InstanceRule = ALL_USEFUL,
     workers: int | None = None,
 ) -> CropIndex:
-    """Lay down every target of prepared ``folders`` in ``out_dir``; what is there is kept.
+    """Build or update the crop cache of prepared folders.
 
-    A case is read anew when its files or ``instances`` have changed: its targets' own files say
-    what they were made of, so a run that was stopped loses nothing and mixes nothing up. Cases that
-    fail are reported in ``failures`` and the others go on.
+    A case that is in the cache already is read again only if its NIfTI files or ``instances`` have
+    changed: each target's file records its sources. A stopped run therefore keeps its finished
+    cases. A case that fails becomes a message in ``failures``, and the others are cached.
+
+    Args:
+        folders: <organ>/<data set> folders with imagesTr and labelsTr, from reallocate.py.
+        out_dir: the cache; made if missing.
+        instances: which instances of an instance label become targets.
+        workers: processes; None = one for each core.
+
+    Returns:
+        The index, also written to ``index.json``, sorted by folder and case.
 
     Raises:
-        WriteError: the disk is full, or the folder does not let us write.
+        InputError: a folder is not a prepared one, or no target could be read.
+        WriteError: the disk is full, or the folder cannot be written to.
         WorkerDiedError: a worker process was killed; finished cases are kept.
     """
     from utils.cases.prepared import find_cases  # nibabel is needed only where NIfTI is read
 
     cases = find_cases(folders)
     samples, failures = [], []
-    work = partial(_lay_down, out_dir=out_dir, instances=instances)
+    work = partial(_cache_case, out_dir=out_dir, instances=instances)
     done = run_all(work, enumerate(cases), workers=workers or cpu_count())
     done = tqdm(done, total=len(cases), desc="crops", unit="case")
     for _, made, failure in sorted(done, key=lambda result: result[0]):
@@ -184,22 +205,25 @@ def build_cache(
         failures += [failure] if failure else []
     remove_abandoned(out_dir)
     if not samples:
-        raise InputError("no target could be read:\n" + "\n".join(failures[:5]))
+        raise InputError(
+            f"{out_dir}: no target could be cached, expected at least one. The first failures:\n"
+            + "\n".join(failures[:5])
+        )
     with atomic_path(out_dir / INDEX) as temporary:
         temporary.write_text(json.dumps({"layout": LAYOUT, "samples": samples}, indent=1))
     return CropIndex(out_dir, samples, failures)
 
 
-def _lay_down(
+def _cache_case(
     numbered: tuple[int, "Case"], *, out_dir: Path, instances: InstanceRule
 ) -> tuple[int, list[dict], str]:
-    """Cache all targets of one case; return its number, index rows, and what went wrong if any."""
+    """Cache all targets of a case; return its number, its index rows, and its failure or ""."""
     from utils.cases.prepared import read_case
 
     number, case = numbered
     try:
         if not case.image_path.exists():
-            read_case(case)  # says what is missing
+            read_case(case)  # raises an InputError that names the missing file
         origin = {
             "layout": LAYOUT,
             "case": case.sample_id,
@@ -216,7 +240,8 @@ def _lay_down(
         return number, [], f"{case.sample_id}: {error}"
 
 
-def _write_case(case, out_dir: Path, origin: dict) -> list[dict]:
+def _write_case(case: "Case", out_dir: Path, origin: dict) -> list[dict]:
+    """Write the image and all targets of a case; return the index rows of the targets."""
     from utils.cases.prepared import read_case, targets_of
 
     image, label = read_case(case)
@@ -238,7 +263,7 @@ def _write_case(case, out_dir: Path, origin: dict) -> list[dict]:
     boxes = ndimage.find_objects(turned)
     for sample_id, value in targets:
         box = boxes[value - 1]
-        # A voxel of margin, so that interpolation at the target's surface meets what is beyond.
+        # A margin of one voxel, so that interpolation at the target's surface sees background.
         part = tuple(
             slice(max(side.start - 1, 0), min(side.stop + 1, length))
             for side, length in zip(box, turned.shape, strict=True)
@@ -263,7 +288,7 @@ def _write_case(case, out_dir: Path, origin: dict) -> list[dict]:
 
 
 def _lean(row: dict) -> dict:
-    """Return what the index needs of a target: there may be 131,000 of them, in every process."""
+    """Return the index row of a target; kept short, since every process holds up to 131,000."""
     return {key: value for key, value in row.items() if key not in ORIGIN}
 
 
@@ -273,7 +298,7 @@ def _turned(array: np.ndarray, axes: tuple, signs: tuple) -> np.ndarray:
 
 
 def _write_image(out_dir: Path, voxels: np.ndarray) -> str:
-    """Write an image unless it is there; return its path relative to the cache."""
+    """Write an image unless it exists; return its path relative to the cache."""
     if voxels.dtype == np.float64:
         voxels = voxels.astype(np.float32)
     voxels = np.ascontiguousarray(voxels)
@@ -295,7 +320,7 @@ def _write_target(path: Path, bits: np.ndarray, row: dict) -> None:
 
 
 def _read(path: Path) -> tuple[dict, np.ndarray]:
-    """Return what a target's file says of itself, and its voxels as bits."""
+    """Return the facts in a target's file, and its voxels as bits."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return json.loads(arrays["row"].tobytes()), arrays["bits"]
@@ -306,12 +331,12 @@ def _read(path: Path) -> tuple[dict, np.ndarray]:
 def _damaged(path: Path, found: object) -> InputError:
     return InputError(
         f"{path}: not readable ({found}), expected a part of a crop cache.\n"
-        "Delete the file and run preparelabel.py again: it will be made anew."
+        "Delete the file and run preparelabel.py again: it writes the file anew."
     )
 
 
 def _finished(out_dir: Path, sample_id: str, origin: dict) -> list[dict]:
-    """Return the rows of a case whose targets are all there and of this origin, else nothing."""
+    """Return a case's index rows if all its targets are cached and of this origin, else none."""
     rows = []
     for path in _files_of(out_dir, sample_id):
         try:
@@ -324,13 +349,13 @@ def _finished(out_dir: Path, sample_id: str, origin: dict) -> list[dict]:
             return []
         rows.append(row)
     complete = rows and len(rows) == rows[0]["targets"]
-    # By length first: instance 7 comes before instance 41, as when they were written.
+    # By length first, so that instance 7 comes before instance 41, as `_write_case` returns them.
     rows = sorted(map(_lean, rows), key=lambda r: (len(r["file"]), r["file"]))
     return rows if complete else []
 
 
 def _files_of(out_dir: Path, sample_id: str) -> list[Path]:
-    """List the targets of a case: ``case.npz``, or ``case#instance.npz`` for each instance."""
+    """List the target files of a case: ``case.npz``, or ``case#instance.npz`` per instance."""
     whole = out_dir / f"{sample_id}.npz"
     instances = whole.parent.glob(f"{glob.escape(whole.stem)}#*.npz")
     return [path for path in (whole, *instances) if path.exists()]

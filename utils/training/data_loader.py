@@ -1,4 +1,4 @@
-"""Crops -> batches: one dict type, deterministic order, the sample's id always with it."""
+"""From the crop cache to batches: dicts with the sample's id, in an order that the seed decides."""
 
 import argparse
 from collections import Counter
@@ -25,40 +25,41 @@ def add_crop_arguments(group: argparse._ArgumentGroup) -> None:
         "--augment",
         choices=AUGMENTATIONS,
         default="basic",
-        help="of crops: basic: place, zoom, flips, contrast; torchio: rotation, bias field, gamma "
-        "and noise too, which is slow (default: basic)",
+        help="augmentation of crops; basic: place, zoom, flips, contrast; torchio: also rotation, "
+        "bias field, gamma and noise, which is slow (default: basic)",
     )
     group.add_argument(
         "--zoom-share",
         type=float,
         default=0.5,
-        help="how often a crop's spacing suits its target, which then fills a quarter to nine "
-        "tenths of it; 0 = never (default: 0.5)",
+        help="share of the crops whose spacing suits the target, which then fills a quarter to "
+        "nine tenths of the edge; 0 = none (default: 0.5)",
     )
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample of a run: which crop, and its place in the run, which seeds its augmentation."""
+    """One sample of a run."""
 
-    index: int
-    number: int
+    index: int  # of the target in the crop index
+    number: int  # of the sample in the run, from 0; seeds its augmentation and clicks
 
 
 class BalancedBatches:
-    """Batches of `Draw`, the same for the same seed, restartable at any step.
+    """Batches of `Draw` that depend on the seed alone, and can start at any step.
 
     An (organ, data set) with n samples is drawn with weight sqrt(n), spread evenly over its
-    samples, so that 500 livers don't drown 5 pancreata and 5 pancreata aren't learnt by heart.
+    samples. So 500 livers do not crowd out 5 pancreata, and 5 pancreata are not learnt by heart.
 
-    A step draws ``batch_size * passes * world`` samples, whatever the three are: passes and ranks
-    share the draws that one pass of one rank with so large a batch would have.
+    A step draws ``batch_size * passes * world`` samples. They depend on this product alone, so
+    that passes and ranks share the samples of one large batch.
 
     Args:
         samples: rows of the crop index.
         steps: optimizer steps of the run; ``start`` of them are done.
-        passes: batches a step, whose gradients are added up.
-        rank, world: which process this is, of how many.
+        passes: batches in a step, whose gradients are added up.
+        rank: number of this process.
+        world: how many processes there are.
     """
 
     def __init__(
@@ -95,17 +96,25 @@ class BalancedBatches:
 
 
 class CropDataset(Dataset):
-    """Crops as dicts: ``image`` (1, S, S, S) float, ``label`` (1, S, S, S) bool, ``id``.
+    """Crops of a cache, by their number in the index or by a `Draw`.
 
-    ``number`` is the `Draw`'s, which seeds whatever is random about the sample; ``crop`` says what
-    was cut where.
+    An item is a dict: ``image`` (1, S, S, S) float32, normalised; ``label`` (1, S, S, S) bool,
+    never empty; ``id``, the sample's id; ``number``, of the `Draw`; ``crop``, which image and mask
+    were cut and where. The axes are the network's: right, anterior, superior::
+
+        index = read_index(Path("work_dir/crops"))
+        CropDataset(index, CropRule())[0]["image"].shape    # (1, 128, 128, 128)
 
     Args:
-        rule: the cube that the network sees.
-        augment: ``none`` gives each target centred, by number or `Draw`; ``basic`` places, zooms
-            and flips the crop and changes contrast, as the `Draw` decides; ``torchio`` also rotates
-            and distorts.
-        zoom_share: how often an augmented crop has a spacing that suits its target's size.
+        index: of the crop cache.
+        rule: size S and spacing of the crops.
+        augment: ``none``: centred on the target. ``basic``: place, zoom, flips and contrast vary
+            with the `Draw`. ``torchio``: also rotation, bias field, gamma and noise.
+        zoom_share: share of the augmented crops whose spacing suits the size of the target.
+        seed: of the augmentation, beside the number of the `Draw`.
+
+    Raises:
+        InputError: on reading an item: a file of the cache is missing, damaged or has changed.
     """
 
     def __init__(
@@ -132,7 +141,7 @@ class CropDataset(Dataset):
         else:
             rng = stream(self.seed, draw.number, AUGMENTING)
             crop = target.cut(place(target.row, self.rule, rng, self.zoom_share))
-            if not crop.label.any():  # a ring, and the cube in its middle
+            if not crop.label.any():  # such as a ring with the cube in its middle
                 crop = target.cut_centred(self.rule)
         image, label = (torch.from_numpy(part)[None] for part in (crop.image, crop.label))
         if self.augment == "torchio":
@@ -147,7 +156,7 @@ class CropDataset(Dataset):
 
 
 def collate(items: list[dict]) -> dict:
-    """Stack tensors, list everything else; an item that could not be read takes over the batch."""
+    """Stack tensors and list all else; one unreadable item replaces the batch by its error."""
     for item in items:
         if "error" in item:
             return item
@@ -161,7 +170,7 @@ def collate(items: list[dict]) -> dict:
 
 
 class _Guarded(Dataset):
-    """Hands an `InputError` over as an item: a worker process would wrap it in its traceback."""
+    """Turns an `InputError` into an item, since a worker process would add its traceback to it."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -174,7 +183,12 @@ class _Guarded(Dataset):
 
 
 def make_loader(dataset: Dataset, batches: Iterable[list[Draw]], workers: int) -> DataLoader:
-    """Return the loader of a training run; an unreadable sample comes as ``{"error": message}``."""
+    """Return the loader of a run; a batch with an unreadable sample is ``{"error": message}``.
+
+    Args:
+        batches: the samples of each batch.
+        workers: processes that load; 0 = load in this process.
+    """
     return DataLoader(
         _Guarded(dataset),
         batch_sampler=batches,

@@ -1,8 +1,12 @@
-"""How the student learns from its teacher (FastSAM3D, arXiv:2403.09827): losses and their order.
+"""How the student learns from its teacher (FastSAM3D, arXiv:2403.09827): losses and stages.
 
-Layer by layer first: the output of student block i follows that of the teacher's block at the same
-relative depth, one block more at a time. Then the image embedding; last the masks, through the
-teacher's decoder, which may be tuned at the very end.
+Four stages follow each other:
+
+* layers: the output of student block i is fitted to that of the teacher's block at the same
+  relative depth, one block more at a time;
+* embedding: the whole encoder is fitted to the teacher's image embedding;
+* masks: also the masks, decoded by the teacher's decoder;
+* decoder: as masks, and the decoder is trained too.
 """
 
 from collections.abc import Sequence
@@ -23,7 +27,7 @@ from utils.training.teacher_outputs import hidden_name, teacher_outputs
 
 
 class Stage(NamedTuple):
-    """What a step trains: the first ``blocks`` blocks, or the whole encoder where that is 0."""
+    """What a step trains: the first ``blocks`` blocks, or with 0 the whole encoder."""
 
     name: str  # layers, embedding, masks, decoder
     blocks: int = 0
@@ -31,16 +35,23 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class DistillationPlan:
-    """Which steps belong to which stage, as shares of all, and what the losses weigh.
+    """Which steps belong to which stage, as shares of all steps, and the weights of the losses.
 
-    Stages come in the order layers, embedding, masks, decoder; masks get what the others leave.
-    Losses are relative or means over voxels, so their weights compare. Without weights for masks
-    there are no such stages, and the embedding gets their steps.
+    The stages are layers, embedding, masks, decoder, in this order; masks get the steps that the
+    others leave. Where both weights of the masks are 0, the embedding gets these steps. Losses are
+    relative or means over voxels, so their weights can be compared.
+
+    >>> plan = DistillationPlan(steps=10, layers=(2, 4), layer_share=0.4, embedding_share=0.2)
+    >>> [plan.stage(step).name for step in (0, 4, 6)]
+    ['layers', 'embedding', 'masks']
 
     Args:
-        layers: for each student block the teacher's block that it follows, both counted from 1.
-        logit_weight: of the masks against the teacher's, beside the embedding.
+        layers: for each student block the teacher's block that it is fitted to, counted from 1.
+        logit_weight: of the masks against the teacher's; the embedding has weight 1.
         truth_weight: of the masks against the truth.
+
+    Raises:
+        InputError: a share is not possible.
     """
 
     steps: int
@@ -62,23 +73,23 @@ class DistillationPlan:
             )
         if self.tune_share and not self.decodes:
             raise InputError(
-                "--tune-decoder: nothing tells the decoder what to do where --logit-weight and "
-                "--truth-weight are 0; expected one of them above 0."
+                "--tune-decoder: the decoder has no loss where --logit-weight and --truth-weight "
+                "are 0; expected one of them above 0."
             )
 
     @property
     def decodes(self) -> bool:
-        """Whether masks are trained on."""
+        """Whether there is a loss on masks."""
         return self.logit_weight > 0 or self.truth_weight > 0
 
     @property
     def wanted_layers(self) -> tuple[int, ...]:
-        """Say after which of the teacher's blocks hidden states are needed."""
+        """The teacher's blocks whose hidden states are needed."""
         return self.layers if self.layer_share > 0 else ()
 
     @property
     def layered_steps(self) -> int:
-        """Count the steps that go layer by layer."""
+        """The number of steps that go layer by layer."""
         return round(self.layer_share * self.steps) if self.layers else 0
 
     def stage(self, step: int) -> Stage:
@@ -95,7 +106,8 @@ class DistillationPlan:
 def matching_layers(student: SamConfig, teacher: SamConfig) -> tuple[int, ...]:
     """Return the teacher's block for each of the student's, at the same relative depth.
 
-    Twelve blocks and six: 2, 4, 6, 8, 10, 12. None where the tokens' widths differ.
+    Blocks count from 1: a student of six blocks under a teacher of twelve gets 2, 4, 6, 8, 10, 12.
+    Empty where the tokens of the two have different widths.
     """
     if student.encoder.embed_dim != teacher.encoder.embed_dim:
         return ()
@@ -108,11 +120,11 @@ def _same_depth(student: int, teacher: int) -> tuple[int, ...]:
 
 
 def copy_teacher_blocks(teacher: Sam3D, student: Sam3D) -> list[str]:
-    """Start the student's encoder from the teacher's; return the names of the copied tensors.
+    """Copy the teacher's encoder into the student's; return the names of the copied tensors.
 
-    Stem, position embedding and neck go over as they are; a student's block takes the teacher's at
-    the same relative depth, of twelve every second one. Tensors that the student lacks, or has in
-    another shape, stay out.
+    Stem, position embedding and neck are copied as they are, each student block from the teacher's
+    block at the same relative depth. Tensors that the student lacks or has in another shape are
+    left out.
     """
     source = teacher.image_encoder.state_dict()
     target = student.image_encoder.state_dict()
@@ -130,12 +142,12 @@ def copy_teacher_blocks(teacher: Sam3D, student: Sam3D) -> list[str]:
 
 
 class EncoderDistillation(Task):
-    """Teach the student's encoder what the teacher makes of the same crop.
+    """Fit the student's encoder to the teacher's outputs for the same crop, which the batch holds.
 
-    A batch holds the teacher's outputs. The decoder is the teacher's and stays as it is until the
-    last stage; gradients pass through it to the encoder. Under the teacher's own clicks the
-    student's masks follow the teacher's, and the truth. Beside the losses the agreement with the
-    teacher is reported: the cosine of the embeddings and the DSC of the last masks.
+    The decoder is the teacher's and fixed until the last stage; gradients pass through it to the
+    encoder. The student is given the teacher's clicks, and its masks are fitted to the teacher's
+    and to the truth. Beside the losses, the agreement with the teacher is reported: the cosine of
+    the embeddings and the DSC of the last masks.
     """
 
     def __init__(self, model: Sam3D, plan: DistillationPlan) -> None:
@@ -145,7 +157,7 @@ class EncoderDistillation(Task):
         self.begin(self._stage)
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        """The encoder, and the decoder where it is tuned."""
+        """Return the encoder's parameters, and the decoder's where it is tuned."""
         groups = [{"params": list(self.model.image_encoder.parameters()), "lr": lr}]
         if self.plan.tune_share:
             decoder = list(self.model.mask_decoder.parameters())
@@ -153,15 +165,15 @@ class EncoderDistillation(Task):
         return groups
 
     def stage(self, step: int) -> Stage:
-        """Name the stage that a step belongs to."""
+        """Return the stage of a step, counted from 0."""
         return self.plan.stage(step)
 
     def is_scored(self, stage: Stage) -> bool:
-        """Only the last stages: before, parts of the encoder have not begun to learn."""
+        """Say whether the stage is validated: in the first ones, parts of the encoder are new."""
         return stage.name in (("masks", "decoder") if self.plan.decodes else ("embedding",))
 
     def begin(self, stage: Stage) -> None:
-        """Let only what the stage trains require gradients."""
+        """Require gradients only of what the stage trains."""
         self._stage = stage
         encoder = self.model.image_encoder
         self.model.requires_grad_(False)
@@ -175,7 +187,7 @@ class EncoderDistillation(Task):
             self.model.mask_decoder.requires_grad_(True)
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        """Return the losses of the present stage."""
+        """Return the losses of the current stage."""
         if self._stage.name == "layers":
             return self._layer_losses(batch)
         image_embedding = self.model.image_encoder(batch["image"])
@@ -196,7 +208,7 @@ class EncoderDistillation(Task):
         return report
 
     def _layer_losses(self, batch: dict) -> dict[str, Tensor]:
-        """Compare hidden states, as far as this stage goes."""
+        """Return the losses of the hidden states of the blocks that this stage trains."""
         count = self._stage.blocks
         _, hidden = self.model.image_encoder.forward_features(batch["image"], depth=count)
         losses = [
@@ -213,8 +225,8 @@ class EncoderDistillation(Task):
         """Decode the student's embedding under the teacher's clicks.
 
         Returns:
-            Dice + CE against the teacher's masks and against the truth, means over the clicks; and
-            the mean DSC of the student's last masks with the teacher's.
+            Dice + CE against the teacher's masks, and against the truth, as means over the clicks;
+            and the mean DSC between the last masks of student and teacher.
         """
         interaction = Interaction(self.model, image_embedding)
         teacher_masks = batch["low_res_masks"].float()  # (B, clicks, s, s, s)
@@ -237,14 +249,14 @@ class EncoderDistillation(Task):
 
 
 class OnlineDistillation(EncoderDistillation):
-    """Distillation without stored outputs: the teacher runs beside the student, on the same crops.
+    """Distillation without stored outputs: the teacher runs on each batch before the student.
 
-    So the crops may be augmented anew each time. The teacher learns nothing and is no part of what
-    is saved.
+    So each crop may be augmented anew. The teacher is neither trained nor saved.
 
     Args:
         teacher: on the device of the batches.
-        num_clicks: clicks a sample, into the teacher's own errors.
+        num_clicks: clicks for each sample, into the teacher's own errors.
+        seed: of the clicks.
     """
 
     def __init__(
@@ -257,11 +269,13 @@ class OnlineDistillation(EncoderDistillation):
         seed: int,
     ) -> None:
         super().__init__(model, plan)
-        self._teacher = (teacher.eval().requires_grad_(False),)  # a tuple: no module of this one
+        self._teacher = (
+            teacher.eval().requires_grad_(False),
+        )  # a tuple, to register no sub-module
         self.num_clicks, self.seed = num_clicks, seed
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        """Ask the teacher, then return the losses of the present stage."""
+        """Run the teacher, then return the losses of the current stage."""
         rngs = [stream(self.seed, n, CLICKING) for n in batch["number"]]
         decodes = self._stage.name in ("masks", "decoder")
         outputs = teacher_outputs(
@@ -276,11 +290,11 @@ class OnlineDistillation(EncoderDistillation):
 
 
 def require_stored_layers(stored: Sequence[int], wanted: Sequence[int], folder: object) -> None:
-    """Refuse to go layer by layer where the store lacks a layer."""
+    """Refuse to distil layer by layer where the hidden states of a layer are not stored."""
     missing = sorted(set(wanted) - set(stored))
     if missing:
         raise InputError(
             f"{folder}: holds hidden states after blocks {list(stored)}, expected {list(wanted)}.\n"
             f"Run preparelabel.py with --store-layers {' '.join(map(str, wanted))}, use --online, "
-            "or leave the layers out by --layer-share 0."
+            "or leave this stage out with --layer-share 0."
         )

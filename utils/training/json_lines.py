@@ -1,4 +1,4 @@
-"""A run's log as JSON lines, a row a step: continued where a checkpoint was; rank 0 writes."""
+"""A run's log as JSON lines, one row for each step; a resumed run continues it. Rank 0 writes."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ from utils.run.ranks import rank
 
 
 def resume_rows(path: Path, start: int) -> list[dict]:
-    """Return the rows up to step ``start``, and cut the file to them.
+    """Return the rows up to step ``start``, and remove later ones from the file.
 
-    Later rows are of the run that was killed after its last checkpoint.
+    Later rows are from a run that was killed after its last checkpoint.
     """
     kept = [row for row in read_rows(path) if row["step"] <= start]
     if rank() == 0 and path.exists():
@@ -27,7 +27,7 @@ def append_row(path: Path, row: dict) -> None:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Read a file of JSON lines; a last line that a kill or a full disk cut short is left out."""
+    """Read a file of JSON lines; a last line that a kill or a full disk cut short is skipped."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

@@ -1,4 +1,4 @@
-"""Losses of teacher and student, all as means over the batch."""
+"""Losses of teacher and student; each is a mean over the batch."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,11 @@ from torch import Tensor
 
 
 def dice_ce(logits: Tensor, target: Tensor) -> Tensor:
-    """Return soft Dice (squared denominator) plus binary cross-entropy, as SAM-Med3D trains with.
+    """Return soft Dice (squared denominator) plus binary cross-entropy, the loss of SAM-Med3D.
 
     Args:
-        logits, target: (B, 1, D, H, W); the target lies in [0, 1] and may be soft.
+        logits: (B, 1, D, H, W).
+        target: (B, 1, D, H, W) in [0, 1]; may be soft.
     """
     probability = torch.sigmoid(logits)
     axes = (1, 2, 3, 4)
@@ -22,8 +23,7 @@ def dice_ce(logits: Tensor, target: Tensor) -> Tensor:
 def embedding_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the squared error of the student's embedding relative to the teacher's variance.
 
-    Taken for each sample by itself: 0 is a perfect copy, 1 is what predicting the mean of each of
-    the sample's channels would score.
+    Computed for each sample: 0 for a perfect copy, 1 for predicting the mean of each channel.
 
     Args:
         student, teacher: (B, C, D, H, W).

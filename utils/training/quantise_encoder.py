@@ -1,12 +1,12 @@
-"""Make an exported image encoder compute in 8-bit integers.
+"""Quantise an exported image encoder to 8-bit integers.
 
 Reads   --folder      image_encoder.onnx and export.json of segment_anything/export.py
-        --calibrate   a crop cache of preparelabel.py: what the encoder sees in use
-Writes  --folder      image_encoder_int8.onnx; export.json says how much it differs
+        --calibrate   a crop cache of preparelabel.py, for the ranges of the activations
+Writes  --folder      image_encoder_int8.onnx; its difference from float32 is added to export.json
 
-Convolutions and products with weights are integer, one scale an output channel; activations have a
-range each, fixed by the crops. What reads the image itself stays float32 (one channel in: little
-work), as do attention, norms and activations.
+Convolutions and products with weights are integer, with one scale for each output channel. Each
+activation has one range, which the crops decide. The convolution of the image itself stays float32
+(it has one input channel, so little work), as do attention, norms and activation functions.
 
     python -m segment_anything.export --checkpoint work_dir/student/student.pth --out onnx
     python -m utils.training.quantise_encoder --folder onnx --calibrate work_dir/crops
@@ -31,11 +31,11 @@ from utils.training.crop_cache import CropIndex, read_index, read_target
 from utils.volumes.geometry import CropRule
 
 INT8_ENCODER = "image_encoder_int8.onnx"
-CHECKED = 8  # crops that the difference is measured on
+CHECKED = 8  # crops on which the difference is measured
 
 
 def calibration_crops(index: CropIndex, rule: CropRule, count: int) -> Iterator[np.ndarray]:
-    """Cut crops of targets spread evenly over a cache: (1, 1, S, S, S) float32."""
+    """Yield crops of ``count`` targets spread evenly over a cache: (1, 1, S, S, S) float32."""
     places = np.linspace(0, len(index.samples) - 1, min(count, len(index.samples)))
     for place in places.round().astype(int):
         target = read_target(index.folder, index.samples[place])
@@ -43,11 +43,16 @@ def calibration_crops(index: CropIndex, rule: CropRule, count: int) -> Iterator[
 
 
 def quantise(source: Path, target: Path, crops: Iterator[np.ndarray]) -> None:
-    """Write the integer form of an encoder, its ranges taken from crops.
+    """Write the 8-bit form of an encoder.
+
+    Args:
+        source: ONNX file of the float32 encoder.
+        target: file to write.
+        crops: (1, 1, S, S, S) float32 each; they decide the ranges of the activations.
 
     Raises:
         OnnxError: a package is missing.
-        WriteError: the disk is full, or the folder does not let us write.
+        WriteError: the disk is full, or the folder cannot be written to.
     """
     onnx = needed("onnx")
     quantization = needed("onnxruntime.quantization")
@@ -72,7 +77,7 @@ def quantise(source: Path, target: Path, crops: Iterator[np.ndarray]) -> None:
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},  # attention is no product with weights
+            extra_options={"MatMulConstBOnly": True},  # leaves attention in float32
         )
         model = onnx.load(made)
     del model.metadata_props[:]
@@ -82,7 +87,7 @@ def quantise(source: Path, target: Path, crops: Iterator[np.ndarray]) -> None:
 
 
 def mean_difference(files: tuple[Path, Path], crops: Iterator[np.ndarray]) -> float:
-    """Return the norm of the difference of two encoders over the norm of the second, on average."""
+    """Return the mean relative difference of two encoders: norm of a - b over norm of b."""
     sessions = [open_session(path) for path in files]
     found = []
     for crop in crops:
@@ -95,7 +100,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """Read export.json.
 
     Raises:
-        InputError: it is not there, or not what segment_anything.export wrote.
+        InputError: it is missing, or not a file that segment_anything.export wrote.
     """
     path = folder / FACTS
     try:
@@ -104,7 +109,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         return facts
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path}: not readable ({error}), expected what segment_anything.export writes.\n"
+            f"{path}: not readable ({error}), expected the file of segment_anything.export.\n"
             "Export the network first: python -m segment_anything.export."
         ) from error
 
@@ -114,14 +119,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--folder", type=Path, required=True, help="what segment_anything.export wrote")
+    add("--folder", type=Path, required=True, help="folder that segment_anything.export wrote")
     add("--calibrate", type=Path, required=True, help="a crop cache of preparelabel.py")
-    add("--crops", type=positive_int, default=32, help="how many of it (default: %(default)s)")
+    add(
+        "--crops",
+        type=positive_int,
+        default=32,
+        help="crops to calibrate on (default: %(default)s)",
+    )
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> tuple[Path, float]:
-    """Quantise as ``args`` say; return the new file and how much it differs."""
+    """Quantise as ``args`` say; return the new file and its relative difference from float32."""
     facts = read_facts(args.folder)
     size = facts["config"]["encoder"]["img_size"]
     rule = CropRule(**({"size": size} | (facts["crop_rule"] or {})))
@@ -142,7 +152,7 @@ def run(args: argparse.Namespace) -> tuple[Path, float]:
 @exit_on_input_error
 def main() -> int:
     args = parse_args()
-    logging.disable(logging.WARNING)  # ONNX Runtime advises what has been done
+    logging.disable(logging.WARNING)  # ONNX Runtime advises steps that are done here
     path, difference = run(args)
     print(f"{path}: differs from {ENCODER} by {difference:.1e} of the norm")
     return 0

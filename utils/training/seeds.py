@@ -1,4 +1,4 @@
-"""Random streams of a run: independent of each other, and of what was drawn before."""
+"""The random streams of a run: independent of each other, and of earlier draws."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ def stream(seed: int, number: int, purpose: Purpose) -> np.random.Generator:
     """Return the generator of one purpose at one step or sample of a run.
 
     Args:
-        seed: the run's.
+        seed: of the run.
         number: of the step, or of the sample in the run.
         purpose: SAMPLING, AUGMENTING or CLICKING.
     """

@@ -1,4 +1,4 @@
-"""Which checkpoint of a training is the best, by validation, and when to stop."""
+"""Which checkpoint of a training is the best by validation, and when the training stops."""
 
 import logging
 import math
@@ -13,11 +13,11 @@ logger = logging.getLogger(__name__)
 
 
 class Selection:
-    """Keeps ``best.pt`` and ``validation.jsonl``; rank 0 writes them.
+    """Writes ``best.pt`` and ``validation.jsonl``; rank 0 alone writes.
 
     Args:
-        out_dir: the run's folder.
-        start: steps done before a resumption; later rows are of the run that was killed.
+        out_dir: folder of the run.
+        start: steps done before; later rows are from a run that was killed and are removed.
         patience: validations without a better one after which the run has stalled; 0 = never.
     """
 
@@ -27,7 +27,13 @@ class Selection:
         self.rows = resume_rows(self._log, start)
 
     def add(self, step: int, scores: dict[str, float], payload: Callable[[], dict]) -> None:
-        """Note a validation; save the network if there was no better one."""
+        """Log a validation; save the network if its ``score`` is the highest so far.
+
+        Args:
+            step: steps done.
+            scores: with ``score``, which decides.
+            payload: returns what ``best.pt`` is to hold.
+        """
         best = max((row["score"] for row in self.rows), default=-math.inf)
         self.rows.append({"step": step} | scores)
         logger.info("validation %s", {key: round(value, 4) for key, value in scores.items()})
@@ -37,12 +43,12 @@ class Selection:
 
     @property
     def best(self) -> Path | None:
-        """The best network, where there was a validation."""
+        """``best.pt``; None before the first validation."""
         return self.path if self.rows else None
 
     @property
     def has_stalled(self) -> bool:
-        """Whether the last ``patience`` validations were no better than one before them."""
+        """Whether the last ``patience`` validations were no better than an earlier one."""
         scores = [row["score"] for row in self.rows]
         recent, earlier = scores[-self._patience :], scores[: -self._patience]
         return bool(self._patience and earlier and max(recent) <= max(earlier))

@@ -1,7 +1,7 @@
-"""What is trained: a task turns a batch into ``{"loss": ..., named scalars}``.
+"""Tasks: what a network is trained for. A task turns a batch into a loss and named scalars.
 
 `InteractiveTask` trains the teacher (SAM-Med3D, arXiv:2310.15161); the student's tasks are in
-utils/training/distillation.py. One loop, utils/training/trainer.py, drives all.
+utils/training/distillation.py. One loop, utils/training/trainer.py, runs them all.
 """
 
 from collections.abc import Hashable
@@ -18,42 +18,46 @@ from utils.training.seeds import CLICKING, stream
 
 
 class Task(nn.Module):
-    """A network in training, and the stages of it.
+    """A network in training, and the stages of its training.
 
-    ``model`` is what is saved; `parameter_groups` holds every parameter that any stage trains.
+    ``forward`` takes a batch (`collate`) and returns a dict of scalar tensors: ``loss``, through
+    which gradients flow, and others to be logged. ``model`` is what is validated and saved.
     """
 
     model: Sam3D
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        """Return the optimizer's groups, with their learning rates."""
+        """Return the optimizer's groups: every parameter that any stage trains."""
         raise NotImplementedError
 
     def stage(self, step: int) -> Hashable:
-        """Name the stage that a step belongs to; the same throughout where there is one."""
+        """Return the stage of a step, counted from 0; None for tasks of one stage."""
         return None
 
     def is_scored(self, stage: Hashable) -> bool:
-        """Say whether the network of this stage may be the best one, and is validated."""
+        """Say whether the network is validated, and may become the best one, in this stage."""
         return True
 
     def begin(self, stage: Hashable) -> None:
-        """Make ready for a stage: what it does not train requires no gradient."""
+        """Prepare for a stage: only what it trains requires gradients."""
 
 
 class InteractiveTask(Task):
-    """Segment from simulated clicks: encode once, then click into the error and decode, n times.
+    """Segment from simulated clicks: encode once, then n turns of click and decode.
 
-    In a share of the samples the first prompt is a box: the click in its middle and a coarse mask
-    (utils/prompts/box.py). In some of the n turns, the last among them as in SAM, no click is
-    added: the network then refines its own mask.
+    A click lies in the error of the mask before it. In a share of the samples the first prompt is a
+    box, given as a click in its middle and a coarse mask (utils/prompts/box.py). In some turns no
+    click is added, and the network refines its own mask; the last turn is one of them, as in SAM.
 
     Args:
-        num_clicks: turns a step; the loss is the mean over them.
-        box_share: how often a sample starts from a box.
+        num_clicks: turns in a step; the loss is the mean over them.
+        loss_size: edge of the grid on which the loss is computed; the released recipe uses the
+            full input.
+        seed: of clicks, boxes and turns without a click.
+        decoder_lr_scale: learning rate of the decoder relative to the encoder's; a tenth in the
+            paper.
+        box_share: share of the samples that start from a box.
         free_turns: turns without a new click; the first turn always has one.
-        loss_size: edge of the grid the loss is taken on; the released recipe uses the full input.
-        decoder_lr_scale: the decoder's learning rate over the encoder's; a tenth in the paper.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class InteractiveTask(Task):
         self.box_share, self.free_turns = box_share, free_turns
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        """Encoder at the full rate, the rest at ``decoder_lr_scale`` of it."""
+        """Return the encoder at the full rate, the rest at ``decoder_lr_scale`` of it."""
         model, slow = self.model, lr * self.decoder_lr_scale
         return [
             {"params": list(model.image_encoder.parameters()), "lr": lr},
@@ -83,6 +87,7 @@ class InteractiveTask(Task):
         ]
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
+        """Return the mean loss over the turns, and those of the first and the last turn."""
         image, label = batch["image"], batch["label"]
         rngs = [stream(self.seed, n, CLICKING) for n in batch["number"]]
         coarse = coarsen(label, self.model.config.low_res_size)
@@ -105,14 +110,14 @@ class InteractiveTask(Task):
         }
 
     def _starts(self, labels: np.ndarray, rngs: list[np.random.Generator]) -> list[Box | None]:
-        """Draw which samples start from a box, and the boxes."""
+        """Return a random box for each sample that starts from one, None for the others."""
         return [
             box_around(label, rng) if self.box_share and rng.random() < self.box_share else None
             for label, rng in zip(labels, rngs, strict=True)
         ]
 
     def _free_turns(self, rngs: list[np.random.Generator]) -> Tensor:
-        """Draw for each sample in which turns it gets no click: (B, num_clicks) bool."""
+        """Choose at random the turns without a click: (B, num_clicks) bool, one row a sample."""
         free = torch.zeros(len(rngs), self.num_clicks, dtype=torch.bool)
         count = min(self.free_turns, self.num_clicks - 1)
         for row, rng in zip(free, rngs, strict=True):
@@ -123,12 +128,13 @@ class InteractiveTask(Task):
 
 
 def _give_boxes(starts: list[Box | None], coords: Tensor, masks: Tensor, size: int) -> None:
-    """Put the first click of samples with a box into its middle, and their mask prompts in place.
+    """Turn the first prompt of samples with a box into its middle and its coarse mask, in place.
 
     Args:
-        coords: (B, 3) first clicks, changed in place.
-        masks: (B, 1, m, m, m) mask prompts, changed in place.
-        size: edge of the crop.
+        starts: the box of each sample, or None.
+        coords: (B, 3) first clicks in crop voxels; changed.
+        masks: (B, 1, m, m, m) mask prompts; changed.
+        size: edge of the crop in voxels.
     """
     for mask, box, place in zip(masks, starts, coords, strict=True):
         if box:

@@ -1,4 +1,4 @@
-"""What the teacher makes of a batch: its embedding, and its masks under simulated clicks."""
+"""The teacher's outputs for a batch: its embedding, and its masks under simulated clicks."""
 
 from collections.abc import Sequence
 
@@ -20,15 +20,15 @@ def teacher_outputs(
     *,
     layers: Sequence[int] = (),
 ) -> dict[str, Tensor]:
-    """Encode once, click ``num_clicks`` times into the teacher's own errors.
+    """Encode a batch once, then click ``num_clicks`` times into the teacher's own errors.
 
-    Without clicks, only what the encoder returns.
+    With ``num_clicks`` 0 there are only the outputs of the encoder.
 
     Args:
         image: (B, 1, S, S, S) on the teacher's device.
-        label: (B, 1, S, S, S) bool.
+        label: (B, 1, S, S, S) bool; decides where the clicks lie.
         rngs: a generator for each sample.
-        layers: blocks whose output is wanted, counted from 1.
+        layers: blocks whose output is returned too, counted from 1.
 
     Returns:
         ``image_embedding`` (B, C, g, g, g), ``low_res_masks`` (B, clicks, s, s, s) logits,
@@ -62,5 +62,5 @@ def teacher_outputs(
 
 
 def hidden_name(layer: int) -> str:
-    """Name the hidden states after a block, counted from 1."""
+    """Return the name of the hidden states after a block, counted from 1."""
     return f"hidden_{layer}"

@@ -1,12 +1,13 @@
-"""Tensors of many samples on disk: safetensors files of some size, and an index beside them.
+"""Tensors of many samples on disk: safetensors files (shards) with an index beside them.
 
-    shard-<rank>-<chance>.safetensors   tensors named "<sample id>/<name>"
-    index.jsonl                         a line that says what all samples have in common, and one a
-                                        sample: its shard, a checksum, and what else it was given
-    rows-<rank>-<chance>.jsonl          lines of a run that is not finished
+    shard-<rank>-<random>.safetensors   tensors named "<sample id>/<name>"
+    index.jsonl                         first line: what all samples have in common; then a line
+                                        (row) for each sample: its shard, checksums, further facts
+    rows-<rank>-<random>.jsonl          rows of a run that is not finished
 
-A shard appears whole, then its samples' lines: a run that is killed loses the samples of the shard
-in its hands. One sample is read without the others of its shard (memory-mapped), and checked.
+A shard is written whole, then the rows of its samples: a killed run loses only the samples of the
+shard that it was collecting. Shards are memory-mapped: reading a sample does not read the others.
+Checksums are compared on reading.
 """
 
 import json
@@ -31,7 +32,12 @@ INDEX = "index.jsonl"
 
 @dataclass(frozen=True)
 class Shards:
-    """Finished samples: what they have in common, and a row for each sample id."""
+    """Finished samples, opened by `open_shards`.
+
+    Attributes:
+        common: what all samples have in common.
+        rows: the row of each sample, by its id.
+    """
 
     folder: Path
     common: dict
@@ -43,7 +49,7 @@ class Shards:
         """Return the tensors of one sample whose names are ``wanted``.
 
         Raises:
-            InputError: its shard is missing or damaged, or holds something else.
+            InputError: its shard is missing or damaged, or a checksum differs.
         """
         row = self.rows[sample_id]
         path = self.folder / row["shard"]
@@ -61,23 +67,28 @@ class Shards:
 
 
 class ShardWriter:
-    """Writes the samples of one rank.
+    """Collects the samples of one rank and writes them as shards.
 
     Args:
         folder: of the shards.
-        rank: whose they are.
-        shard_bytes: a shard is closed when it holds as much.
+        rank: of this process; part of the files' names.
+        shard_bytes: a shard is written as soon as it holds this much.
     """
 
     def __init__(self, folder: Path, rank: int, shard_bytes: int) -> None:
         self._folder, self._rank, self._shard_bytes = folder, rank, shard_bytes
-        # Of this writer alone: a line that another one left half written ends no line of ours.
+        # A file of this writer alone: another writer may have left its last line half written.
         self._lines = folder / f"rows-{rank}-{uuid.uuid4().hex[:12]}.jsonl"
         self._tensors: dict[str, Tensor] = {}
         self._rows: list[dict] = []
 
     def add(self, sample_id: str, tensors: dict[str, Tensor], row: dict) -> None:
-        """Take over the tensors of a sample, on the CPU, and what its row shall say."""
+        """Add a sample.
+
+        Args:
+            tensors: on the CPU, by name.
+            row: facts for its row, which must survive JSON.
+        """
         self._tensors |= {f"{sample_id}/{key}": t.contiguous() for key, t in tensors.items()}
         checksums = {key: checksum(tensor) for key, tensor in tensors.items()}
         self._rows.append({"sample_id": sample_id, "tensors": checksums} | row)
@@ -85,10 +96,10 @@ class ShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added since the last time."""
+        """Write the samples added since the last shard."""
         if not self._rows:
             return
-        # By chance, so that no line of an earlier index can mean it.
+        # A random name, so that no row of an earlier index can refer to this file.
         path = self._folder / f"shard-{self._rank}-{uuid.uuid4().hex[:12]}.safetensors"
         with atomic_path(path) as temporary:
             temporary.write_bytes(save(self._tensors))
@@ -105,10 +116,10 @@ def checksum(tensor: Tensor) -> str:
 
 
 def open_shards(folder: Path) -> Shards:
-    """Open what was finished by `finish`.
+    """Open a folder that `finish` completed.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is no index, or it is damaged.
     """
     path = folder / INDEX
     if not path.exists():
@@ -120,13 +131,13 @@ def open_shards(folder: Path) -> Shards:
     if "common" not in head or len(rows) != head["samples"]:
         raise InputError(
             f"{path}: found {len(rows)} samples of {head.get('samples', 'an unknown number')}; "
-            "expected a whole index.\nRun preparelabel.py again: it stores what is missing."
+            "expected a complete index.\nRun preparelabel.py again: it stores what is missing."
         )
     return Shards(folder, head["common"], {row["sample_id"]: row for row in rows})
 
 
 def written_rows(folder: Path, wanted: Callable[[dict], bool]) -> dict[str, dict]:
-    """Return the rows, finished or not, that are ``wanted`` and whose shard is there."""
+    """Return the rows, of finished and unfinished runs, that are ``wanted`` and have a shard."""
     rows = {}
     for path in (folder / INDEX, *sorted(folder.glob("rows-*.jsonl"))):
         for row in read_rows(path):
@@ -136,7 +147,7 @@ def written_rows(folder: Path, wanted: Callable[[dict], bool]) -> dict[str, dict
 
 
 def finish(folder: Path, common: dict, rows: Iterable[dict]) -> None:
-    """Make an index of ``rows``, and remove shards that none of them needs."""
+    """Write the index of ``rows``, and remove shards that none of them needs."""
     rows = list(rows)
     lines = [{"common": common, "samples": len(rows)}, *rows]
     with atomic_path(folder / INDEX) as temporary:
@@ -155,6 +166,6 @@ def _opened(path: Path, _changed: int) -> safe_open:
 
 def _damaged(path: Path, sample_id: str, found: str) -> InputError:
     return InputError(
-        f"{path}: the outputs of {sample_id} are not readable ({found}), expected what was stored."
-        "\nDelete the file and run preparelabel.py again: its samples will be made anew."
+        f"{path}: the outputs of {sample_id} are not readable ({found}), expected them as stored."
+        "\nDelete the file and run preparelabel.py again: it computes these samples anew."
     )

@@ -1,17 +1,16 @@
-"""The one training loop: steps, accumulation, mixed precision, checkpoints, metrics.jsonl.
+"""The one training loop, for teacher and student: steps, mixed precision, checkpoints, metrics.
 
-A run is a fixed number of optimizer steps. Everything random in step n follows from the seed and n,
-so a resumed run continues with the batches, clicks and augmentations it would have had. Under
-torchrun each rank has its share of every batch, and the gradient is the mean over the ranks: n
-ranks of batch b take the steps of one rank of batch n * b. Rank 0 writes.
+A run is a fixed number of optimizer steps. All random choices of step n follow from the seed and n
+alone, so a resumed run sees the batches, clicks and augmentations of an uninterrupted one. Under
+torchrun each rank takes its share of every batch, and the gradient is the mean over the ranks: n
+ranks with batch size b take the same steps as one rank with batch size n * b. Rank 0 writes.
 """
 
-import argparse
 import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,149 +24,34 @@ from segment_anything import autocast
 from utils.errors import InputError
 from utils.results.curves import training_curve_figure, validation_curve_figure
 from utils.results.figures import save
-from utils.run.device import pick_precision
-from utils.run.flags import add_run_arguments, non_negative_int, positive_int
-from utils.run.ranks import mean_over_ranks, rank, shared, wait_for_all, world_size
+from utils.run.ranks import rank, shared, wait_for_all, world_size
 from utils.training.checkpoint import load_training_state, save_checkpoint
+from utils.training.config import FitConfig, lr_factor
 from utils.training.data_loader import BalancedBatches, make_loader
-from utils.training.json_lines import append_row, resume_rows
+from utils.training.recorder import Recorder
 from utils.training.selection import Selection
 from utils.training.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-
-#: Learning rates as shares of ``--lr``, by the share of the steps that is done.
-LR_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-    "steps": lambda done: 1.0 if done < 0.6 else 0.1 if done < 0.9 else 0.01,
-}
+#: Scores a network; the result's ``score`` says which of two networks is better (the higher one).
+Validate = Callable[[nn.Module], dict[str, float]]
 
 
 class DivergedError(InputError):
-    """The loss is not a finite number."""
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How to train; the fields are the flags of preparelabel.py and distillation.py."""
-
-    steps: int
-    batch_size: int
-    accumulation: int
-    lr: float
-    weight_decay: float
-    lr_schedule: str
-    warmup: float
-    clip: float
-    validate_every: int
-    patience: int
-    save_minutes: float
-    workers: int
-    seed: int
-    precision: torch.dtype
+    """The loss or the gradient is not a finite number."""
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """What was learned and where it lies."""
+    """What `fit` returns: losses, time, and where the network is."""
 
-    path: Path
-    steps: int
+    path: Path  # last.pt
+    steps: int  # optimizer steps done, those before a resumption included
     first_loss: float
-    last_loss: float
-    minutes: float
+    last_loss: float  # mean over the last 20 steps
+    minutes: float  # of this call
     best: Path | None = None  # the best checkpoint by validation, where there was one
-
-
-def add_training_arguments(
-    parser: argparse.ArgumentParser, *, steps: int, batch_size: int, lr: float, lr_schedule: str
-) -> None:
-    """Add the flags behind `FitConfig`, and those of every run."""
-    training = parser.add_argument_group("training")
-    training.add_argument(
-        "--steps", type=non_negative_int, default=steps, help=f"optimizer steps (default: {steps})"
-    )
-    training.add_argument(
-        "--batch-size",
-        type=positive_int,
-        default=batch_size,
-        help=f"crops a pass, of each rank (default: {batch_size})",
-    )
-    training.add_argument(
-        "--accumulation", type=positive_int, default=1, help="passes an optimizer step (default: 1)"
-    )
-    training.add_argument("--lr", type=float, default=lr, help=f"AdamW's rate (default: {lr})")
-    training.add_argument(
-        "--lr-schedule",
-        choices=sorted(LR_SCHEDULES),
-        default=lr_schedule,
-        help="cosine: down to 0; steps: a tenth after 60 %% of the steps, a hundredth after 90 %%, "
-        f"as SAM-Med3D was trained (default: {lr_schedule})",
-    )
-    training.add_argument(
-        "--warmup",
-        type=float,
-        default=0.05,
-        help="share of the steps in which the rate rises from 0; 0 = none (default: 0.05)",
-    )
-    training.add_argument("--weight-decay", type=float, default=0.1, help="(default: 0.1)")
-    training.add_argument(
-        "--clip", type=float, default=1.0, help="largest gradient norm (default: 1)"
-    )
-    training.add_argument(
-        "--validate-every",
-        type=non_negative_int,
-        default=0,
-        help="steps between validations; best.pt is the best by them; 0 = none (default: 0)",
-    )
-    training.add_argument(
-        "--patience",
-        type=non_negative_int,
-        default=0,
-        help="stop after so many validations without a better one; 0 = never (default: 0)",
-    )
-    training.add_argument(
-        "--save-minutes", type=float, default=10, help="minutes between saves (default: 10)"
-    )
-    training.add_argument(
-        "--workers",
-        type=non_negative_int,
-        default=2,
-        help="loader processes; 0 = none (default: 2)",
-    )
-    training.add_argument(
-        "--resume", action="store_true", help="go on from OUT_DIR/last.pt if it is there"
-    )
-    add_run_arguments(parser)
-
-
-def fit_config(args: argparse.Namespace, device: torch.device) -> FitConfig:
-    """Collect the flags of `add_training_arguments`."""
-    return FitConfig(
-        steps=args.steps,
-        batch_size=args.batch_size,
-        accumulation=args.accumulation,
-        lr=args.lr,
-        weight_decay=args.weight_decay,
-        lr_schedule=args.lr_schedule,
-        warmup=args.warmup,
-        clip=args.clip,
-        validate_every=args.validate_every,
-        patience=args.patience,
-        save_minutes=args.save_minutes,
-        workers=args.workers,
-        seed=args.seed,
-        precision=pick_precision(args.precision, device),
-    )
-
-
-def lr_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
-    """Linear warm-up over the first ``warmup`` share of the steps, then down by ``schedule``."""
-    warm = round(warmup * steps)
-    if step < warm:
-        return (step + 1) / warm
-    return LR_SCHEDULES[schedule]((step - warm) / max(1, steps - warm))
 
 
 def fit(
@@ -180,98 +64,223 @@ def fit(
     device: torch.device,
     payload: Callable[[], dict],
     resume: bool,
-    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    validate: Validate | None = None,
 ) -> FitReport:
-    """Train ``task`` on ``dataset`` and leave ``last.pt``, ``metrics.jsonl`` and ``loss.png``.
+    """Train ``task.model`` in place, on draws from ``dataset``.
 
-    With ``validate``, also ``best.pt``, ``validation.jsonl`` and ``validation.png``. Scalars go to
-    TensorBoard too.
+    Writes ``last.pt`` (weights and optimizer), ``metrics.jsonl``, ``loss.png`` and TensorBoard's
+    events; with ``validate`` also ``best.pt``, ``validation.jsonl`` and ``validation.png``::
+
+        index, model = read_index(Path("work_dir/crops")), sam_model_registry3D["tiny"]()
+        fit(
+            InteractiveTask(model, num_clicks=4, loss_size=32, seed=0),
+            CropDataset(index, CropRule(), augment="basic"), index.samples,
+            FitConfig(steps=1500, batch_size=4, lr=8e-4), Path("work_dir/teacher"),
+            device=torch.device("cpu"), payload=lambda: checkpoint_payload(model), resume=False,
+        )
 
     Args:
-        samples: the dataset's index rows, which decide how often each is drawn.
-        payload: returns what the checkpoint holds besides the training state (weights, config).
-        resume: continue from ``out_dir/last.pt`` if it is there.
-        validate: scores the network; the higher its ``score``, the better.
+        dataset: indexed by `Draw`; gives dicts with ``id``, of which `collate` makes a batch.
+        samples: the dataset's rows; their ``organ`` and ``dataset`` decide how often each is drawn.
+        out_dir: an existing folder.
+        payload: returns what a checkpoint holds beside the training state: weights, config.
+        resume: resume from ``out_dir/last.pt`` if it exists.
+        validate: called every ``config.validate_every`` steps and after the last.
 
     Raises:
         DivergedError: loss or gradient is not finite; names the step and the samples.
-        InputError: a sample cannot be read, or ``last.pt`` is not of this run.
+        InputError: a sample cannot be read, or ``last.pt`` belongs to another run.
+        WriteError: the disk is full, or ``out_dir`` cannot be written to.
     """
-    task.to(device).train()
-    state = _optimizer(task, config, device)
-    last = out_dir / "last.pt"
-    start = _restore(last, task.model, state, payload(), config.steps) if resume else 0
-    if last.exists() and not resume:
-        raise InputError(
-            f"{last}: holds the network of an earlier run, expected no such file.\n"
-            "Go on with it by --resume, choose another --out-dir, or move it away."
+    run = _Run(task, config, out_dir, device, payload, resume)
+    wait_for_all()  # every rank has read last.pt before rank 0 replaces it
+    run.train(_steps(dataset, samples, config, run.done), validate)
+    run.finish()
+    return run.report(validate is not None)
+
+
+class _Run:
+    """One call of `fit`: its network, optimizer, log, validations and checkpoint."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: FitConfig,
+        out_dir: Path,
+        device: torch.device,
+        payload: Callable[[], dict],
+        resume: bool,
+    ) -> None:
+        self.task = task.to(device).train()
+        self.config, self.out_dir, self.device, self.payload = config, out_dir, device, payload
+        self.last = out_dir / "last.pt"
+        self.optimizer = _Optimizer(task, config, device)
+        self.start = self.done = self._restore() if resume else self._require_new()
+        self.recorder = Recorder(out_dir / "metrics.jsonl", self.start, device)
+        self.selection = Selection(out_dir, self.start, config.patience)
+        self.stage, self._wrapped = None, None
+        self.began = self.saved_at = time.monotonic()
+
+    def train(self, steps: Iterable[tuple[int, list[dict]]], validate: Validate | None) -> None:
+        """Take the steps; validate and save where they are due."""
+        config = self.config
+        progress = tqdm(
+            total=config.steps,
+            initial=self.start,
+            desc=self.out_dir.name,
+            unit="step",
+            disable=rank() > 0,
         )
-    recorder = _Recorder(out_dir / "metrics.jsonl", start, device)
-    selection = Selection(out_dir, start, config.patience)
-    wait_for_all()  # all have read last.pt before rank 0 writes another
-    began = saved_at = time.monotonic()
-    progress = tqdm(
-        total=config.steps, initial=start, desc=out_dir.name, unit="step", disable=rank() > 0
-    )
-    parallel, stage, done = None, None, start
-    for step, batches in _steps(dataset, samples, config, start):
-        if selection.has_stalled:
-            logger.info("no better validation %d times: stopped at step %d", config.patience, done)
-            break
-        if parallel is None or task.stage(step) != stage:
-            stage, parallel = task.stage(step), None
-            gc.collect()  # the old one lets go of its parameters
-            task.begin(stage)
-            parallel = shared(task, device)
-        lr = state["schedule"].get_last_lr()[0]
-        norm = _optimize(parallel, batches, step, state, config, device, recorder)
-        row = recorder.flush(step=step + 1, lr=lr, gradient_norm=norm)
-        progress.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
-        progress.update()
-        done = step + 1
-        is_due = config.validate_every and done % config.validate_every == 0
-        if validate and (is_due or done == config.steps) and task.is_scored(stage):
-            selection.add(done, validate(task.model), payload)
-        if rank() == 0 and time.monotonic() - saved_at > 60 * config.save_minutes:
-            save_checkpoint(last, payload(), done, state)
-            saved_at = time.monotonic()
-    progress.close()
-    if start < done and rank() == 0:
-        save_checkpoint(last, payload(), done, state)
-        save(training_curve_figure(recorder.path), out_dir / "loss.png")
-        if selection.rows:
-            save(validation_curve_figure(selection.rows), out_dir / "validation.png")
-    recorder.close()
-    wait_for_all()
-    minutes = (time.monotonic() - began) / 60
-    logger.info("%d steps in %.1f min -> %s", done - start, minutes, last)
-    best = selection.best if validate else None
-    return FitReport(last, done, recorder.first_loss, recorder.recent_loss, minutes, best)
+        for step, batches in steps:
+            if self.selection.has_stalled:
+                logger.info(
+                    "stopped at step %d: the last %d validations were no better than one before",
+                    self.done,
+                    config.patience,
+                )
+                break
+            row = self._take_step(step, batches)
+            progress.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
+            progress.update()
+            self.done = step + 1
+            is_due = config.validate_every and self.done % config.validate_every == 0
+            is_due = is_due or self.done == config.steps
+            if validate and is_due and self.task.is_scored(self.stage):
+                self.selection.add(self.done, validate(self.task.model), self.payload)
+            if rank() == 0 and time.monotonic() - self.saved_at > 60 * config.save_minutes:
+                self._save()
+        progress.close()
 
+    def finish(self) -> None:
+        """Save, draw the curves, close the logs."""
+        if self.start < self.done and rank() == 0:
+            self._save()
+            save(training_curve_figure(self.recorder.path), self.out_dir / "loss.png")
+            if self.selection.rows:
+                figure = validation_curve_figure(self.selection.rows)
+                save(figure, self.out_dir / "validation.png")
+        self.recorder.close()
+        wait_for_all()
 
-def _restore(last: Path, model: nn.Module, state: dict, payload: dict, steps: int) -> int:
-    """Go back to where ``last`` was saved, if it is there; return the steps done."""
-    if not last.exists():
+    def report(self, was_validated: bool) -> FitReport:
+        """Say what was done."""
+        minutes = (time.monotonic() - self.began) / 60
+        logger.info("%d steps in %.1f min -> %s", self.done - self.start, minutes, self.last)
+        losses = self.recorder.first_loss, self.recorder.recent_loss
+        best = self.selection.best if was_validated else None
+        return FitReport(self.last, self.done, *losses, minutes, best)
+
+    def _take_step(self, step: int, batches: list[dict]) -> dict:
+        """Take one optimizer step; return its row in metrics.jsonl."""
+        task, lr = self._task_of_stage(step), self.optimizer.lr
+        scalars, norm = self.optimizer.take_step(task, step, batches)
+        return self.recorder.add(scalars, step=step + 1, lr=lr, gradient_norm=norm)
+
+    def _task_of_stage(self, step: int) -> nn.Module:
+        """Return the task as the ranks share it, made ready for the stage of ``step``."""
+        stage = self.task.stage(step)
+        if self._wrapped is None or stage != self.stage:
+            self.stage, self._wrapped = stage, None
+            gc.collect()  # frees the old DDP wrapper and its hooks
+            self.task.begin(stage)
+            self._wrapped = shared(self.task, self.device)
+        return self._wrapped
+
+    def _save(self) -> None:
+        save_checkpoint(self.last, self.payload(), self.done, self.optimizer.state)
+        self.saved_at = time.monotonic()
+
+    def _restore(self) -> int:
+        """Load ``last.pt`` if it exists; return the steps done."""
+        if not self.last.exists():
+            return 0
+        start = load_training_state(
+            self.last, self.task.model, self.optimizer.state, self.payload()
+        )
+        if start > self.config.steps:
+            raise InputError(
+                f"{self.last}: has {start} steps already, expected at most --steps "
+                f"{self.config.steps}.\n"
+                "Give the --steps of the stopped run, or train anew in another --out-dir."
+            )
+        return start
+
+    def _require_new(self) -> int:
+        """Refuse to overwrite the network of an earlier run; return the steps done, 0."""
+        if self.last.exists():
+            raise InputError(
+                f"{self.last}: holds the network of an earlier run, expected no such file.\n"
+                "Resume that run with --resume, choose another --out-dir, or move the file away."
+            )
         return 0
-    start = load_training_state(last, model, state, payload)
-    if start > steps:
-        raise InputError(
-            f"{last}: has {start} steps already, expected at most --steps {steps}.\n"
-            "Give the --steps of the stopped run, or train anew in another --out-dir."
+
+
+class _Optimizer:
+    """AdamW with its learning-rate schedule and loss scaler.
+
+    ``state`` holds these three, by the names that they have in a checkpoint.
+    """
+
+    def __init__(self, task: Task, config: FitConfig, device: torch.device) -> None:
+        self._config, self._device = config, device
+        self._adamw = torch.optim.AdamW(
+            task.parameter_groups(config.lr), weight_decay=config.weight_decay, betas=(0.9, 0.95)
         )
-    return start
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._adamw,
+            lambda step: lr_factor(step, config.steps, config.warmup, config.lr_schedule),
+        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == torch.float16)
+        self.state = {
+            "optimizer": self._adamw,
+            "schedule": self._schedule,
+            "scaler": self._scaler,
+        }
 
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step, of the first parameter group."""
+        return self._schedule.get_last_lr()[0]
 
-def _optimizer(task: Task, config: FitConfig, device: torch.device) -> dict:
-    """Return what has state between steps: optimizer, schedule and loss scaler."""
-    optimizer = torch.optim.AdamW(
-        task.parameter_groups(config.lr), weight_decay=config.weight_decay, betas=(0.9, 0.95)
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(step, config.steps, config.warmup, config.lr_schedule)
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == torch.float16)
-    return {"optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    def take_step(
+        self, task: nn.Module, step: int, batches: list[dict]
+    ) -> tuple[list[dict[str, float]], float]:
+        """Add up the gradients of the micro-batches, then update the weights once.
+
+        Returns:
+            each micro-batch's scalars, and the norm of the gradient before it was clipped.
+        """
+        scalars, sample_ids = [], []
+        for part, batch in enumerate(batches):
+            if "error" in batch:
+                raise InputError(batch["error"])
+            # Ranks add up their gradients once a step, in the last micro-batch.
+            is_waiting = world_size() > 1 and part + 1 < len(batches)
+            with task.no_sync() if is_waiting else nullcontext():
+                scalars.append(self._backward(task, step, batch, len(batches)))
+            sample_ids += batch["id"]
+        return scalars, self._update(step, sample_ids)
+
+    def _backward(self, task: nn.Module, step: int, batch: dict, passes: int) -> dict[str, float]:
+        """Add the gradient of the loss of one of ``passes`` micro-batches; return its scalars."""
+        with autocast(self._device, self._config.precision):
+            report = task(_to_device(batch, self._device))
+        _require_finite("loss", float(report["loss"].detach()), step, batch["id"])
+        self._scaler.scale(report["loss"] / passes).backward()
+        return {key: float(value.detach()) for key, value in report.items()}
+
+    def _update(self, step: int, sample_ids: list[str]) -> float:
+        """Clip the gradient and update the weights; return the gradient's norm."""
+        self._scaler.unscale_(self._adamw)
+        parameters = [p for group in self._adamw.param_groups for p in group["params"]]
+        norm = float(nn.utils.clip_grad_norm_(parameters, self._config.clip))
+        if not self._scaler.is_enabled():  # a scaler skips such steps by itself
+            _require_finite("gradient", norm, step, sample_ids)
+        self._scaler.step(self._adamw)
+        self._scaler.update()
+        self._adamw.zero_grad(set_to_none=True)
+        self._schedule.step()
+        return norm
 
 
 def _steps(
@@ -293,91 +302,13 @@ def _steps(
         yield step, [next(loader) for _ in range(config.accumulation)]
 
 
-def _optimize(
-    task: nn.Module,
-    batches: list[dict],
-    step: int,
-    state: dict,
-    config: FitConfig,
-    device: torch.device,
-    recorder: "_Recorder",
-) -> float:
-    """Take one optimizer step over the micro-batches; return the gradient's norm."""
-    optimizer, scaler = state["optimizer"], state["scaler"]
-    for part, batch in enumerate(batches):
-        if "error" in batch:
-            raise InputError(batch["error"])
-        # Ranks add up their gradients once a step, at the last pass.
-        waiting = world_size() > 1 and part + 1 < len(batches)
-        with task.no_sync() if waiting else nullcontext():
-            with autocast(device, config.precision):
-                report = task(_to_device(batch, device))
-            _require_finite("loss", float(report["loss"].detach()), step, batch["id"])
-            scaler.scale(report["loss"] / len(batches)).backward()
-        recorder.add(report)
-    scaler.unscale_(optimizer)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(nn.utils.clip_grad_norm_(parameters, config.clip))
-    if not scaler.is_enabled():  # a scaler skips such steps by itself
-        _require_finite("gradient", norm, step, [i for batch in batches for i in batch["id"]])
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    state["schedule"].step()
-    return norm
-
-
 def _require_finite(what: str, value: float, step: int, sample_ids: list[str]) -> None:
     if not math.isfinite(value):
         raise DivergedError(
             f"{what} is {value} at step {step}, samples {sample_ids}.\n"
-            "Expected a finite one: look at these crops, lower --lr, or use --precision float32; "
-            "the checkpoint saved before holds finite weights."
+            "Expected a finite number: look at these crops, lower --lr, or use --precision "
+            "float32; the checkpoint saved before holds finite weights."
         )
-
-
-class _Recorder:
-    """Collects one step's scalars over micro-batches and ranks; rank 0 adds to metrics.jsonl."""
-
-    def __init__(self, path: Path, start: int, device: torch.device) -> None:
-        self.path, self._device = path, device
-        self._losses = [row["loss"] for row in resume_rows(path, start)]
-        self._pending: list[dict[str, float]] = []
-        self._board = None
-        if rank() == 0:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second
-
-            self._board = SummaryWriter(path.parent, purge_step=start + 1)
-
-    def close(self) -> None:
-        """Write out what TensorBoard still holds back."""
-        if self._board:
-            self._board.close()
-
-    def add(self, report: dict[str, Tensor]) -> None:
-        self._pending.append({key: float(value.detach()) for key, value in report.items()})
-
-    def flush(self, *, step: int, **more: float) -> dict:
-        means = {
-            key: sum(p[key] for p in self._pending) / len(self._pending) for key in self._pending[0]
-        }
-        self._pending = []
-        row = {"step": step} | mean_over_ranks(means, self._device) | more
-        self._losses.append(row["loss"])
-        append_row(self.path, row)
-        if self._board:
-            for key, value in row.items():
-                self._board.add_scalar(key, value, step)
-        return row
-
-    @property
-    def first_loss(self) -> float:
-        return self._losses[0] if self._losses else math.nan
-
-    @property
-    def recent_loss(self) -> float:
-        recent = self._losses[-20:]
-        return sum(recent) / len(recent) if recent else math.nan
 
 
 def _to_device(batch: dict, device: torch.device) -> dict:

@@ -1,7 +1,7 @@
 """Validation during training: DSC after clicks on crops of other patients.
 
-Whole volumes are scored after training, by utils/validation/. Here it must be quick: crops as they
-lie in a cache, the challenge's clicks, DSC on the crop's own grid. Ranks share the crops.
+It is quick: centred crops from a cache, the challenge's clicks, DSC on the grid of the crop. Ranks
+share the crops. Whole volumes are scored after training, by utils/validation/.
 """
 
 import argparse
@@ -32,11 +32,14 @@ SCORED_CLICKS = (1, 3, 5)
 
 
 class CropValidation:
-    """Scores a network on held-out crops; ``score`` of a result says which of two is better.
+    """Scores a network on held-out crops; the higher ``score`` is the better network.
 
     Args:
-        index: the crops.
-        most: how many are scored, evenly spaced over the index; 0 = all.
+        index: the held-out crops.
+        train: the crops of the training, which must be of other cases.
+        rule: how crops are cut.
+        most: how many crops are scored, evenly spaced over the index; 0 = all.
+        device, precision: where the network runs, and in what it computes.
 
     Raises:
         InputError: a case is in ``train`` too.
@@ -60,7 +63,7 @@ class CropValidation:
         self.device, self.precision = device, precision
 
     def __call__(self, model: Sam3D) -> dict[str, float]:
-        """Return mean DSC after 1, 3 and 5 clicks, and ``score``, the mean of the three."""
+        """Return the mean DSC after 1, 3 and 5 clicks, and ``score``, the mean of the three."""
         was_training = model.training
         model.eval()
         mine = self.numbers[rank() :: world_size()]
@@ -102,32 +105,38 @@ def add_crop_validation_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=val_datas,
         metavar="DIR",
-        help="prepared <organ>/<data set> folders of other patients (utils/data_paths.py)",
+        help="prepared <organ>/<data set> folders of other patients "
+        "(default: val_datas of utils/data_paths.py)",
     )
     group.add_argument(
         "--val-share",
         type=float,
         default=0.0,
-        help="instead of --val-datas, hold out this share of the patients in --crops-dir; the "
-        "same for both trainings (default: 0)",
+        help="instead of --val-datas, hold out this share of the patients in --crops-dir; give "
+        "teacher and student the same (default: 0)",
     )
     group.add_argument(
         "--val-crops",
         type=non_negative_int,
         default=64,
-        help="crops scored, evenly spaced over all; 0 = all (default: 64)",
+        help="number of crops to score, evenly spaced over all; 0 = all (default: 64)",
     )
 
 
-def lay_down_validation(args: argparse.Namespace, *, keep: bool) -> None:
-    """Lay down the volumes that validation needs, before the ranks join.
+def build_validation_cache(args: argparse.Namespace, *, keep: bool) -> None:
+    """Build the crop cache of ``--val-datas`` beside ``--crops-dir``; call it before ranks join.
 
-    With ``keep``, those that are there are used as they are, and no NIfTI file is read.
+    Args:
+        keep: use a cache that exists as it is, without reading a NIfTI file.
+
+    Raises:
+        InputError: flags of the validation are given without ``--validate-every``.
     """
     if not args.validate_every and (args.val_share or args.patience):
         raise InputError(
-            "--val-share, --patience: nothing is validated, and nobody held out, without "
-            "--validate-every; expected it beside them."
+            "--val-share, --patience: found without --validate-every, so that nothing is "
+            "validated; expected it beside them. Give --validate-every N, the steps between "
+            "validations."
         )
     if not args.validate_every or args.val_share or rank() > 0:
         return
@@ -141,7 +150,7 @@ def lay_down_validation(args: argparse.Namespace, *, keep: bool) -> None:
 def open_validation(
     args: argparse.Namespace, index: CropIndex, rule: CropRule, device: torch.device
 ) -> tuple[CropIndex, CropValidation | None]:
-    """Return what is left to train on, and the validation that the flags ask for."""
+    """Return the crops to train on and, with ``--validate-every``, the validation on the others."""
     if not args.validate_every:
         return index, None
     if args.val_share:
@@ -156,10 +165,10 @@ def open_validation(
 
 
 def split_by_patient(index: CropIndex, share: float) -> tuple[CropIndex, CropIndex]:
-    """Hold out about ``share`` of the patients; return the others' and their targets.
+    """Hold out about ``share`` of the patients; return the training and the held-out targets.
 
-    A patient is a case's name without the data set's, so that all organs and modalities of one
-    stay together. The name alone decides, so that every run and rank splits alike.
+    A patient is the name of a case without the name of its data set, so that all organs and
+    modalities of a patient stay together. The name alone decides: every run and rank splits alike.
 
     Raises:
         InputError: one of the two is empty.
@@ -174,7 +183,7 @@ def split_by_patient(index: CropIndex, share: float) -> tuple[CropIndex, CropInd
     if not kept or not held_out:
         raise InputError(
             f"--val-share {share}: {len(kept)} targets to train on and {len(held_out)} to validate "
-            "on; expected some of both. Give another share, or --val-datas."
+            "on; expected at least one of each. Give another share, or --val-datas."
         )
     return replace(index, samples=kept), replace(index, samples=held_out)
 
@@ -184,7 +193,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def _require_other_cases(index: CropIndex, train: CropIndex) -> None:
-    """Refuse to validate on cases that are trained on, under whichever organ."""
+    """Refuse to validate on a case that is trained on, whichever the organ."""
 
     def cases(samples: Sequence[dict]) -> set[tuple[str, str]]:
         return {(s["dataset"], s["case"].rsplit("/", 1)[-1]) for s in samples}
@@ -193,5 +202,5 @@ def _require_other_cases(index: CropIndex, train: CropIndex) -> None:
     if both:
         raise InputError(
             f"{index.folder}: {len(both)} cases are in {train.folder} too, {both[0]} first. "
-            "Expected other patients than those trained on: correct --img-datas or --val-datas."
+            "Expected patients that are not trained on: correct --img-datas or --val-datas."
         )

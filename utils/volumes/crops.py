@@ -1,4 +1,4 @@
-"""The network's input: a cube of the volume in the network's frame, normalised (no torch)."""
+"""The network's input: a cube of the volume in the network's frame, normalised."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,28 +8,25 @@ import numpy as np
 from utils.volumes.geometry import CropGrid, CropRule, Triple, bounding_box_centre
 from utils.volumes.intensity import holds_hounsfield
 
-#: Hounsfield range in which SAM-Med3D was trained.
+#: Hounsfield range that SAM-Med3D was trained on.
 HU_RANGE = (-1000, 1000)
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One network input with its truth.
+    """One network input with its truth."""
 
-    ``image`` (S, S, S) float32, normalised; ``label`` (S, S, S) bool; ``grid`` leads back to the
-    volume; ``coverage`` is the share of the target's voxels that the cube contains.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-    grid: CropGrid
-    coverage: float
+    image: np.ndarray  # (S, S, S) float32 in the network's frame, normalised
+    label: np.ndarray  # (S, S, S) bool
+    grid: CropGrid  # maps the crop back to the volume
+    coverage: float  # share of the target's voxels that lie in the cube
 
 
 def normalise(image: np.ndarray, covered: tuple[slice, ...] = ()) -> np.ndarray:
-    """Z-normalise a crop by the mean and standard deviation of its voxels > 0, as SAM-Med3D.
+    """Z-normalise a crop by the mean and standard deviation of its voxels > 0, as SAM-Med3D does.
 
     Args:
+        image: (S, S, S).
         covered: the box of the crop that lies on the volume; the padding around it does not count.
     """
     image = image.astype(np.float32)
@@ -39,7 +36,7 @@ def normalise(image: np.ndarray, covered: tuple[slice, ...] = ()) -> np.ndarray:
         body = known
     deviation = body.std()
     image -= body.mean()
-    # A constant body has none; dividing padding by next to nothing would overflow float16.
+    # A constant body has no deviation; padding divided by nearly 0 would overflow float16.
     image /= deviation if deviation > 1e-6 else 1.0
     return image
 
@@ -47,9 +44,14 @@ def normalise(image: np.ndarray, covered: tuple[slice, ...] = ()) -> np.ndarray:
 def cut(
     image: np.ndarray, target: np.ndarray, affine: np.ndarray, rule: CropRule, is_ct: bool
 ) -> Crop:
-    """Cut the cube about the middle of ``target`` (D, H, W) bool out of ``image`` (D, H, W).
+    """Cut the cube around the middle of ``target`` out of ``image``.
 
-    CT is clamped where values are HU.
+    Args:
+        image: (D, H, W), any dtype.
+        target: (D, H, W) bool, not empty.
+        affine: (4, 4), of both.
+        rule: size and spacing of the cube.
+        is_ct: values are clamped to [-1000, 1000] where they are Hounsfield units.
     """
     grid = grid_on_target(
         lambda centre: CropGrid.around(centre, target.shape, affine, rule),
@@ -69,13 +71,14 @@ def cut_at(
 ) -> Crop:
     """Cut the cube ``grid`` out of ``image`` and ``target``.
 
-    A target too small for the crop's voxels keeps one voxel for each of its own, so that no label
-    is empty as long as the cube holds any of the target.
+    A target that is too small for the crop's voxels keeps one crop voxel for each of its own. So
+    the label is never empty where the cube holds any of the target.
 
     Args:
-        target: bool; may be a part of the volume, whose first voxel is ``target_start``. The part
-            then has a margin of a voxel about the target, unless it ends where the volume ends.
-        hounsfield: clamp to [-1000, 1000].
+        image: (D, H, W), the whole volume; may be memory-mapped.
+        target: bool; may be a part of the volume, whose first voxel is ``target_start``. Around
+            the target it must then have a margin of one voxel, except at the volume's own edge.
+        hounsfield: clamp the image to [-1000, 1000].
     """
     on_target = grid.on_part(target_start, target.shape)
     label = on_target.crop(target) >= 0.5
@@ -103,13 +106,13 @@ def grid_on_target(
     middle: Triple,
     target_start: tuple[int, int, int] = (0, 0, 0),
 ) -> CropGrid:
-    """Place a cube about the middle of a target.
+    """Place a cube around the middle of a target.
 
-    Where the target leaves the middle of its own box empty, so that the cube would miss it, the
-    cube sits on its voxel nearest to the middle.
+    A hollow target may leave the middle of its box empty, so that the cube would miss it. The cube
+    is then centred on the target's voxel nearest to the middle.
 
     Args:
-        place: returns the cube about a voxel of the volume.
+        place: returns the cube around a voxel of the volume.
         target: bool; may be a part of the volume, whose first voxel is ``target_start``.
         middle: of the target's box, in voxels of the volume.
     """

@@ -1,4 +1,4 @@
-"""Voxel grids: spacing, affines, and the network's crop with its inverse (no torch).
+"""Voxel grids: spacing, affines, and the network's crop with its inverse.
 
 Conventions used in the whole repository:
 
@@ -62,11 +62,14 @@ def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[int,
 
 @dataclass(frozen=True)
 class CropRule:
-    """How large a cube the network sees: ``size``³ voxels of ``spacing_mm``.
+    """The size of the network's input: a cube of ``size``³ voxels of ``spacing_mm``.
 
     With ``fit`` the spacing becomes finer where the whole volume fits into a smaller cube, so that
     a scan of one small organ fills the network's input. Only the volume's extent decides, never
     the truth. Released SAM-Med3D weights expect 1.5 mm without ``fit``.
+
+    >>> CropRule(fit=True).spacing_for((40, 64, 64), (1.0, 1.0, 1.0))    # 64 mm over 128 voxels
+    0.5
     """
 
     size: int = 128
@@ -120,7 +123,7 @@ class CropGrid:
         spacing_mm: float,
         size: int,
     ) -> "CropGrid":
-        """Place a cube of ``size``³ voxels of ``spacing_mm`` about an array coordinate."""
+        """Place a cube of ``size``³ voxels of ``spacing_mm`` around an array coordinate."""
         axes, signs = canonical_axes(affine)
         voxel_mm = spacing_zyx(affine)
         steps = tuple(
@@ -138,7 +141,7 @@ class CropGrid:
         spacing_mm: float,
         size: int,
     ) -> "CropGrid":
-        """Place a cube about ``centre`` on a volume that is in the network's frame already."""
+        """Place a cube around ``centre`` on a volume that is in the network's frame already."""
         steps = tuple(float(spacing_mm / mm) for mm in voxel_mm)
         return cls._about(centre, volume_shape, (0, 1, 2), steps, size)
 
@@ -151,12 +154,17 @@ class CropGrid:
         return cls(tuple(volume_shape), axes, steps, origin, size)
 
     def on_part(self, start: tuple[int, ...], shape: tuple[int, ...]) -> "CropGrid":
-        """Return the same cube as seen from a part of the volume: its first voxel and shape."""
+        """Return the same cube placed on a part of the volume.
+
+        Args:
+            start: first voxel of the part.
+            shape: shape of the part.
+        """
         origin = tuple(o - start[axis] for o, axis in zip(self.origin, self.axes, strict=True))
         return replace(self, volume_shape=tuple(shape), origin=origin)
 
     def flipped(self, axes: Sequence[int]) -> "CropGrid":
-        """Return the same cube, read backwards along these network axes."""
+        """Return the same cube, flipped along these network axes."""
         origin, steps = list(self.origin), list(self.steps)
         for n in axes:
             origin[n] += steps[n] * (self.size - 1)
@@ -166,7 +174,7 @@ class CropGrid:
     def crop(self, volume: np.ndarray) -> np.ndarray:
         """Resample ``volume`` (D, H, W) linearly to (size, size, size) float32; padding is 0.
 
-        Only what the cube needs is read, which counts where the volume is memory-mapped.
+        Only the voxels that the cube needs are read, which matters for a memory-mapped volume.
         """
         if volume.shape != self.volume_shape:
             raise GeometryError(
@@ -189,7 +197,7 @@ class CropGrid:
         Args:
             values: (s, s, s) float array in the network's frame; ``s`` may be below ``size``, as
                 for low-resolution logits: each of its cells covers (size / s)³ crop voxels.
-            outside: what volume voxels beyond the cube get.
+            outside: value of the volume's voxels beyond the cube.
 
         Returns:
             (D, H, W) float32.
@@ -200,7 +208,7 @@ class CropGrid:
         return whole
 
     def paste_box(self, values: np.ndarray, box: tuple[slice, slice, slice]) -> np.ndarray:
-        """Resample as `paste` does, but only to a box of voxels that lies in the cube; a view."""
+        """Resample as `paste` does, but only to a box of voxels inside the cube; returns a view."""
         cell = self.size / values.shape[0]
         out = np.asarray(values, dtype=np.float32)
         for n, axis in enumerate(self.axes):
@@ -216,7 +224,7 @@ class CropGrid:
         Args:
             values: (s, s, s) float array over this cube, as for `paste`.
             other: a cube along the same axes.
-            outside: what the other cube gets where it leaves this one.
+            outside: value of the other cube where it leaves this one.
 
         Returns:
             (s, s, s) float32 over the other cube.
@@ -274,7 +282,7 @@ class CropGrid:
 
 
 def bounding_box(mask: np.ndarray) -> np.ndarray:
-    """Return start and stop (2, 3) of the tight box around the True voxels; at least one is."""
+    """Return start and stop (2, 3) of the tight box around the True voxels; one must be True."""
     ends = []
     for axis in range(3):
         rows = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -313,7 +321,7 @@ def _needed(weights: np.ndarray) -> tuple[slice | np.ndarray, np.ndarray]:
     if len(used) == 0:
         return slice(0, 0), weights[:, :0]
     whole = slice(used[0], used[-1] + 1)
-    # A view costs nothing; leaving out the voxels between the used ones pays when they are many.
+    # A slice is a free view; an index array copies, but pays where most voxels have no weight.
     needed = whole if whole.stop - whole.start <= 2 * len(used) else used
     return needed, weights[:, needed]
 

@@ -1,7 +1,7 @@
-"""Label arrays: their values, and which instances are worth a target (no torch).
+"""Label arrays: their values, and which instances become targets.
 
-A label is (D, H, W), 0 is background. A binary label is uint8, an instance label uint16: its values
-number the objects of one class.
+A label is (D, H, W), and 0 is background. A binary label is uint8; an instance label is uint16, and
+its values number the objects of one class.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,14 @@ MAX_LABEL = 65535  # labels are uint8 or uint16
 
 
 def as_label(array: np.ndarray, path: Path) -> np.ndarray:
-    """Return ``array`` in uint8 or uint16; the values must be whole, from 0 to 65535.
+    """Return ``array`` as uint8 or uint16; the values must be whole, from 0 to 65535.
 
     Args:
         array: (D, H, W) finite numbers of any dtype, as `read_npz` returns ``gts``.
-        path: the file it came from, for the message.
+        path: the file of the array, for the message.
+
+    Raises:
+        InputError: a value is a fraction, negative, or above 65535.
     """
     if array.dtype.kind == "f":
         for plane in array:
@@ -44,10 +47,10 @@ def as_label(array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def count_values(label: np.ndarray) -> dict[int, int]:
-    """Return value -> number of voxels of a label (`as_label`), without 0, in one pass."""
+    """Return the number of voxels of each value but 0 of a label (`as_label`), in one pass."""
     flat = label.reshape(-1)
     totals = np.zeros(int(label.max()) + 1, np.int64)
-    for start in range(0, flat.size, 2**14):  # small, so that much is nothing but background
+    for start in range(0, flat.size, 2**14):  # small blocks: most hold only background
         piece = flat[start : start + 2**14]
         if piece.any():
             counts = np.bincount(piece)
@@ -59,11 +62,11 @@ def count_values(label: np.ndarray) -> dict[int, int]:
 class InstanceRule:
     """Which instances of a label are targets; a binary label is one target of any size."""
 
-    most: int = 0  # the largest ones, of equal ones the first; 0 = all
-    min_voxels: int = 64  # 4 x 4 x 4, half a token of the network's grid along each axis
+    most: int = 0  # only this many of the largest, of equal ones the first; 0 = all
+    min_voxels: int = 64  # 4 x 4 x 4: half a token of the network's grid along each axis
 
     def values_of(self, label: np.ndarray) -> list[int]:
-        """Return the label values to segment, in rising order; at least the largest."""
+        """Return the values that become targets, rising; the largest instance always does."""
         counts = count_values(label)
         by_size = sorted(counts, key=lambda value: -counts[value])
         useful = [value for value in by_size if counts[value] >= self.min_voxels] or by_size[:1]

@@ -1,0 +1,152 @@
+"""How a training runs: `FitConfig`, the flags behind it, and the learning rate of each step."""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+
+from utils.run.device import pick_precision
+from utils.run.flags import add_run_arguments, non_negative_int, positive_int
+
+#: Learning rates as shares of ``--lr``, by the share of the steps that is done.
+LR_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "steps": lambda done: 1.0 if done < 0.6 else 0.1 if done < 0.9 else 0.01,
+}
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How to train; the fields are the flags of preparelabel.py and distillation.py.
+
+    Each field's meaning and unit is the help text of its flag.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    accumulation: int = 1
+    weight_decay: float = 0.1
+    lr_schedule: str = "cosine"
+    warmup: float = 0.05
+    clip: float = 1.0
+    validate_every: int = 0
+    patience: int = 0
+    save_minutes: float = 10
+    workers: int = 2
+    seed: int = 0
+    precision: torch.dtype = torch.float32
+
+
+def add_training_arguments(
+    parser: argparse.ArgumentParser, *, steps: int, batch_size: int, lr: float, lr_schedule: str
+) -> None:
+    """Add the flags behind `FitConfig`, ``--resume``, and the flags of every run."""
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--steps",
+        type=non_negative_int,
+        default=steps,
+        help="optimizer steps (default: %(default)s)",
+    )
+    training.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=batch_size,
+        help="crops in a pass, on each rank (default: %(default)s)",
+    )
+    training.add_argument(
+        "--accumulation",
+        type=positive_int,
+        default=FitConfig.accumulation,
+        help="passes in an optimizer step (default: %(default)s)",
+    )
+    _add_rate_arguments(training, lr, lr_schedule)
+    _add_progress_arguments(training)
+    add_run_arguments(parser)
+
+
+def _add_rate_arguments(training: argparse._ArgumentGroup, lr: float, lr_schedule: str) -> None:
+    training.add_argument(
+        "--lr", type=float, default=lr, help="learning rate of AdamW (default: %(default)s)"
+    )
+    training.add_argument(
+        "--lr-schedule",
+        choices=sorted(LR_SCHEDULES),
+        default=lr_schedule,
+        help="cosine: down to 0; steps: a tenth after 60 %% of the steps, a hundredth after 90 %%, "
+        "as SAM-Med3D was trained (default: %(default)s)",
+    )
+    training.add_argument(
+        "--warmup",
+        type=float,
+        default=FitConfig.warmup,
+        help="share of the steps in which the rate rises from 0; 0 = none (default: %(default)s)",
+    )
+    training.add_argument(
+        "--weight-decay",
+        type=float,
+        default=FitConfig.weight_decay,
+        help="weight decay of AdamW (default: %(default)s)",
+    )
+    training.add_argument(
+        "--clip",
+        type=float,
+        default=FitConfig.clip,
+        help="largest gradient norm (default: %(default)s)",
+    )
+
+
+def _add_progress_arguments(training: argparse._ArgumentGroup) -> None:
+    training.add_argument(
+        "--validate-every",
+        type=non_negative_int,
+        default=FitConfig.validate_every,
+        help="steps between validations, which choose best.pt; 0 = none (default: %(default)s)",
+    )
+    training.add_argument(
+        "--patience",
+        type=non_negative_int,
+        default=FitConfig.patience,
+        help="stop after this many validations without a better one; 0 = never "
+        "(default: %(default)s)",
+    )
+    training.add_argument(
+        "--save-minutes",
+        type=float,
+        default=FitConfig.save_minutes,
+        help="minutes between saves of last.pt (default: %(default)s)",
+    )
+    training.add_argument(
+        "--workers",
+        type=non_negative_int,
+        default=FitConfig.workers,
+        help="processes that load batches; 0 = none (default: %(default)s)",
+    )
+    training.add_argument(
+        "--resume",
+        action="store_true",
+        help="resume from OUT_DIR/last.pt if it exists",
+    )
+
+
+def fit_config(args: argparse.Namespace, device: torch.device) -> FitConfig:
+    """Collect the flags of `add_training_arguments`; ``auto`` precision is that of ``device``."""
+    values = {field.name: getattr(args, field.name) for field in fields(FitConfig)}
+    return FitConfig(**values | {"precision": pick_precision(args.precision, device)})
+
+
+def lr_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
+    """Return the share of the full learning rate at a step, counted from 0.
+
+    The rate rises linearly in the first ``warmup`` share of the steps, then follows ``schedule``.
+
+    >>> [round(lr_factor(step, 10, 0.2, "cosine"), 2) for step in (0, 1, 2, 6, 9)]
+    [0.5, 1.0, 1.0, 0.5, 0.04]
+    """
+    warm = round(warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    return LR_SCHEDULES[schedule]((step - warm) / max(1, steps - warm))
