@@ -85,32 +85,45 @@ def write_report(
         failures: case -> message of those that have no score.
         trained_on: "organ/data set" of what was trained on; None where that is not known.
     """
-    clicks = num_steps(scores) - 1  # refuses what cannot be averaged
-    pictures = [
-        Picture(f"{o.case}: {o.title}" if o.title else o.case, _uri(o.png_bytes)) for o in overlays
-    ]
     text = _template().render(
         model=model,
         fingerprint=fingerprint,
         settings=settings,
         notes=notes,
-        is_challenge=scores[0].protocol == CHALLENGE,
-        clicks=clicks,
-        shown=_shown_steps(scores),
-        whole=grouped(scores, "all")[0],
-        sections=_sections(scores, trained_on),
-        curves=_curves(scores),
-        overall=overall_rows({model: scores}, resolution),
-        anatomy=anatomy_rows({model: scores}, trained_on),
-        worst=worst_cases(scores, _WORST),
-        overlays=pictures,
-        times=step_times(scores),
-        timed_out=[case for case in scores if case.timed_out],
-        hungriest=max(scores, key=lambda case: case.peak_memory_mib),
+        overlays=[_overlay_picture(overlay) for overlay in overlays],
         failures=failures or {},
+        **_content(scores, model, resolution, trained_on),
     )
     with atomic_path(path) as temporary:
         temporary.write_text(text, "utf-8")
+
+
+def _content(
+    scores: Sequence[CaseScore],
+    model: str,
+    resolution: str,
+    trained_on: Collection[str] | None,
+) -> dict[str, object]:
+    """Return what the page shows of the scores, by the template's names."""
+    return {
+        "clicks": num_steps(scores) - 1,  # first: refuses what cannot be averaged
+        "is_challenge": scores[0].protocol == CHALLENGE,
+        "shown": _shown_steps(scores),
+        "whole": grouped(scores, "all")[0],
+        "sections": _sections(scores, trained_on),
+        "curves": _curves(scores),
+        "overall": overall_rows({model: scores}, resolution),
+        "anatomy": anatomy_rows({model: scores}, trained_on),
+        "worst": worst_cases(scores, _WORST),
+        "times": step_times(scores),
+        "timed_out": [case for case in scores if case.timed_out],
+        "hungriest": max(scores, key=lambda case: case.peak_memory_mib),
+    }
+
+
+def _overlay_picture(overlay: Overlay) -> Picture:
+    caption = f"{overlay.case}: {overlay.title}" if overlay.title else overlay.case
+    return Picture(caption, _uri(overlay.png_bytes))
 
 
 def worst_cases(scores: Sequence[CaseScore], count: int) -> list[CaseScore]:
