@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 
 from utils.errors import InputError
+from utils.run.device import pick_device, pick_engine
 from utils.run.executor import cpu_count
 from utils.run.network import NetworkFile, trained_on
 from utils.run.start import start_run
@@ -48,6 +49,8 @@ def validate(args: argparse.Namespace) -> Summary:
     protocol = PROTOCOLS[args.protocol](args)
     network = NetworkFile(args.checkpoint, args.network, args.teacher, args.encoder)
     facts, rule = _facts(network)
+    start_run(args, args.out_dir)
+    pick_engine(args.engine, pick_device(args.device))  # here, not in every case
     settings = RunSettings(
         network=network,
         device=args.device,
@@ -58,7 +61,6 @@ def validate(args: argparse.Namespace) -> Summary:
         digest=_digest(facts, rule, args, protocol),
     )
     jobs = protocol.jobs(settings)
-    start_run(args, args.out_dir)  # only now: without network or cases nothing is written
     scores, failures = score_all(jobs, args.workers)
     if not scores:
         first = "\n".join(f"{case}: {message}" for case, message in list(failures.items())[:5])
