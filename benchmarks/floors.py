@@ -1,13 +1,13 @@
-"""How fast a volume and a click could be on this machine, and what they spend their time on.
+"""Lower bounds for the time of a volume and of a click on this machine, and the slowest kernels.
 
     python benchmarks/floors.py
     python benchmarks/floors.py --network vit_b_ori --precision bfloat16 --device cuda --kernels 12
 
-Two floors for each part of the network: its multiplications and additions at the rate that the
-device's best matrix product reaches here, and the bytes it must read and write at least (weights,
-inputs, outputs) at the rate of a large copy. No program that computes the network this way, from
-memory that caches do not hold, is faster than the larger of the two. Beside it stands what the
-eager engine takes, and the kernels that take it.
+Each part of the network has two floors: its multiplications and additions at the rate of this
+device's fastest matrix product, and the bytes that it must at least read and write (weights,
+inputs, outputs) at the rate of a large copy. No program with these operations, on data that is not
+in a cache, is faster than the larger floor. The table also has the eager engine's time, and the
+kernels that take most of it follow.
 """
 
 import argparse
@@ -41,26 +41,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--network", choices=sorted(sam_model_registry3D), default="fastsam3d")
     add("--precision", choices=PRECISIONS[1:], default="float32")
     add("--batch-size", type=positive_int, default=1)
-    add("--runs", type=positive_int, default=20, help="(default: 20)")
-    add("--kernels", type=non_negative_int, default=8, help="shown of each part (default: 8)")
+    add("--runs", type=positive_int, default=20, help="timed runs of each part (default: 20)")
+    add("--kernels", type=non_negative_int, default=8, help="kernels listed a part (default: 8)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("--json", type=Path, help="write the numbers here as well")
+    add("--json", type=Path, help="also write the numbers to this file")
     return parser.parse_args(argv)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A step of the network: how it is run, and what it must at least do."""
+    """A step of the network: a call that runs it, and the work that it must do at least."""
 
     name: str
     run: Callable[[], object]
-    flops: int
-    bytes: int
-    dtype: torch.dtype
+    flops: int  # multiplications and additions
+    bytes: int  # of weights, inputs and outputs
+    dtype: torch.dtype  # of its arithmetic
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
-    """Measure the device's two rates and the parts; return the rows and the kernels."""
+    """Measure the device's two rates and the parts' times; return rows and kernels."""
     device, dtype = pick_device(args.device), getattr(torch, args.precision)
     flops_per_s = {kind: peak_flops(device, kind) for kind in {dtype, torch.float32}}
     bytes_per_s = peak_bandwidth(device)
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the operations a second of the best of a few matrix products."""
+    """Return the operations a second of the fastest of a few matrix products."""
     sizes = [(512, 768, 3072), (2048, 2048, 2048)]
     if device.type == "cuda":
         sizes = [(8192, 8192, 8192)]
@@ -100,7 +100,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_bandwidth(device: torch.device) -> float:
-    """Return the bytes a second that a copy of 256 MiB reads and writes together."""
+    """Return the bytes a second that a copy of 256 MiB reads and writes in sum."""
     source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
     works = {"copy": lambda: target.copy_(source)}
@@ -145,20 +145,20 @@ def parts_of(engine: InferenceEngine, prompts: Prompts) -> list[Part]:
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Return what a part's weights take."""
+    """Return the bytes of a module's weights."""
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def flops_of(function: Callable[[], object]) -> int:
     """Count multiplications and additions of matrix products, convolutions and attention."""
     counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), counter:  # fused attention is not counted on every device
+    with sdpa_kernel(SDPBackend.MATH), counter:  # some devices do not count fused attention
         function()
     return counter.get_total_flops()
 
 
 def kernels(function: Callable[[], object], device: torch.device, count: int) -> list[dict]:
-    """Return the kernels that take longest: name, calls and seconds of one run."""
+    """Return the slowest kernels of one run: name, shapes, calls and seconds."""
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities, record_shapes=True) as profiler:
@@ -185,7 +185,7 @@ def kernels(function: Callable[[], object], device: torch.device, count: int) ->
 
 
 def floors_table(report: dict) -> str:
-    """Return the floors beside what was measured."""
+    """Return floors and measured times as a Markdown table."""
     headers = ["part", "GFLOP", "MiB", "floor by operations, ms", "by bytes, ms"]
     headers += ["eager, ms", "times the floor"]
     cells = [

@@ -1,23 +1,24 @@
-"""How long a volume and a click take: our networks, engines, precisions, and MedIM's SAM-Med3D.
+"""Time of a volume and of a click: our networks in each engine and precision, beside MedIM's.
 
     python benchmarks/latency.py --json work_dir/latency.json
     python benchmarks/latency.py --device cuda --engines eager compiled graph \\
         --medim-batch-sizes 1 4 16 --medim-precisions float32 bfloat16
     python benchmarks/latency.py --networks tiny_fastsam3d --no-medim --runs 5
 
-Parts, on crops that lie in the processor's memory and back to logits on the device:
+Three parts are timed. Crops start in CPU memory; logits end on the device.
 
     encoder        crop → image embedding
     first click    crop → embedding → one click → low-resolution logits → 128^3 logits
     further click  embedding, one click and the mask so far → 128^3 logits
 
-All rivals of a part take turns in one process, warmed up and synchronised; MedIM's runs eagerly, as
-others ship it. Beside each time stand the most memory that it takes beyond weights, and how far its
-output is from the reference: MedIM's with the same weights for the teacher, the plain network in
-float64 for the others; and in batches from what it answers alone. Weights are random, volumes waves
-and noise. Then, where files can be read, the same through predict.py: benchmarks/growth.py.
+The rivals of a part run in turns in one process, after a warm-up and with synchronisation. MedIM's
+SAM-Med3D runs eagerly, as it is shipped. The table also has the peak memory beyond the weights, and
+the difference to a reference: for the teacher MedIM's output with the same weights, for the other
+networks their own in float64. In batches it is the larger one of that and the difference to the
+output of the last sample alone. Weights are random; volumes are waves and noise.
 
-Needs the medim package (requirements-dev.txt), or --no-medim.
+benchmarks/growth.py then times predict.py on files; --no-growth leaves it out. MedIM needs the
+medim package (requirements-dev.txt); --no-medim leaves it out.
 """
 
 import argparse
@@ -74,15 +75,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=positive_int,
         nargs="*",
         default=[1],
-        help="batches that MedIM is timed on too; a CPU takes it ten seconds a volume (default: 1)",
+        help="batch sizes of MedIM's network; on a CPU it takes 10 s a volume (default: 1)",
     )
     add("--medim-precisions", nargs="+", default=["float32"], choices=PRECISIONS[1:])
     add("--medim", action=argparse.BooleanOptionalAction, default=True)
     add("--runs", type=positive_int, default=20, help="timed runs at batch 1 (default: 20)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("--threads", type=int, default=0, help="CPU threads; 0 = PyTorch's choice")
-    add("--growth", action=argparse.BooleanOptionalAction, default=True, help="predict.py as well")
-    add("--json", type=Path, help="write the numbers here as well")
+    add("--threads", type=int, default=0, help="CPU threads; 0 = PyTorch's choice (default: 0)")
+    add("--growth", action=argparse.BooleanOptionalAction, default=True, help="time predict.py too")
+    add("--json", type=Path, help="also write the numbers to this file")
     return parser.parse_args(argv)
 
 
@@ -95,12 +96,12 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     references = {name: reference_outputs(name, args.parts, args.medim) for name in args.networks}
     for batch in args.batch_sizes:
         rivals = []
-        gc.collect()  # of the batch before: compiled blocks refer to themselves
+        gc.collect()  # the previous batch's networks: compiled blocks hold reference cycles
         if args.medim and batch in args.medim_batch_sizes:
             rivals += [medim_rival(device, precision) for precision in args.medim_precisions]
         for network in args.networks:
             rivals += our_rivals(network, device, args.precisions, args.engines)
-        # A batch of 16 says as much in fewer runs.
+        # Larger batches need fewer runs for an equally reliable median.
         runs = args.runs if device.type == "cuda" else max(5, args.runs // batch)
         for part in args.parts:
             report["rows"] += measured(rivals, part, batch, runs, device, references)
@@ -121,19 +122,19 @@ def measured(
     device: torch.device,
     references: dict[str, dict[str, Tensor]],
 ) -> list[dict[str, object]]:
-    """Time one part of all rivals in turns; return a row each."""
+    """Time one part of all rivals in turns; return one row for each rival."""
     prompts = prompts_for(batch)
     works = {rival.name: rival.work(part, prompts) for rival in rivals}
     checked = {}
     for rival in tqdm(rivals, desc=f"{part}, batch {batch}: outputs, memory", disable=None):
-        works[rival.name]()  # pays for compilation
+        works[rival.name]()  # compiles
         with PeakMemory(device) as memory:
             output = works[rival.name]()
         difference = relative_difference(output[:1].cpu(), references[rival.network][part])
-        if batch > 1:  # the last sample is what it is alone
+        if batch > 1:  # the last sample must have the same output as alone
             alone = rival.work(part, Prompts(*(tensor[-1:] for tensor in prompts)))()
             difference = max(difference, relative_difference(output[-1:], alone))
-        # A replayed graph works in memory that it took when it was captured.
+        # A replayed graph uses memory that was allocated during its capture.
         replayed = device.type == "cuda" and rival.name.endswith("graph")
         checked[rival.name] = difference, None if replayed else memory.growth
     seconds = alternate(works, runs, synchronise=synchroniser(device))
@@ -148,14 +149,14 @@ def measured(
         difference, peak = checked[rival.name]
         row = {"part": part, "batch": batch, "rival": rival.name, "network": rival.network}
         row |= {"seconds": times, "difference": difference, "peak_bytes": peak}
-        # Of the same precision where it was measured, else as MedIM ships it, in float32.
+        # MedIM in the same precision if that was measured, else in float32, as it is shipped.
         rival_s = medim.get(rival.precision, medim.get("float32"))
         rows.append(row | {"faster_than_medim": rival_s and rival_s / times["median"]})
     return rows
 
 
 def latency_table(rows: Sequence[dict]) -> str:
-    """Return the rows as a table."""
+    """Return the rows as a Markdown table."""
     headers = ["part", "batch", "network, precision, engine", "median, ms", "10 … 90 %"]
     headers += ["times MedIM", "difference", "memory beyond weights, MiB"]
     cells = []

@@ -1,7 +1,7 @@
 """The released attention as it was written: pad to the window, attend among all tokens, crop.
 
-The slow and obvious form of `segment_anything.modeling.attention3D.Attention3D` with the released
-relative terms: the tests' oracle, and what benchmarks/training.py compares with.
+It is the slow and obvious form of `segment_anything.modeling.attention3D.Attention3D` with the
+released relative terms: an oracle for the tests, and a rival in benchmarks/training.py.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def literal_attention(attn: Attention3D, x: Tensor) -> Tensor:
     a = torch.einsum("bndhwc,djc->bndhwj", q, _by_offset(attn.rel_pos_d))
     b = torch.einsum("bndhwc,hjc->bndhwj", q, _by_offset(attn.rel_pos_h))
     c = torch.einsum("bndhwc,wjc->bndhwj", q, _by_offset(attn.rel_pos_w))
-    # The slip: b's w lands on the key axis x, c's w on the key axis y, and every j on the last one.
+    # The slip: b's w falls on key axis x, c's w on key axis y, and every j on the last axis.
     logits = logits + a[:, :, :, :, :, None, None, :]
     logits = logits + b[:, :, :, :, None, :, None, :]
     logits = logits + c[:, :, :, :, None, None, :, :]
@@ -44,7 +44,7 @@ def _by_offset(table: Tensor) -> Tensor:
 
 @contextmanager
 def literal_windows() -> Iterator[None]:
-    """Let every window attention that pads, of all networks, take the literal form in the block."""
+    """Use the literal form for every padded window attention of all networks within the block."""
     ours = Attention3D.forward
 
     def forward(attn: Attention3D, x: Tensor) -> Tensor:

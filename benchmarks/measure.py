@@ -1,8 +1,8 @@
-"""How this folder's scripts take times and tell them.
+"""Timing, memory and tables for the scripts of this folder.
 
-Rivals take turns in one process, so that whatever else the machine does meets all alike. Medians
-are told with their spread, with the machine, and with how far the outputs differ: a time without
-that check says nothing.
+Rivals run in turns in one process, so that other load on the machine affects all of them equally.
+Reports have medians with their spread, the machine, and the difference of the outputs: a time means
+nothing unless the outputs agree.
 """
 
 import ctypes
@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from utils.files.atomic import atomic_path
 
-SAMPLED_EVERY_S = 0.002  # the resident set
+SAMPLED_EVERY_S = 0.002  # how often `PeakMemory` reads the resident set
 STATM = Path("/proc/self/statm")
 
 
 def machine() -> dict[str, object]:
-    """Say where numbers were measured."""
+    """Describe the machine that the numbers are measured on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": cpu_name(),
@@ -41,14 +41,14 @@ def machine() -> dict[str, object]:
 
 
 def machine_line() -> str:
-    """Say the same in a line to print."""
+    """Describe the machine in one line."""
     where = machine()
     gpu = f"{where['gpu']}, CUDA {where['cuda']}, " if where["gpu"] else ""
     return f"{gpu}{where['cpu']}, {where['threads']} threads, torch {where['torch']}"
 
 
 def cpu_name() -> str:
-    """Return the processor's name, from Linux where it says more than Python does."""
+    """Return the processor's name, from /proc/cpuinfo if there is one."""
     table = Path("/proc/cpuinfo")
     lines = table.read_text().splitlines() if table.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -56,7 +56,7 @@ def cpu_name() -> str:
 
 
 def synchroniser(device: torch.device) -> Callable[[], None] | None:
-    """Return what waits for a device's work; None where calls return when they are done."""
+    """Return a call that waits for the device's work; None for a CPU, which needs no waiting."""
     return partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
 
 
@@ -66,13 +66,13 @@ def alternate(
     warmup: int = 2,
     synchronise: Callable[[], object] | None = None,
 ) -> dict[str, list[float]]:
-    """Time works in turns; return each one's seconds, run by run.
+    """Time several calls in turns; return the seconds of each call's runs.
 
     Args:
-        works: by name.
-        runs: timed calls of each.
-        warmup: calls of each before that are not timed.
-        synchronise: called before each time is taken, such as `synchroniser` returns.
+        works: The calls, by name.
+        runs: Timed runs of each call.
+        warmup: Earlier runs of each call that are not timed.
+        synchronise: Called before each reading of the clock; see `synchroniser`.
     """
     wait = synchronise or (lambda: None)
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -90,7 +90,7 @@ def alternate(
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Return median, 10th and 90th percentile, and how many runs there were."""
+    """Return median, 10th and 90th percentile, and the number of runs."""
     ordered = torch.tensor(sorted(seconds), dtype=torch.float64)
     p10, p90 = torch.quantile(ordered, torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
     median = statistics.median(seconds)
@@ -98,12 +98,16 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
 
 
 class PeakMemory:
-    """What a block takes at most, in bytes: ``with PeakMemory(device) as memory: ...``.
+    """The peak memory of a block in bytes: ``with PeakMemory(device) as memory: ...``.
 
-    On CUDA what PyTorch's tensors take. On a CPU the process's resident set, which a thread reads
-    every few milliseconds: all of the process, libraries included, and shorter peaks may be missed;
-    0 where there is no /proc. ``growth`` is what the block needed beyond what was there before it,
-    and ``peak`` all of it.
+    On CUDA it is the memory of PyTorch's tensors. On a CPU it is the resident set of the whole
+    process, libraries included. A thread reads it every few milliseconds and may miss shorter
+    peaks. Without /proc it is 0.
+
+    Attributes:
+        before: Memory at the start of the block.
+        peak: The most memory within the block.
+        growth: Their difference.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -112,7 +116,7 @@ class PeakMemory:
 
     @property
     def growth(self) -> int:
-        """Say how far the peak is above the start."""
+        """Return how far the peak is above the start."""
         return self.peak - self.before
 
     def __enter__(self) -> "PeakMemory":
@@ -150,7 +154,7 @@ def resident_bytes() -> int:
 
 
 def _return_free_memory() -> None:
-    """Let glibc give back what it keeps after `free`, or a next block's growth would not show."""
+    """Let glibc return freed memory to the system; reusing it would hide the block's growth."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)

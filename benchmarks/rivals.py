@@ -1,7 +1,7 @@
 """The networks that benchmarks/latency.py times: ours in every engine, and MedIM's SAM-Med3D.
 
-All have the same random weights where they have the same keys. A rival turns a part's name and
-prompts into a call without arguments.
+Networks with the same keys have the same random weights. A rival turns a part's name and prompts
+into a call without arguments.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,18 +25,18 @@ from segment_anything.decoding import decode_points
 PARTS = ("encoder", "first click", "further click")
 SIZE = 128  # voxels along each axis of a crop
 TEACHER = "vit_b_ori"
-#: How far the relative position terms, zero in a fresh network, are from it here.
+#: Standard deviation of the relative position tables, which are zero in a new network.
 RELATIVE_SCALE = 0.2
 
 
 class Prompts(NamedTuple):
-    """What one call is given, in the processor's memory."""
+    """The inputs of one call, in CPU memory."""
 
     images: Tensor  # (B, 1, 128, 128, 128)
     coords: Tensor  # (B, 1, 3)
     labels: Tensor  # (B, 1)
-    low_res_masks: Tensor  # (B, 1, 32, 32, 32)
-    no_masks: Tensor  # zeros of the same shape
+    low_res_masks: Tensor  # (B, 1, 32, 32, 32) logits, for a further click
+    no_masks: Tensor  # zeros of the same shape, for the first click
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Rival:
     """A network ready to be timed."""
 
     name: str
-    network: str
+    network: str  # its name in the registry
     precision: str
-    work: Callable[[str, Prompts], Callable[[], Tensor]]
+    work: Callable[[str, Prompts], Callable[[], Tensor]]  # (part, prompts) -> a call of the part
     is_medim: bool = False
 
 
 def prompts_for(batch: int) -> Prompts:
-    """Return made-up prompts; a sample is the same in every batch that holds it."""
+    """Return made-up prompts; sample number n is the same in every batch size."""
     generators = [torch.Generator().manual_seed(sample) for sample in range(batch)]
     images = torch.cat([waves(generator) for generator in generators])
     coords = torch.cat([20 + 90 * torch.rand(1, 1, 3, generator=g) for g in generators])
@@ -71,7 +71,7 @@ def waves(generator: torch.Generator) -> Tensor:
 
 @cache
 def network(name: str) -> Sam3D:
-    """Return a network with random weights, all parts of which have a say."""
+    """Return a network with random weights, its relative position tables included."""
     torch.manual_seed(0)
     model = sam_model_registry3D[name]().eval()
     with torch.no_grad():
@@ -84,7 +84,7 @@ def network(name: str) -> Sam3D:
 def our_rivals(
     name: str, device: torch.device, precisions: Sequence[str], engines: Sequence[str]
 ) -> list[Rival]:
-    """Return a network of ours in all precisions and engines."""
+    """Return one of our networks in all given precisions and engines."""
     return [
         Rival(
             f"{name}, {precision}, {engine}",
@@ -118,7 +118,7 @@ def _our_work(
 
 
 def medim_rival(device: torch.device, precision: str = "float32") -> Rival:
-    """Return MedIM's SAM-Med3D with the weights of our teacher, used as its own users do."""
+    """Return MedIM's SAM-Med3D with the weights of our teacher, called as MedIM's users call it."""
     model, dtype = medim_network().to(device), getattr(torch, precision)
 
     @torch.inference_mode()
@@ -147,6 +147,7 @@ def medim_rival(device: torch.device, precision: str = "float32") -> Rival:
 
 @cache
 def medim_network() -> torch.nn.Module:
+    """Return MedIM's SAM-Med3D on the CPU, with the weights of our teacher."""
     import medim
 
     model = medim.create_model("SAM-Med3D", pretrained=False).eval()
@@ -155,9 +156,9 @@ def medim_network() -> torch.nn.Module:
 
 
 def reference_outputs(name: str, parts: Sequence[str], medim: bool) -> dict[str, Tensor]:
-    """Return what a network's parts answer to the first sample, computed without our engines.
+    """Return the outputs of a network's parts for the first sample, computed without our engines.
 
-    By MedIM for the teacher, in float64 by the plain network else.
+    For the teacher MedIM computes them if ``medim``; otherwise the network itself, in float64.
     """
     prompts = prompts_for(1)
     if medim and name == TEACHER:

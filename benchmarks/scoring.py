@@ -1,12 +1,12 @@
-"""How fast a step of the challenge's protocol is scored: ours beside a plain reading of its rules.
+"""Time to score a step of the challenge's protocol: our code beside a plain form of its rules.
 
     python benchmarks/scoring.py
     python benchmarks/scoring.py --shape 100 256 256 --classes 5 --rounds 3
 
-One step is DSC, NSD at both spacings and the next click of every class, on a made-up volume and an
-answer that is about right. Plain is what the evaluator's text says, class by class on the whole
-volume, with the `surface_distance` package for NSD. Both take turns in one process; medians are
-printed, and how far the results differ.
+One step is DSC, NSD at both spacings and the next click of every class, on a made-up volume and a
+prediction that is nearly right. The plain form follows the evaluator's text class by class on the
+whole volume, with the `surface_distance` package for NSD. Both run in turns in one process; the
+medians and the difference of the results are printed.
 """
 
 import argparse
@@ -35,21 +35,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", type=positive_int, nargs=3, default=(200, 512, 512))
-    parser.add_argument("--classes", type=positive_int, default=13)
-    parser.add_argument("--rounds", type=positive_int, default=3, help="(default: 3)")
+    parser.add_argument(
+        "--shape", type=positive_int, nargs=3, default=(200, 512, 512), help="(D, H, W)"
+    )
+    parser.add_argument("--classes", type=positive_int, default=13, help="(default: 13)")
+    parser.add_argument("--rounds", type=positive_int, default=3, help="timed rounds (default: 3)")
     return parser.parse_args(argv)
 
 
 def made_up_case(shape: Sequence[int], classes: int, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """Return truth and answer (D, H, W) uint8: ellipsoids of organ size, and ones a bit beside."""
+    """Return truth and prediction (D, H, W) uint8: ellipsoids of organ size, slightly displaced."""
     rng = np.random.default_rng(seed)
-    truth, answer = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    truth, prediction = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
     for number in range(1, classes + 1):
         centre, radii = rng.uniform(0.2, 0.8, 3), rng.uniform(0.06, 0.16, 3)
         _fill(truth, centre, radii, number)
-        _fill(answer, centre + rng.normal(0, 0.012, 3), radii * rng.uniform(0.85, 1.15, 3), number)
-    return truth, answer
+        _fill(
+            prediction, centre + rng.normal(0, 0.012, 3), radii * rng.uniform(0.85, 1.15, 3), number
+        )
+    return truth, prediction
 
 
 def _fill(volume: np.ndarray, centre: np.ndarray, radii: np.ndarray, number: int) -> None:
@@ -58,19 +62,19 @@ def _fill(volume: np.ndarray, centre: np.ndarray, radii: np.ndarray, number: int
     volume[sum(((a / n - c) / r) ** 2 for a, n, c, r in parts) <= 1] = number
 
 
-def ours(truth: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, list]:
-    """Score a step as `utils.validation.challenge` does: (3, classes), and a click a class."""
+def ours(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, list]:
+    """Score a step by `utils.validation.challenge`: (3, classes), and the next click of each."""
     classes = int(truth.max())
     prompts: list[list] = [[] for _ in range(classes)]
-    click_all(truth, answer, prompts, [[] for _ in range(classes)])
-    return scores_of(truth, answer, SPACING_XYZ), [own[0] if own else None for own in prompts]
+    click_all(truth, prediction, prompts, [[] for _ in range(classes)])
+    return scores_of(truth, prediction, SPACING_XYZ), [own[0] if own else None for own in prompts]
 
 
-def plain(truth: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, list]:
-    """Score a step class by class on whole volumes."""
+def plain(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, list]:
+    """Score the same step class by class on whole volumes."""
     scores, clicks = [], []
     for number in range(1, int(truth.max()) + 1):
-        gt, seg = truth == number, answer == number
+        gt, seg = truth == number, prediction == number
         dice = 2 * (gt & seg).sum() / (gt.sum() + seg.sum())
         nsds = [
             compute_surface_dice_at_tolerance(compute_surface_distances(gt, seg, spacing), 2.0)
@@ -82,7 +86,7 @@ def plain(truth: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, list]:
 
 
 def plain_click(pred, gt, max_box_voxels=60_000_000):
-    """Follow the evaluator's text step by step on whole volumes, global random state and all."""
+    """Follow the evaluator's text on whole volumes, with NumPy's global random state as it does."""
     error = pred != gt
     if not error.any():
         return None
@@ -123,7 +127,7 @@ def timed(function: Callable, *inputs: np.ndarray) -> tuple[float, tuple]:
 
 
 def run(args: argparse.Namespace) -> dict[str, float]:
-    """Time both in turns; return their medians in seconds and the largest difference of a score."""
+    """Time both in turns; return the medians in seconds and the largest difference of a score."""
     case = made_up_case(args.shape, args.classes)
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     for _ in tqdm(range(args.rounds), desc="rounds"):
@@ -133,7 +137,8 @@ def run(args: argparse.Namespace) -> dict[str, float]:
             seconds[name].append(taken)
             results.append(result)
     (our_scores, our_clicks), (plain_scores, plain_clicks) = results
-    same = all(a == (tuple(map(int, b[0])), bool(b[1])) for a, b in zip(our_clicks, plain_clicks))  # noqa: B905
+    pairs = zip(our_clicks, plain_clicks, strict=True)
+    same = all(own == (tuple(map(int, place)), bool(label)) for own, (place, label) in pairs)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     difference = float(np.abs(our_scores - plain_scores).max())
     return medians | {"difference": difference, "same_clicks": float(same)}

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Answers the cases in inputs/ into outputs/, as the challenge calls it: sh predict.sh in /workspace.
+# Segments the cases in inputs/ and writes the masks to outputs/. The challenge runs it in
+# /workspace: sh predict.sh
 set -eu
 cd "$(dirname "$0")"
 
@@ -9,7 +10,7 @@ for file in weights/*.pth weights/*.pt; do
     if [ -f "$file" ] && [ "$file" != "$teacher" ]; then set -- "$@" "$file"; fi
 done
 if [ $# -ne 1 ]; then
-    echo "weights/: found $# checkpoints ($*), expected one and at most a teacher.pth beside it." >&2
+    echo "weights/: found $# checkpoints ($*), expected one, and perhaps a teacher.pth beside it." >&2
     echo "Build the image with --build-arg CHECKPOINT=FILE." >&2
     exit 1
 fi

@@ -18,7 +18,7 @@ low-resolution logits (B, 1, 32, 32, 32):
 >>> model = sam_model_registry3D["tiny"]().eval()  # random weights
 >>> with torch.no_grad():
 ...     embedding = model.image_encoder(torch.randn(1, 1, 128, 128, 128))
-...     click = torch.tensor([[40.0, 64.0, 70.0]]), torch.tensor([1])  # voxel (z, y, x), foreground
+...     click = torch.tensor([[40.0, 64.0, 70.0]]), torch.tensor([1])  # a voxel, foreground
 ...     logits, iou = Interaction(model, embedding).click(*click)
 >>> embedding.shape, logits.shape, iou.shape
 (torch.Size([1, 1216, 8, 8, 8]), torch.Size([1, 1, 32, 32, 32]), torch.Size([1, 1]))

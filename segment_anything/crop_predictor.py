@@ -16,7 +16,7 @@ from segment_anything.decoding import NO_CLICK, ClickHistory, Interaction, no_ma
 from segment_anything.engine import Engine, InferenceEngine
 from segment_anything.modeling import Sam3D
 
-#: A click: crop voxel (z, y, x) in the network's axis order, and whether it is foreground.
+#: A click: its index into the crop's array, in the order of the axes, and whether it is foreground.
 CropClick = tuple[Sequence[float], bool]
 
 
@@ -32,7 +32,8 @@ class CropPredictor:
     """A network for inference on crops: on one device, in one precision, without gradients.
 
     Shapes: S voxels along each axis of a crop, E channels of the image embedding, g tokens along
-    each axis, and m = 4 g cells of the low-resolution masks.
+    each axis, and m = 4 g cells of the low-resolution masks. The axes of crops point to the
+    patient's right, anterior and superior.
 
     >>> from segment_anything import CropPredictor, Prompted, sam_model_registry3D
     >>> model = sam_model_registry3D["tiny"]()
@@ -40,7 +41,7 @@ class CropPredictor:
     >>> embedding = predictor.encode(torch.randn(128, 128, 128))
     >>> embedding.shape
     torch.Size([1, 1216, 8, 8, 8])
-    >>> clicks = [((40, 64, 70), True), ((20, 64, 70), False)]  # voxel (z, y, x), is it foreground
+    >>> clicks = [((40, 64, 70), True), ((20, 64, 70), False)]  # voxel, foreground or not
     >>> (logits,) = predictor.decode_all([Prompted(embedding, clicks)])
     >>> logits.shape
     torch.Size([1, 1, 32, 32, 32])

@@ -2,8 +2,8 @@
 
 `Interaction` is the click loop of training and validation. Shapes: B samples, N clicks, E channels
 of the image embedding, g tokens along each axis, and m = 4 g cells of the low-resolution masks.
-Coordinates are crop voxels (z, y, x) in the network's axis order, counted from 0; fractions are
-allowed.
+Coordinates are indices into the crop's array, in the order of its axes and counted from 0;
+fractions are allowed. The axes of crops point to the patient's right, anterior and superior.
 """
 
 from collections.abc import Callable
@@ -94,7 +94,7 @@ class Interaction:
         """Add one click a sample and decode.
 
         Args:
-            coords: (B, 3) voxels (z, y, x) of the crop, float.
+            coords: (B, 3) float indices into the crops' arrays, in the order of their axes.
             labels: (B,) integers: 1 foreground, 0 background, `NO_CLICK` none for this sample.
 
         Returns:

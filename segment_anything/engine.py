@@ -123,7 +123,7 @@ class InferenceEngine:
 
         Args:
             image_embeddings: (B, E, g, g, g), one for each sample.
-            point_coords: (B, N, 3) crop voxels (z, y, x) in the network's axis order.
+            point_coords: (B, N, 3) indices into the crops' arrays, in the order of their axes.
             point_labels: (B, N) in {1, 0, -1}; -1 is no click.
             low_res_masks: (B, 1, m, m, m) logits; zeros before the first click.
 

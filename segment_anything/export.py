@@ -69,7 +69,7 @@ class PromptDecoder(nn.Module):
 
         Args:
             image_embedding: (B, E, g, g, g).
-            point_coords: (B, N, 3) voxels (z, y, x) in the network's axis order.
+            point_coords: (B, N, 3) indices into the volume's array, in the order of its axes.
             point_labels: (B, N) int64 in {1, 0, -1}.
             mask_input: (B, 1, m, m, m) logits, m = 4 g.
         """

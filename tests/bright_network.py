@@ -1,4 +1,4 @@
-"""A network that sees: bright is target. It stands where a trained one would, to test geometry."""
+"""A network that segments bright voxels, in place of a trained one in tests of geometry."""
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from utils.volumes.geometry import CropRule
 
 
 class BrightNetwork(CropPredictor):
-    """Its embedding is the crop; its logits are the crop's means over cells, clicks or not.
+    """The embedding is the crop; the logits are the crop's means over cells, whatever the clicks.
 
-    Black is -4, white is 4; a crop of one brightness is taken to be white.
+    Black is -4, white is 4; a crop of one brightness counts as white.
     """
 
     def encode_all(self, crops):

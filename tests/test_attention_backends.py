@@ -1,4 +1,4 @@
-"""All ways to attend that this machine has give the literal form's result.
+"""Every attention kernel of this machine gives the literal form's result.
 
 The list grows with the machine: on a GPU PyTorch's CUDA kernels, and flash_attn where it is
 installed, are held to the same numbers as what a CPU has.
@@ -49,7 +49,7 @@ def attention(grid: str) -> tuple[Attention3D, torch.Tensor]:
 
 
 def expected_of(attn: Attention3D, x: torch.Tensor) -> torch.Tensor:
-    """Return the literal form's answer in float64; the textbook's by a bias of full size."""
+    """Return the literal form's output in float64; the textbook's by a bias of full size."""
     attn, x = attn.double(), x.double()
     with torch.no_grad():
         return attn(x) if attn.textbook else literal_attention(attn, x)

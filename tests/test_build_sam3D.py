@@ -33,7 +33,7 @@ def _segment(model, points, masks=None, multimask_output=False):
 
 
 def _stamped(model, points, masks=None):
-    """Return the mask prompt after the clicks were stamped in, as the convolutions see it."""
+    """Return the mask prompt after the clicks were stamped in, as the convolutions get it."""
     seen = []
     hook = model.prompt_encoder.mask_downscaling.register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0])

@@ -26,7 +26,7 @@ from segment_anything.checkpoint import student_num_heads
 
 
 def _small(config=TINY, **encoder):
-    """Return a network in the form of ``config``, but for 64^3 volumes and narrow."""
+    """Return a narrow network in the form of ``config``, for 64^3 volumes."""
     changes = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 2}
     if config is TINY:
         changes["attention_free_blocks"] = ()
@@ -120,7 +120,7 @@ def test_old_format_is_read(tmp_path):
 
 
 class Surprise:
-    """Something that only runs code could rebuild."""
+    """An object that cannot be rebuilt without running code."""
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_teacher_offered_to_a_student_is_recognised(saved):
 
 
 def test_equal_keys_of_another_network_are_refused_by_the_config(saved):
-    """The residual shows in no key and no shape: a wrong choice would load without a murmur."""
+    """The residual shows in no key and no shape: without the config a wrong one would load."""
     path = saved(checkpoint_payload(_small()))
     with pytest.raises(CheckpointError, match=r"encoder\.mlp_residual is input, expected normalis"):
         load_checkpoint(_small(mlp_residual="normalised"), path)

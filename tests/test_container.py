@@ -1,4 +1,4 @@
-"""The container's recipe, followed without Docker: what is copied is enough, and answers a case."""
+"""The container's recipe, followed without Docker: the copied files suffice to segment a case."""
 
 import ast
 import os

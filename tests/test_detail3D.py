@@ -85,7 +85,7 @@ def test_every_dense_embedding_fits_the_image_embedding(model, points, masks):
 
 @torch.no_grad()
 def test_detail_of_the_image_stays_near_its_voxels(model):
-    """Four convolutions, of which three look one cell further: at most three cells away."""
+    """Four convolutions, of which three reach one cell further: at most three cells away."""
     x = _volume()
     before = model.image_encoder(x)
     x[0, 0, 4 * 7 + 1, 4 * 1 + 2, 4 * 4 + 3] += 5  # a voxel of cell (7, 1, 4)
@@ -113,7 +113,7 @@ def test_detail_of_a_cell_changes_the_masks_near_it_alone(model):
     (before, iou_before), (after, iou_after) = _decode(model, embedding), _decode(model, changed)
 
     assert torch.equal((after - before)[0].ne(0).any(0), _near((1, 3, 6), 1))
-    assert torch.equal(iou_before, iou_after)  # detail passes the transformer by
+    assert torch.equal(iou_before, iou_after)  # detail skips the transformer
 
 
 def test_gradients_of_the_masks_reach_the_stem_through_detail_alone(model):

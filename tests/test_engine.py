@@ -1,8 +1,8 @@
 """Inference engines: every engine and precision gives the network's own numbers.
 
-The golden arrays are those of test_golden.py. float32 is held to the same 1e-5; low precision to
-what its digits allow. The decoder is compared on random weights: the golden ones make its attention
-a nearly hard choice, which a rounding may turn (see test_golden.py).
+The golden arrays and the tolerance of float32 are those of test_golden.py; low precision has one
+that fits its digits. The decoder is compared on random weights: with the golden ones its attention
+is nearly a hard choice, which a rounding error may flip (see test_golden.py).
 """
 
 import copy
@@ -50,7 +50,7 @@ ALL_ENGINES = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def compiled_kernels_of_this_test(tmp_path, monkeypatch):
-    """Leave the user's cache alone."""
+    """Keep compiled kernels out of the user's cache."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     yield
     torch._dynamo.reset()
@@ -68,7 +68,7 @@ def prompts(batch: int = 2, clicks: int = 2, cells: int = 16, size: int = 32) ->
 
 
 def wide_small_sam(**encoder):
-    """A small network all of whose terms have a say."""
+    """A small network whose relative position tables are not zero."""
     model = small_sam(**encoder).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""ONNX files: the numbers of PyTorch, refused where they are not, and used in its place."""
+"""ONNX files give PyTorch's numbers, are refused if they do not, and can replace the encoder."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ from utils.training.crop_cache import build_cache
 
 
 def released_form() -> SamConfig:
-    """Windows with padding, the last click alone, no stamps: all that small_config has not."""
+    """Windows with padding, the last click alone, no stamps: everything that small_config lacks."""
     return SamConfig(
         network="tiny",
         encoder=small_config(window_size=6, global_attn_indexes=(1,), neck_kernel=3).encoder,
@@ -59,7 +59,7 @@ def released_form() -> SamConfig:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A folder with the small student's checkpoint, and the files that the command makes of it."""
+    """A folder with the small student's checkpoint and the files that the command writes."""
     folder = tmp_path_factory.mktemp("exported")
     checkpoint = save_student(folder / "student.pth")
     code = export_module.main(["--checkpoint", str(checkpoint), "--out", str(folder / "onnx")])
@@ -297,7 +297,7 @@ def test_a_folder_without_an_export_is_named(tmp_path, cache):
 
 
 def predicted(folder, name, *flags):
-    """Return what predict.py answers to a click on a bright ball."""
+    """Return the masks that predict.py writes for a click on a bright ball."""
     rng = np.random.default_rng(0)
     clicks = np.array([{"fg": [[9, 12, 15]], "bg": []}], dtype=object)
     image = (60 + 90 * ball() + rng.integers(0, 30, ball().shape)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The benchmarks of speed run, check outputs, and tell what they measured."""
+"""The benchmarks of speed run, check the outputs, and report their measurements."""
 
 import json
 

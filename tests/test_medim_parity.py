@@ -39,7 +39,7 @@ def test_masks_agree_on_one_embedding(reference, reference_embedding, case):
 
 
 def test_golden_masks_come_from_this_reference(reference, reference_embedding):
-    """So the two comparisons above are with the golden file as well."""
+    """So the two tests above also compare with the golden file."""
     logits, _ = decode(reference, reference_embedding, "mask")
     expected = golden()["teacher_mask_logits"]
     assert relative_error(logits[0, :, ::3, ::3, ::3], expected) < 1e-3

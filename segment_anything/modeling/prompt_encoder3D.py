@@ -1,9 +1,10 @@
 """Prompts to embeddings: clicks to sparse tokens, a mask of logits to a dense grid.
 
-Coordinates are voxels in array order (z, y, x) of the cubic volume, centres at integers. Labels are
-1 foreground, 0 background, -1 padding. Mask prompts are logits on the low-resolution grid, four
-cells to a token (32^3 for a 128^3 volume). Positions are random Fourier features
-(arXiv:2006.10739).
+Coordinates are indices into the cubic volume's array, in the order of its axes; integers are voxel
+centres. Labels are 1 foreground, 0 background, -1 padding. Mask prompts are logits on the
+low-resolution grid, four cells to a token along each axis (32^3 for a 128^3 volume). Positions are
+random Fourier features (arXiv:2006.10739). In shapes, C is the token width and E the channels of
+the image embedding.
 """
 
 import math
