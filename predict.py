@@ -111,7 +111,7 @@ def segment(predictor: "Predictor", case: "PredictionCase") -> "np.ndarray":
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """No garbage collection during imports, and none of their objects later.
+    """Turn off garbage collection during imports; never collect the imported objects later.
 
     Imported objects live as long as the process. To collect them took a fifth of a cold start, and
     the challenge starts the container anew for every step.

@@ -120,7 +120,7 @@ def test_headline_figures_are_means_over_cases(page):
 
 
 def test_failures_and_late_cases_are_told(page, tmp_path):
-    assert "1 case failed and counts in no figure here" in page.text
+    assert "1 case failed and is in none of the numbers below" in page.text
     assert "1 case took longer than allowed and counts as 0" in page.text
     assert "1 of 3 cases (33.3 %) took longer than 90 s a target" in page.text
     assert "CT_AMOS_9no labels" in page.text

@@ -172,5 +172,5 @@ def test_no_case_and_cases_of_different_numbers_of_steps_are_refused():
     short = target(dsc=(0.5, 0.6), nsd=(0.5, 0.6), nsd_official=(0.5, 0.6))
     other = CaseScore.from_dict(row("b", short, seconds=(1.0, 1.0)))
     for scores in ([], [SCORES[0], other]):
-        with pytest.raises(InputError, match="expected one number of them"):
+        with pytest.raises(InputError, match="expected the same number for all"):
             challenge_rows(scores)

@@ -1,4 +1,4 @@
-"""Who may import whom: scripts -> utils, wing by wing -> segment_anything -> torch."""
+"""What may import what: scripts -> utils, in the order below -> segment_anything -> torch."""
 
 import ast
 import subprocess
@@ -15,8 +15,8 @@ SCRIPT_NAMES = {path.stem for path in SCRIPTS}
 # flash_attn is optional there: the file does without it where it is not installed.
 PACKAGE_MAY_IMPORT = {*sys.stdlib_module_names, "torch", "segment_anything", "flash_attn"}
 
-#: The wings of utils/ in import order. A module imports from its own wing and from lines above its
-#: own; wings on one line are siblings and do not import each other. ``serving`` is yet to come.
+#: The packages ("wings") of utils/ in import order. A module imports from its own package and from
+#: lines above its own; packages on one line do not import each other. ``serving`` is yet to come.
 ORDER = (
     ("errors", "data_paths"),
     ("volumes",),

@@ -36,7 +36,7 @@ BOXES = [
 
 @pytest.fixture(autouse=True)
 def collected():
-    """Undo what predict.py tells the garbage collector, which goes on in this process."""
+    """Undo the settings of the garbage collector that predict.py makes in this process."""
     yield
     gc.unfreeze()
 

@@ -196,7 +196,7 @@ def array_of(shape, data, dtype=dtype_of("O8")):  # noqa: B008
 
 
 class Calls:
-    """Pickled, it asks whoever opens the pickle to call a function."""
+    """Its pickle calls a function when opened."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments

@@ -1,1 +1,1 @@
-"""Which cases there are and what each holds: prepared, challenge, to be predicted, made up."""
+"""Finding and reading cases: prepared trees, challenge files, inputs of predict.py, phantoms."""

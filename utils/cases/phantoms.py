@@ -1,4 +1,4 @@
-"""Phantoms: made-up cases in the challenge's form, to try everything without data.
+"""Phantoms: synthetic cases in the challenge's format, to try everything without data.
 
 Two kinds alternate, each under a data set's key of ``CVPR25.json`` and with its class ids:
 
@@ -9,7 +9,7 @@ Two kinds alternate, each under a data set's key of ``CVPR25.json`` and with its
 
 Shapes are ellipsoids bent by smooth random fields; pose, size, contrast, noise, bias and spacing
 differ from case to case. Axes grow as in the challenge's files: z to superior, y to posterior, x
-to the patient's left. Phantoms show nothing real: scores on them say nothing about patients.
+to the patient's left. Scores on phantoms do not predict scores on patients.
 """
 
 import zipfile
@@ -51,7 +51,7 @@ def write_phantoms(folder: Path, num_cases: int, seed: int, *, first_number: int
     """
     if num_cases < 1 or seed < 0 or first_number < 0:
         raise InputError(
-            f"asked for {num_cases} phantoms from number {first_number} with seed {seed}. "
+            f"{num_cases} phantoms from number {first_number} with seed {seed} cannot be made. "
             "Expected at least one case and no negative number: correct the numbers."
         )
     paths = []
@@ -131,7 +131,7 @@ def mr_phantom(rng: np.random.Generator) -> Phantom:
     canvas.fill(liver, rng.uniform(105, 130))
     canvas.fill(_ellipsoid((0, 0.66, 0.2), (9, 0.1, 0.1)), blood - 10)  # aorta
     canvas.fill(_ellipsoid((0, 0.72, -0.02), (9, 0.13, 0.16)), 120)  # spine
-    canvas.fill(heart((0, -0.02, -0.08), (0.98, size + 0.27, size + 0.36)), 150)  # its fat
+    canvas.fill(heart((0, -0.02, -0.08), (0.98, size + 0.27, size + 0.36)), 150)  # fat around it
 
     right = heart((0.05, -0.05, -size - 0.1), (0.72, size + 0.05, rng.uniform(0.24, 0.32)))
     canvas.fill(right, blood - rng.uniform(0, 12), MR_CLASSES["Right ventricle cavity"])
@@ -162,7 +162,7 @@ class _Canvas:
         self.zyx = [axis + bend / 2 * _smooth_field(rng, shape, 4) for axis in straight]
 
     def fill(self, shape: Shape, level: float, label: int | None = 0) -> None:
-        """Paint ``shape`` with a brightness and a class id; None keeps the label beneath it."""
+        """Paint ``shape`` with an intensity and a class id; None leaves the label unchanged."""
         field = shape(*self.zyx)
         if label:
             field = field + 0.1 * _smooth_field(self.rng, self.shape, 9)
@@ -172,7 +172,7 @@ class _Canvas:
             self.label[inside] = label
 
     def finish(self, spacing_xyz: np.ndarray, noise: float) -> Phantom:
-        """Blur, shade and add noise; return the case."""
+        """Add blur, a bias field and noise; return the case."""
         image = ndimage.gaussian_filter(self.image, (0.3, 0.7, 0.7))
         image *= 1 + 0.07 * _smooth_field(self.rng, self.shape, 3)
         grain = self.rng.standard_normal(self.shape, dtype=np.float32)
@@ -226,7 +226,7 @@ def _smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], nodes: 
 
 
 def boxes_of(label: np.ndarray, rng: np.random.Generator) -> list[dict[str, int]]:
-    """Return the box of every class as challenge files hold it.
+    """Return the box of every class, in the format of challenge files.
 
     Its sides along y and x are those of the middle labelled slice, each up to two voxels wider.
     """
@@ -252,7 +252,7 @@ def _write_if_new(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _holds(path: Path, arrays: dict[str, np.ndarray]) -> bool:
-    """Tell whether a file holds these arrays; boxes follow from the others, so are not read."""
+    """Tell whether a file holds these arrays; boxes, which follow from the rest, are not read."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             return set(stored) == set(arrays) and all(

@@ -1,1 +1,1 @@
-"""Bytes on disk: read without trusting them, written whole or not at all."""
+"""Files on disk: untrusted ones are read safely, and each is written completely or not at all."""

@@ -1,11 +1,11 @@
-"""Read challenge NPZ files without trusting them.
+"""Read challenge NPZ files safely, as files from untrusted sources.
 
 An NPZ file is a zip archive of ``.npy`` members. They are read here, not by `numpy.load`, so that
 
 * nothing in a file is ever executed: `utils.files.safe_pickle` checks pickles on opening, and a
   file with a harmful one is refused as a whole, because other tools would run it;
-* the size is known from the header before anything is inflated, and a member that holds more or
-  less than its header says is refused;
+* the size is read from the header before anything is inflated, and a member whose size differs
+  from its header is refused;
 * the deflate is Intel's ISA-L (package ``isal``), about twice as fast as zlib's on images and more
   on labels, and the deflated bytes can be carried over into a ``.nii.gz`` as they are
   (`NpzArchive.deflated`, `utils.files.nifti.write_deflated_nifti`).
@@ -52,7 +52,7 @@ class ArrayHeader:
 
 @dataclass(frozen=True)
 class Deflated:
-    """A C-ordered little-endian array as its archive holds it, deflated, ``.npy`` header first."""
+    """The deflated bytes of a C-ordered little-endian array, with the ``.npy`` header first."""
 
     header: ArrayHeader
     chunks: Iterator[bytes]  # the raw deflate stream; exhausting it checks length and CRC
@@ -119,7 +119,7 @@ class NpzArchive:
         return array.astype(header.dtype.newbyteorder("="), order="C", copy=False)
 
     def deflated(self, key: str) -> Deflated | None:
-        """Return one array deflated, as the archive holds it; None if `Deflated` does not fit it.
+        """Return the deflated bytes of one array; None for arrays that `Deflated` does not cover.
 
         Its ``chunks`` are inflated only to check them; the array is never in memory as a whole.
         """
@@ -191,7 +191,7 @@ class NpzArchive:
         self._file.seek(member.header_offset)
         magic, name, extra = LOCAL_HEADER.unpack(self._file.read(LOCAL_HEADER.size))
         if magic != b"PK\x03\x04":
-            raise ValueError(f"{member.filename!r} does not begin where the directory says")
+            raise ValueError(f"{member.filename!r} does not begin at the listed offset")
         position = member.header_offset + LOCAL_HEADER.size + name + extra
         end = position + member.compress_size
         while position < end:
@@ -238,7 +238,7 @@ def member_sizes(path: Path, key: str) -> tuple[int, int]:
 
 
 class _Head:
-    """The first piece of a member as a file object, for NumPy's reader of headers."""
+    """The first piece of a member as a file object, for NumPy's header reader."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._content = next(pieces, b"")

@@ -3,16 +3,16 @@
 ``boxes``, ``clicks`` and ``clicks_order`` are pickles. A pickle is a program: it names functions of
 any installed module and calls them, and ``np.load(..., allow_pickle=True)`` runs it. Here:
 
-* `pickletools.genops` only splits the bytes into opcodes, and `_Reader` acts on those that hold
-  plain data in protocols 2 to 5. Names stay text: no module that the file names is imported, and no
-  function is ever on the stack. `_Reader._call` imitates the few functions that NumPy's own pickles
-  call.
+* `pickletools.genops` only splits the bytes into opcodes, and `_Reader` executes only the opcodes
+  for plain data in protocols 2 to 5. Names stay text: no module that the file names is imported,
+  and no function is ever on the stack. `_Reader._call` imitates the few functions that NumPy's own
+  pickles call.
 * The result is a tree of arrays (native byte order), dict with text keys, list, tuple, str, bytes,
   numbers and None, at most `MAX_LEVELS` deep. An object that the pickle refers to twice is copied.
 * The number of opcodes and the memory of the result are limited, so that a short pickle cannot fill
   the memory.
 
-Whatever the bytes are, only `InputError` is raised.
+For any bytes, `InputError` is the only exception raised.
 """
 
 import math
@@ -31,9 +31,10 @@ MAX_STEPS = 2**21  # opcodes; 5,000 targets with five clicks each take about a m
 MAX_LEVELS = 32
 MAX_DIMENSIONS = 64  # NumPy's own limit
 
-# Memory budget of the result in bytes. Data mentioned once always fits; repeated references draw on
-# FREE_ROOM. A None is one opcode of one byte; in an object array it takes eight bytes as a value
-# and eight as an element. Protocol 2 keeps an array's bytes as text, so they count twice.
+# Memory budget of the result in bytes. Data that the pickle refers to once always fits; repeated
+# references use up FREE_ROOM. A None is one opcode of one byte; in an object array it takes eight
+# bytes as a value and eight as an element. Protocol 2 keeps an array's bytes as text, so they count
+# twice.
 ROOM_PER_OPCODE = 16
 ROOM_PER_BYTE = 2
 FREE_ROOM = 2**20
@@ -52,7 +53,7 @@ LEAVES = (str, bytes, bool, int, float, np.generic, type(None))
 
 
 class UnsafePickleError(InputError):
-    """A pickle holds more than plain data: a tool that trusts it may run a program."""
+    """A pickle holds more than plain data: opening it with other tools may run a program."""
 
 
 def load_objects(data: bytes, where: str) -> object:
@@ -158,7 +159,7 @@ class _Reader:
                 push(tuple(self._pop(int(opcode[-1]))))
             case "TUPLE":
                 items = self._pop_to_mark()
-                self._stack.append(tuple(items))  # not `push`, which is of the stack above the mark
+                self._stack.append(tuple(items))  # not `push`, bound to the old stack
             case "APPEND" | "APPENDS":
                 self._extend(self._pop(1) if opcode == "APPEND" else self._pop_to_mark())
             case "SETITEM" | "SETITEMS":
@@ -229,7 +230,7 @@ class _Reader:
             case _Name("bytes"), ():
                 return b""
             case _Name(name), _:
-                self._refuse(f"calls {name} with other arguments than plain data needs")
+                self._refuse(f"calls {name} with arguments that plain data never has")
         self._refuse(f"calls a value of type {type(function).__name__}")
 
     def _build(self, state: object) -> None:
@@ -239,10 +240,10 @@ class _Reader:
             case _Array() as array, (_, shape, dtype, is_fortran, data):
                 array.state = (shape, dtype, is_fortran, data)
             case _:
-                self._refuse("sets a state that no plain array or dtype has")
+                self._refuse("sets the state of something other than a plain array or dtype")
 
     def _true(self, part: object, levels: int) -> object:
-        """Return ``part`` with real arrays in it; it may nest at most ``levels`` deep."""
+        """Return ``part`` with arrays in place of `_Array`; at most ``levels`` of nesting."""
         self._take(8)
         if isinstance(part, LEAVES):
             return part

@@ -1,4 +1,4 @@
-"""What tells that a file has changed since it was used: its path, size and modification time."""
+"""The stamp of a file: path, size and modification time, to notice that the file has changed."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ def stamp(path: Path) -> list[str | int]:
     """Return [path, bytes, modification time in ns], which survive JSON unchanged.
 
     Raises:
-        InputError: there is no such file, or it may not be looked at.
+        InputError: there is no such file, or no permission to access it.
     """
     try:
         status = path.stat()

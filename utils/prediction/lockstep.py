@@ -2,7 +2,7 @@
 
 A computation is a generator. It yields a list of requests, is sent the list of their answers, and
 so on until it returns its result. In each round the requests of all computations that still run are
-answered by one call. This module knows neither what requests are nor how they are answered.
+answered by one call. Requests and answers may be of any type.
 """
 
 from collections.abc import Callable, Generator, Sequence

@@ -23,7 +23,7 @@ SPOT_CELLS, SPOT_VOXELS = 1.0, 1.0
 SPOT_REACH = 2.5
 #: The logit of voxels outside of the cube: background.
 OUTSIDE_LOGIT = -20.0
-#: Share of a cell's voxels from which the cell of a thin mask counts as mask, see `cell_means`.
+#: A cell of a thin mask counts as mask if one of its voxels has at least this share; `cell_means`.
 THIN = 0.1
 
 
@@ -64,7 +64,7 @@ class LogitBox:
         return np.array([side.stop for side in self.box])
 
     def holds(self, zyx: Sequence[int]) -> bool:
-        """Say whether a voxel of the image lies in the box."""
+        """Tell whether a voxel of the image lies in the box."""
         return all(side.start <= c < side.stop for side, c in zip(self.box, zyx, strict=True))
 
     def extended_to(
@@ -92,7 +92,7 @@ class LogitBox:
 
 
 def merge(boxes: Sequence[LogitBox]) -> LogitBox:
-    """Merge: on the box around all of them, the maximum logit at each voxel."""
+    """Return the maximum logit at each voxel, on the box around all boxes."""
     filled = [each for each in boxes if each.values.size] or boxes[:1]
     if len(filled) == 1:
         return filled[0]
@@ -151,7 +151,7 @@ def keep_prompted(logits: LogitBox, seeds: Iterable[Sequence[float]]) -> LogitBo
 
 
 class ForegroundClicks:
-    """The foreground clicks of all targets, searched by place; there may be thousands of them.
+    """The foreground clicks of all targets, to be searched by place; there may be thousands.
 
     Args:
         clicks: pairs (target id, click).
@@ -177,7 +177,7 @@ def honour_clicks(
     cell_mm: float,
     shape: tuple[int, int, int],
 ) -> LogitBox:
-    """Change a mask so that every clicked voxel is on the side that its click says.
+    """Change a mask so that it contains foreground clicks and excludes background clicks.
 
     A click that agrees with the mask changes nothing. Around every other click the logits are
     blended into `SURE_LOGIT` by a Gaussian, which is narrower where a click of the opposite kind is

@@ -54,8 +54,8 @@ from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.volumes.geometry import CropRule, affine_from_spacing
 from utils.volumes.labels import MAX_LABEL
 
-#: Requests that go through the network at once. A CPU gains nothing from batches; without them a
-#: target's logits have the same bits whatever other targets there are.
+#: Requests that go through the network at once. A CPU gains nothing from batches. Without batches
+#: the other targets do not change a single bit of a target's logits.
 GPU_BATCH, CPU_BATCH = 16, 1
 #: Bytes of logits that are cached between calls, enough for hundreds of small targets.
 LOGIT_BYTES = 2**29
@@ -111,8 +111,9 @@ class Predictor:
         Give either ``spacing_xyz`` or ``affine``.
 
         Args:
-            volume: (D, H, W) finite real numbers of any dtype. It is not copied: do not change it
-                while it is in use.
+            volume: (D, H, W) finite real numbers of any dtype, with intensities as in training:
+                0 to 255 for networks trained on challenge files (`map_intensity` of
+                utils/volumes/intensity.py). It is not copied: do not change it while it is in use.
             spacing_xyz: voxel size (x, y, z) in mm. The axes are then taken to grow towards the
                 patient's left (x), posterior (y) and superior (z), as in challenge files.
             affine: (4, 4), NIfTI's: from voxel indices (x, y, z) to RAS+ world mm.

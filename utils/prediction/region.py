@@ -22,9 +22,9 @@ class ZoomRule:
 
     fill: float = 0.5  # share that the target's longest side takes of a region made for it
     least_fill: float = 0.15  # a mask of a smaller share gets a smaller region
-    growth: float = 1.5  # of the mask's extent, for each side that touches the region's border
+    growth: float = 1.5  # factor on the mask's extent for each side that touches the border
     passes: int = 2  # moves of the region after each prompt, at most
-    in_plane: float = 1.2  # the target's extent, as a multiple of its middle slice's box
+    in_plane: float = 1.2  # the target's extent along y and x, over that in the middle slice
     finest: float = 0.5  # smallest spacing, as a multiple of the image's finest voxel
     coarsest: float = 4.0  # largest spacing, over the network's; more if the image needs it
     same: float = 0.1  # a move that changes spacing and centre by a smaller share is skipped
@@ -123,7 +123,7 @@ class Scene:
         return Region(tuple(map(float, (extent.low + extent.high) / 2)), spacing_mm)
 
     def holds(self, region: Region, zyx: Triple) -> bool:
-        """Say whether a voxel lies in a region."""
+        """Tell whether a voxel lies in a region."""
         offset_mm = np.abs(np.subtract(zyx, region.centre_zyx)) * self.voxel_mm
         return bool((offset_mm < region.spacing_mm * self.rule.size / 2).all())
 

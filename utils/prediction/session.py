@@ -100,7 +100,7 @@ class ImageSession:
         Args:
             before: the state without that prompt; None if it is the first.
             prompts: the target's, in order, the newest last. A mask can only be the first.
-            target: its id, for sessions that know more of a target than its prompts.
+            target: its id, for subclasses that use more of a target than its prompts.
         """
         new = prompts[-1]
         later_click = isinstance(new, Click) and before is not None
@@ -204,7 +204,7 @@ class ImageSession:
         return self.scene.widened(before.region, extent, np.vstack([click.zyx, before.seeds]))
 
     def _start(self, state: State, prompt: BoxPrompt | MaskPrompt) -> StateSteps:
-        """Take a mask as it is; decode a box as a click in its middle and a coarse mask."""
+        """Use a mask prompt unchanged; decode a box as a click in its middle and a coarse mask."""
         grid = self.scene.grid(state.region)
         if isinstance(prompt, MaskPrompt):
             share = cell_means(grid.crop(prompt.mask.view(np.uint8)), self.cells)

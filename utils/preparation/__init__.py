@@ -1,1 +1,1 @@
-"""Step 1: any source into the tree of organs, resumable; behind the three data scripts."""
+"""Step 1: turn any source into the tree of organ folders; the three data scripts use it."""

@@ -12,9 +12,9 @@ with the recorded sizes, and no source was touched (modified, replaced or moved 
 before the work on the record began. This test reads no source. If it fails, equal SHA-256 still
 make the case current.
 
-Records are written ahead: a record with the outcome "begun" names the outputs before the first of
-them is written. So even after a kill the records tell which files of the tree this step wrote. Any
-other file, and any output that was changed since, is never overwritten or removed.
+Before the first output of a case is written, its record gets the outcome "begun" and lists all
+outputs. So even after a kill the records list every file of the tree that this step wrote. A file
+that is not listed, or was changed since it was written, is never overwritten or removed.
 """
 
 import hashlib
@@ -44,8 +44,8 @@ class CaseJob:
     case_id: str  # unique in the step
     dataset: str
     sources: dict[str, Path]  # role -> input file; the first is the main one
-    settings: dict = field(default_factory=dict)  # they change the outputs; must survive JSON
-    problem: str = ""  # why planning already failed; empty if it did not
+    settings: dict = field(default_factory=dict)  # the outputs depend on them; JSON values only
+    problem: str = ""  # error message if the job could not be planned; else empty
 
 
 class Ledger:
@@ -55,7 +55,7 @@ class Ledger:
         folder: the step's output folder.
         step: name of the step.
         roots: folders that the sources' paths are recorded relative to.
-        datasets: data sets of which this run has all cases; None: all data sets.
+        datasets: data sets whose cases are all in this run; None: all data sets.
     """
 
     def __init__(
@@ -125,9 +125,9 @@ class Ledger:
     def fail(self, job: CaseJob, message: str, entry: "Entry | None" = None) -> None:
         """Record that a case failed.
 
-        Outputs made from an earlier content of its sources are removed, since they may not fit
-        files that other steps make from the new content. Outputs are kept, and stay in the record,
-        where someone has changed them or where the sources could not be read.
+        Outputs made from an earlier content of its sources are removed, since they may not match
+        files that other steps make from the new content. Outputs that were changed by hand, and
+        all outputs if the sources could not be read, are kept and stay in the record.
         """
         old = self.read(job.case_id)
         outputs = dict(old.outputs) if old else {}
@@ -195,7 +195,7 @@ class Ledger:
         return self.records / f"{case_id}.json"
 
     def matches(self, record: Record, job: CaseJob) -> bool:
-        """Tell whether a record is of the same job, whatever its files hold."""
+        """Tell whether a record is of the same job; the contents of its files are not compared."""
         return (
             record.outcome == DONE
             and record.dataset == job.dataset
@@ -235,7 +235,7 @@ class Entry:
         self.removed: list[str] = []  # outputs that the case no longer has
 
     def confirm(self) -> bool:
-        """Tell whether only times or places of the sources changed; then update the record."""
+        """Tell whether the sources have the recorded SHA-256; if so, update times and places."""
         old = self._old
         same = old is not None and self.ledger.matches(old, self.job)
         if not same or not self.ledger.outputs_there(old):
@@ -261,11 +261,11 @@ class Entry:
         names = [path.relative_to(self.ledger.folder).as_posix() for path in outputs]
         for name in (*names, *old):
             self._require_ours(name, old)
-        self._claimed = names  # only now: a failure must not remove files of another origin
+        self._claimed = names  # only after the check: a failure removes claimed files
         self._write(BEGUN, {**old, **dict.fromkeys(self._claimed)}, {})
 
     def drop(self, output: Path) -> None:
-        """Take back the claim of a file that will not be written."""
+        """Remove the claim of a file that will not be written."""
         self._claimed.remove(output.relative_to(self.ledger.folder).as_posix())
 
     def finish(self, found: CaseFacts) -> None:
@@ -338,7 +338,7 @@ class Entry:
 
 
 def _identity_of(path: Path, status: os.stat_result) -> dict:
-    """Return which file a path leads to; a replaced folder holds other files."""
+    """Return the file that a path leads to: another one if its folder was replaced."""
     return {"real_path": os.path.realpath(path), "inode": [status.st_dev, status.st_ino]}
 
 

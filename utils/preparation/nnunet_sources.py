@@ -28,7 +28,7 @@ from utils.preparation.nnunet_dataset import (
 class Recipe:
     """The settings that decide a case's outputs, together with its files.
 
-    They are a job's settings, so every field must survive JSON.
+    They are a job's settings, so every field must be a JSON value.
     """
 
     classes: dict[str, list[int]]  # class name -> label values whose union it is

@@ -1,1 +1,1 @@
-"""What is said about a target, and the rule by which a simulated user says it."""
+"""The prompts of a target (clicks, boxes, masks), and the rule that places simulated clicks."""

@@ -1,4 +1,4 @@
-"""Where the simulated user clicks next: the rule of the challenge, and that of training.
+"""The next simulated click: by the challenge's rule, or by the rule of training.
 
 Both compare a predicted with a true mask, (D, H, W) booleans, and return a `Click`: the voxel
 ``(z, y, x)`` and whether it belongs to the object (foreground) or not (background). They return
@@ -27,9 +27,11 @@ def challenge_click(
 ) -> Click | None:
     """Return the evaluator's next click: the deepest voxel of the largest error.
 
-    Errors are joined over faces, edges and corners; among equally large ones the first in C order
-    counts. Among equally deep voxels one is drawn as after ``numpy.random.seed(42)``. In a pooled
-    box the voxel may lie beside the error, as in the evaluator.
+    An error is a connected component of wrong voxels (26 neighbours: faces, edges and corners).
+    Deep means far from the component's border. Among equally large components the first in C order
+    counts. Among equally deep voxels one is drawn as after ``numpy.random.seed(42)``. Where the
+    component's padded box has more than ``max_box_voxels`` it is max-pooled, and the voxel may lie
+    beside the error, as in the evaluator.
     """
     error, gt_mask = _error(pred_mask, gt_mask)
     return _centre_click(error, gt_mask, max_box_voxels)
@@ -54,8 +56,8 @@ def training_click(
 def mended_share(before: np.ndarray, after: np.ndarray, gt_mask: np.ndarray, click: Click) -> float:
     """Return the share of the clicked error that a click removed, from 0 to 1.
 
-    The clicked error is the component, joined over faces, edges and corners, in which the click
-    lies. For a click in a missed region, the share is how much of the region got filled. NaN for a
+    The clicked error is the connected component (26 neighbours) in which the click lies. For a
+    click in a missed region, the share is the part of the region that the click filled. NaN for a
     click outside all errors.
 
     Args:
@@ -153,7 +155,8 @@ def _squared_distances(mask: np.ndarray) -> np.ndarray:
         mask: (D, H, W) booleans, False on the whole border.
     """
     depth, height, width = mask.shape
-    # Runs reach depth / 2, and no more than its square is added to their squares below.
+    # Distances along the first axis are at most depth / 2. The k**2 added to their squares below
+    # are smaller than the largest of these squares.
     squared = np.zeros(mask.shape, np.int16 if depth <= 256 else np.int32)
     for z in range(1, depth):
         np.multiply(squared[z - 1] + 1, mask[z], out=squared[z])

@@ -1,1 +1,1 @@
-"""How good a mask is, in numbers, tables and pictures; needs no network."""
+"""Quality of masks: metrics, tables and pictures; needs no network."""

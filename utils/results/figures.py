@@ -1,6 +1,6 @@
 """Figures as files, or as the bytes of a PNG.
 
-The drawing functions of this wing return a matplotlib `Figure` made without pyplot: there is no
+The drawing functions of this package return a matplotlib `Figure` made without pyplot: there is no
 window and no global state, so a server without a display draws the same.
 """
 

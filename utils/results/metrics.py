@@ -9,10 +9,10 @@ Conventions:
 * Only classes present in the truth count; predictions of other classes are ignored.
 
 NSD is DeepMind's surface DSC at a tolerance (arXiv:1809.04430): surfaces are cut into elements by
-the 2x2x2 neighbourhoods, each weighted by its area, and an element is right if the other surface
-is within the tolerance. The table of areas comes from the ``surface_distance`` package. Its
-distance function is not used: it fails under NumPy 2 if a mask is empty, and it measures every
-voxel although only those on a surface matter. The tests compare both.
+the 2x2x2 neighbourhoods, each weighted by its area, and an element is correct if the other
+surface is within the tolerance. The table of areas comes from the ``surface_distance`` package. Its
+distance function is not used: it fails under NumPy 2 if a mask is empty, and it measures
+every voxel although only those on a surface matter. The tests compare both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,7 +73,7 @@ def interaction_auc(click_scores: Sequence[float]) -> float:
             the challenge.
 
     Returns:
-        At most the number of clicks less one, since clicks are one apart: five give at most 4.
+        The area by the trapezoidal rule: at most the number of clicks less one, so 4 for five.
     """
     scores = np.asarray(click_scores, dtype=np.float64)
     if scores.ndim != 1 or len(scores) == 0:
@@ -87,9 +87,9 @@ def interaction_auc(click_scores: Sequence[float]) -> float:
 def class_masks(
     gt: np.ndarray, seg: np.ndarray
 ) -> Iterator[tuple[int, tuple[slice, ...], np.ndarray, np.ndarray]]:
-    """Yield every class of the truth: its id, the box around it in both volumes, both masks there.
+    """Yield for each class of the truth its id, the box around it in both volumes, and both masks.
 
-    One pass over each volume finds the boxes of all classes.
+    The masks are cut to the box. One pass over each volume finds the boxes of all classes.
     """
     gt, seg = _as_labels("gt", gt), _as_labels("seg", seg)
     _require_same_shape(gt, seg)
@@ -109,7 +109,7 @@ def _union(a: tuple[slice, ...], b: tuple[slice, ...]) -> tuple[slice, ...]:
 
 
 def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
-    """Return the 8-bit code of every 2x2x2 neighbourhood, one voxel more along each axis.
+    """Return the 8-bit code of each 2x2x2 neighbourhood; each axis gets one element longer.
 
     Corner ``(a, b, c)`` of the neighbourhood sets bit ``7 - (4a + 2b + c)``, the numbering of
     ``surface_distance``.

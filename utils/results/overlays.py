@@ -34,7 +34,7 @@ _NUMBER = {"fontsize": 6.5, "color": INK, "fontweight": "bold"}
 
 class _Plane(NamedTuple):
     name: str
-    normal: int  # the axis looked along; rows and columns are the other two
+    normal: int  # the axis perpendicular to the plane; rows and columns are the other two
     rows: int
     columns: int
     upwards: bool

@@ -38,7 +38,7 @@ def validation_parser(
     files.add_argument(
         "--network",
         choices=sorted(sam_model_registry3D),
-        help=f"the network in a file without our configuration; {released}",
+        help=f"name of the network, for files that do not store it; {released}",
     )
     files.add_argument("--out-dir", type=Path, default=out_dir, help=f"(default: {out_dir})")
     _add_protocol(parser)
@@ -55,11 +55,11 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         choices=PROTOCOLS,
         default="clicks",
-        help="clicks: each target of --val-datas alone, in a crop about it. challenge: whole "
+        help="clicks: each target of --val-datas alone, in a crop around it. challenge: whole "
         "volumes of --images from prompts alone, all classes at once (default: clicks)",
     )
     protocol.add_argument(
-        "--num-clicks", type=positive_int, default=5, help="clicks a target (default: 5)"
+        "--num-clicks", type=positive_int, default=5, help="clicks on each target (default: 5)"
     )
     protocol.add_argument(
         "--workers",
@@ -71,15 +71,15 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
         "--pictures",
         type=non_negative_int,
         default=12,
-        help="cases drawn in the report, and of protocol clicks in pictures/; 0 = none "
-        "(default: 12)",
+        help="how many cases to draw: the worst in the report, and with protocol clicks some in "
+        "pictures/; 0 = none (default: 12)",
     )
     protocol.add_argument(
         "--trained-on",
         type=Path,
         nargs="+",
-        help="<organ>/<data set> folders that training had, to tell seen lesions from unseen ones "
-        "(default: those that the checkpoint names)",
+        help="<organ>/<data set> folders of the training data, to separate seen from unseen "
+        "lesions in the tables (default: those stored in the checkpoint)",
     )
 
 
@@ -96,7 +96,7 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
         "--max-instances",
         type=positive_int,
         default=8,
-        help="largest instances of a label (default: 8)",
+        help="how many instances of an instance label are scored, largest first (default: 8)",
     )
     clicks.add_argument(
         "--predictions",

@@ -115,7 +115,7 @@ class Finished:
     network: NetworkFacts
     scores: list[CaseScore]  # in the order of the jobs
     failures: dict[str, str]  # case -> message
-    trained_on: set[str] | None  # "organ/data set" of what training had; None: not known
+    trained_on: set[str] | None  # the "organ/data set" folders of the training; None: unknown
     settings: RunSettings
     out_dir: Path
 
@@ -131,7 +131,7 @@ class Summary(ABC):
     @property
     @abstractmethod
     def notes(self) -> Sequence[str]:
-        """What the report says beside its tables."""
+        """Lines that the report shows beside its tables."""
 
 
 class ValidationProtocol(ABC):

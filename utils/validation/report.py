@@ -78,12 +78,12 @@ def write_report(
         model: name of the network.
         fingerprint: of its weights.
         resolution: of its input, such as "128³".
-        settings: what was run, by name, in the order to show; leave out dates and paths that
-            differ from run to run where reports are to be compared.
-        notes: lines to show below the figures of all cases.
+        settings: settings of the run by name, in the order to show. Dates and temporary paths
+            would make the reports of two equal runs differ.
+        notes: lines to show below the average scores.
         overlays: pictures of the worst cases, in the order to show.
         failures: case -> message of those that have no score.
-        trained_on: "organ/data set" of what was trained on; None where that is not known.
+        trained_on: the "organ/data set" folders of the training; None if unknown.
     """
     text = _template().render(
         model=model,
@@ -104,9 +104,9 @@ def _content(
     resolution: str,
     trained_on: Collection[str] | None,
 ) -> dict[str, object]:
-    """Return what the page shows of the scores, by the template's names."""
+    """Return the template's variables that depend on the scores."""
     return {
-        "clicks": num_steps(scores) - 1,  # first: refuses what cannot be averaged
+        "clicks": num_steps(scores) - 1,  # first: raises if the cases cannot be averaged
         "is_challenge": scores[0].protocol == CHALLENGE,
         "shown": _shown_steps(scores),
         "whole": grouped(scores, "all")[0],

@@ -1,7 +1,7 @@
 """Both validation scripts: score all cases by a protocol; leave scores, tables, pictures, a report.
 
-The network is opened once here and once in each worker process. Every file except the run's log is
-the same whatever the number of workers.
+The network is opened once here and once in each worker process. The number of
+workers changes no output file except the run's log.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def draw_worst(jobs: Sequence[ScoreJob], scores: Sequence[CaseScore], count: int
 
 
 def _facts(network: NetworkFile) -> tuple[NetworkFacts, CropRule]:
-    """Look at the network and let it go: the workers open their own."""
+    """Return the facts and the crops of the network; the workers open it again."""
     model, rule = network.open()
     return NetworkFacts.of(model), rule
 
@@ -112,14 +112,14 @@ def _digest(
 
 
 def _trained_on(network: NetworkFile, args: argparse.Namespace) -> set[str] | None:
-    """Return "organ/data set" of what was trained on; None where neither flag nor file says."""
+    """Return the "organ/data set" folders of the training, from flag or file; None if unknown."""
     if args.trained_on:
         return {f"{folder.parent.name}/{folder.name}" for folder in args.trained_on}
     return trained_on(network.path)
 
 
 def _shown(settings: RunSettings, rule: CropRule, protocol: ValidationProtocol) -> dict[str, str]:
-    """Return what the report says of the run; nothing that differs from run to run."""
+    """Return the report's settings; nothing that differs between equal runs."""
     network, fit = settings.network, ", finer where the whole volume fits" if rule.fit else ""
     device = f"{settings.device}, {settings.precision}, {settings.engine}"
     return {

@@ -126,7 +126,7 @@ class ChallengeJob(ScoreJob):
         """Return the case's data set, and name and organ of every class.
 
         Raises:
-            LabelTableError: the class file does not know the data set, or one of the classes.
+            LabelTableError: the class file lacks the data set, or one of the classes.
         """
         table = read_label_table(self.class_file)
         dataset = table.dataset_of(self.case)
@@ -136,7 +136,7 @@ class ChallengeJob(ScoreJob):
         unknown = [value for value in ids if value not in labels.classes]
         if unknown:
             raise LabelTableError(
-                f"{dataset}: the truth holds class {unknown[0]}, {table.path} knows "
+                f"{dataset}: the truth holds class {unknown[0]}, {table.path} has "
                 f"{sorted(labels.classes)}. Expected every class in the class file: add it."
             )
         return dataset, [(labels.classes[value], labels.organs[value]) for value in ids]

@@ -1,14 +1,15 @@
-"""What a case scored, by either protocol, and what counts of it.
+"""Scores of a case, by either protocol: as measured, and as they count.
 
-A case has one score a step and target. Step 0 is the box, and is skipped and scored 0 where the
-case has none; the steps after it are clicks. DSC_AUC and NSD_AUC are areas over the click steps
+Each target of a case has one score for each step. Step 0 is the box; a case without a box skips it
+and scores 0 there. The later steps are clicks. DSC_AUC and NSD_AUC are areas over the click steps
 only, DSC_Final and NSD_Final the last step. Protocol "clicks" has no boxes, and its scores count as
 measured. In protocol "challenge":
 
 * A case scores the mean over its targets, and its NSD of a step is 0 unless its mean DSC of that
   step is above 0.2. A case that takes more than 90 s a target scores 0 throughout.
-* ``nsd_official`` uses (x, y, z) spacing as the evaluator does by mistake, ``nsd_correct`` does not
-  (see utils/results/metrics.py). In protocol "clicks" both are the correct one.
+* ``nsd_official`` uses the spacing in the order (x, y, z), as the evaluator does by mistake;
+  ``nsd_correct`` uses array order (see utils/results/metrics.py). In protocol "clicks" both are the
+  correct one.
 """
 
 from collections.abc import Mapping
@@ -23,12 +24,12 @@ from utils.results.metrics import CHALLENGE_DSC_FLOOR, interaction_auc
 
 CLICKS, CHALLENGE = "clicks", "challenge"
 
-#: Wall seconds that the protocol grants a target, over all steps of its case.
+#: The time limit of a case over all its steps, in wall seconds for each of its targets.
 SECONDS_PER_TARGET = 90.0
 
 
 class StepScores(NamedTuple):
-    """What counts after each step; arrays (..., steps)."""
+    """Scores after each step; arrays (..., steps)."""
 
     dsc: np.ndarray
     nsd_official: np.ndarray
@@ -78,7 +79,7 @@ class TargetScore:
 
 @dataclass(frozen=True)
 class CaseScore:
-    """One case: its targets, and what it took."""
+    """One case: the scores of its targets, its times and its memory."""
 
     case: str
     dataset: str
@@ -86,7 +87,7 @@ class CaseScore:
     shape: tuple[int, int, int]
     spacing_xyz: tuple[float, float, float]  # mm
     has_box: bool
-    # Wall time of each step, in protocol "clicks" the network's alone; 0 of a skipped box step.
+    # Wall time of each step; in protocol "clicks" of the network alone. 0 for a skipped box step.
     seconds: tuple[float, ...]
     peak_memory_mib: float
     targets: tuple[TargetScore, ...]

@@ -1,10 +1,10 @@
 """Scores as tables: rows of the CSV files, groups of cases or targets, and Markdown.
 
-In protocol "challenge", columns named NSD are official, those named NSD_correct have the spacing in
-the right order (see utils/validation/scores.py). Averages over targets (of an organ, of a group)
-count a target as 0 where its case counts as 0, so that an organ and a data set of that organ alone
-agree. Only ``targets.csv`` has the scores as measured. In protocol "clicks" everything is averaged
-over targets, as measured.
+In protocol "challenge", columns named NSD have the evaluator's value, those named NSD_correct the
+value with the spacing in the right order (see utils/validation/scores.py). Where a case counts as 0
+by the challenge's rules, its targets count as 0 in averages over targets too. Then the average of
+an organ equals that of a data set with this organ alone. Only ``targets.csv`` has the scores as
+measured. In protocol "clicks" all averages are over targets, of scores as measured.
 """
 
 import math
@@ -40,7 +40,7 @@ class Group(NamedTuple):
 
 
 def challenge_rows(scores: Sequence[CaseScore]) -> list[dict]:
-    """Return the evaluator's table: a row a case, its columns in its order, official NSD."""
+    """Return the evaluator's table, one row for each case; NSD is the official one."""
     steps = range(1, num_steps(scores) + 1)
     rows = []
     for case in scores:
@@ -66,7 +66,7 @@ def challenge_rows(scores: Sequence[CaseScore]) -> list[dict]:
 def target_rows(
     scores: Sequence[CaseScore], trained_on: Collection[str] | None = None
 ) -> list[dict]:
-    """Return a row a target: its scores as measured, with neither floor nor time limit."""
+    """Return one row for each target: scores as measured, without DSC floor and time limit."""
     return [
         {
             "case": case.case,
@@ -88,7 +88,7 @@ def target_rows(
 
 
 def click_rows(scores: Sequence[CaseScore]) -> list[dict]:
-    """Return a row a target of protocol "clicks": scores after each click, times, clicks."""
+    """Return one row for each target of protocol "clicks": scores, times and clicks."""
     clicks = range(1, num_steps(scores))
     return [
         {
@@ -114,7 +114,7 @@ def click_rows(scores: Sequence[CaseScore]) -> list[dict]:
 
 
 def organ_rows(scores: Sequence[CaseScore]) -> list[dict]:
-    """Average the targets of each (data set, organ); the ball has that group's best radius."""
+    """Average the targets of each (data set, organ); add the ball of the best radius for it."""
     groups = defaultdict(list)
     for case in scores:
         for target in case.targets:
@@ -162,16 +162,16 @@ def grouped(
     """Average the scores of each group.
 
     Args:
-        scores: cases of one number of steps.
+        scores: cases with the same number of steps.
         key: one of CASE_KEYS, which average cases as the challenge does, or of TARGET_KEYS, which
-            average targets. Protocol "clicks" averages targets by either.
-        trained_on: "organ/data set" of what was trained on, for "group" (`report_group`).
+            average targets. Protocol "clicks" averages targets with all keys.
+        trained_on: the "organ/data set" folders of the training, for "group" (`report_group`).
 
     Returns:
         Groups in alphabetical order; with box first, and anatomy in the order of its columns.
     """
     assert key in CASE_KEYS + TARGET_KEYS, key
-    num_steps(scores)  # refuses what cannot be averaged
+    num_steps(scores)  # raises if the cases cannot be averaged
     members = defaultdict(list)
     for name, case, of in _members(scores, key, trained_on):
         members[name].append((case, of))
@@ -266,7 +266,7 @@ def anatomy_rows(
 ) -> list[dict]:
     """Return SAM-Med3D's second table: Dice (%) of each anatomy group, "-" where it has no target.
 
-    Lesions have two columns, seen and unseen, where it is known what was trained on; else one.
+    Lesions have two columns, seen and unseen, if the folders of the training are known; else one.
     """
     absent = {LESION} if trained_on is not None else {SEEN_LESION, UNSEEN_LESION}
     columns = [group for group in REPORT_GROUPS if group not in absent]
@@ -280,7 +280,7 @@ def anatomy_rows(
 
 
 def _prompts(scores: Sequence[CaseScore]) -> Iterator[tuple[str, int, list[CaseScore]]]:
-    """Yield what was given up to a step, the step's index, and the cases it was given to."""
+    """Yield for each shown step the prompts up to it as text, its index, and its cases."""
     last = num_steps(scores) - 1
     boxed, unboxed = ([c for c in scores if c.has_box == has] for has in (True, False))
     shown = {1, last} if scores[0].protocol == CHALLENGE else {1, min(5, last), last}
@@ -311,8 +311,8 @@ def num_steps(scores: Sequence[CaseScore]) -> int:
     counts = sorted({len(case.seconds) for case in scores})
     if len(counts) != 1:
         raise InputError(
-            f"{len(scores)} cases have {counts} steps; expected one number of them. Validate all "
-            "cases with one number of clicks."
+            f"{len(scores)} cases have {counts} steps; expected the same number for all. Validate "
+            "all cases with the same --num-clicks."
         )
     return counts[0]
 

@@ -1,1 +1,1 @@
-"""Arrays of voxels and where they lie: axes, spacing, crops, label values, intensities."""
+"""Voxel arrays and their geometry: axes, spacing, crops, label values, intensities."""

@@ -71,8 +71,8 @@ def cut_at(
 ) -> Crop:
     """Cut the cube ``grid`` out of ``image`` and ``target``.
 
-    A target that is too small for the crop's voxels keeps one crop voxel for each of its own. So
-    the label is never empty where the cube holds any of the target.
+    If a target is so small that resampling removes it, each of its voxels sets the nearest crop
+    voxel instead. So the label is never empty where the cube holds any of the target.
 
     Args:
         image: (D, H, W), the whole volume; may be memory-mapped.

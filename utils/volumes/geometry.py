@@ -8,8 +8,8 @@ Conventions used in the whole repository:
 * An affine is NIfTI's: it maps ``(x, y, z)`` voxel centres to RAS+ world millimetres.
 * The *network's frame* is the closest canonical (RAS+) orientation of the volume's own axes at one
   isotropic spacing: its three axes grow towards patient right, anterior and superior, in this
-  order. Released SAM-Med3D weights were trained so (torchio's ``ToCanonical``), and a click given
-  to the network is in this frame too. `CropGrid` is the only way in and out of it.
+  order. Released SAM-Med3D weights were trained in it (torchio's ``ToCanonical``). Clicks for the
+  network are in this frame too. Only `CropGrid` converts between a volume and this frame.
 """
 
 import math
@@ -25,7 +25,7 @@ Triple = tuple[float, float, float]
 
 
 class GeometryError(InputError):
-    """Two grids that should be one differ, or a grid cannot be used."""
+    """Two grids that should be equal differ, or a grid cannot be used."""
 
 
 def affine_from_spacing(spacing_xyz: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ def spacing_zyx(affine: np.ndarray) -> Triple:
 
 
 def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Say which array axis runs along R, A and S, and with which sign.
+    """Return which array axis runs along R, A and S, and with which sign.
 
     Returns:
         axes: for each of R, A, S the axis of the (D, H, W) array closest to it.
@@ -65,8 +65,8 @@ class CropRule:
     """The size of the network's input: a cube of ``size``³ voxels of ``spacing_mm``.
 
     With ``fit`` the spacing becomes finer where the whole volume fits into a smaller cube, so that
-    a scan of one small organ fills the network's input. Only the volume's extent decides, never
-    the truth. Released SAM-Med3D weights expect 1.5 mm without ``fit``.
+    a scan of one small organ fills the network's input. The spacing depends on the volume's extent
+    alone, never on the truth. Released SAM-Med3D weights expect 1.5 mm without ``fit``.
 
     >>> CropRule(fit=True).spacing_for((40, 64, 64), (1.0, 1.0, 1.0))    # 64 mm over 128 voxels
     0.5
@@ -90,10 +90,11 @@ class CropRule:
 
 @dataclass(frozen=True)
 class CropGrid:
-    """A cube in the network's frame, placed on a volume; where it overhangs, it is padding.
+    """A cube in the network's frame, placed on a volume; the part outside the volume is padding.
 
     Crop voxel ``i`` along network axis ``n`` lies at array coordinate ``origin[n] + steps[n] * i``
-    along array axis ``axes[n]``. Axes stay axes, so resampling is one small matrix an axis.
+    along array axis ``axes[n]``. The cube is parallel to the volume's axes, so resampling is one
+    small matrix for each axis.
     """
 
     volume_shape: tuple[int, int, int]
@@ -192,11 +193,11 @@ class CropGrid:
         return out
 
     def paste(self, values: np.ndarray, outside: float) -> np.ndarray:
-        """Resample crop ``values`` (any cube over the same extent) linearly to the volume's grid.
+        """Resample ``values`` on this cube linearly to the volume's grid.
 
         Args:
-            values: (s, s, s) float array in the network's frame; ``s`` may be below ``size``, as
-                for low-resolution logits: each of its cells covers (size / s)³ crop voxels.
+            values: (s, s, s) float array over the whole cube, in the network's frame. ``s`` may be
+                below ``size``, as for low-resolution logits: a cell covers (size / s)³ crop voxels.
             outside: value of the volume's voxels beyond the cube.
 
         Returns:
@@ -219,12 +220,12 @@ class CropGrid:
         return np.transpose(out, np.argsort(self.axes))
 
     def carry(self, values: np.ndarray, other: "CropGrid", outside: float) -> np.ndarray:
-        """Resample crop ``values`` linearly onto another cube on the same volume.
+        """Resample ``values`` on this cube linearly to another cube on the same volume.
 
         Args:
             values: (s, s, s) float array over this cube, as for `paste`.
             other: a cube along the same axes.
-            outside: value of the other cube where it leaves this one.
+            outside: value of the other cube outside of this one.
 
         Returns:
             (s, s, s) float32 over the other cube.
@@ -232,7 +233,7 @@ class CropGrid:
         cell = self.size / values.shape[0]
         out = np.asarray(values, dtype=np.float32) - outside
         for n in range(3):
-            middles = (np.arange(values.shape[0]) + 0.5) * cell - 0.5  # in the other's voxels
+            middles = (np.arange(values.shape[0]) + 0.5) * cell - 0.5  # in voxels of `other`
             voxels = other.origin[n] + other.steps[n] * middles
             positions = (voxels - self.origin[n]) / self.steps[n]
             cells = (positions + 0.5) / cell - 0.5
@@ -321,7 +322,8 @@ def _needed(weights: np.ndarray) -> tuple[slice | np.ndarray, np.ndarray]:
     if len(used) == 0:
         return slice(0, 0), weights[:, :0]
     whole = slice(used[0], used[-1] + 1)
-    # A slice is a free view; an index array copies, but pays where most voxels have no weight.
+    # A slice is a view without a copy. An index array copies, but is faster where most voxels have
+    # no weight.
     needed = whole if whole.stop - whole.start <= 2 * len(used) else used
     return needed, weights[:, needed]
 

@@ -50,7 +50,7 @@ def map_intensity(
 
     Args:
         mode: "auto" decides by the values; "as-is" changes nothing.
-        window: level and width that are mapped to 0..255, whatever ``mode`` is.
+        window: level and width that are mapped to 0..255; ``mode`` is then ignored.
 
     Raises:
         InputError: the window has no width.
