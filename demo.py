@@ -104,7 +104,10 @@ class Pipeline:
         print(f"\n== {title}\n$ python {shlex.join([script, *words])}", flush=True)
         done = subprocess.run([sys.executable, ROOT / script, *words], check=False)
         if done.returncode not in (0, 1):
-            raise InputError(f"{script} ended with exit code {done.returncode}; see above.")
+            raise InputError(
+                f"{script} ended with exit code {done.returncode}; expected 0 or 1.\n"
+                "Correct the error printed above and run the demo again."
+            )
         if done.returncode:
             self.failed.append(script)
 
@@ -229,7 +232,7 @@ def main() -> int:
     print(f"report    {out / 'challenge_student' / 'report.html'}")
     print(f"{(time.monotonic() - started) / 60:.1f} minutes")
     if failed:
-        print(f"{', '.join(failed)} left out cases: see above", file=sys.stderr)
+        print(f"{', '.join(failed)} left out cases: see the messages above", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -103,7 +103,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--from-crops",
         action="store_true",
-        help="use --crops-dir as it is; no NIfTI file is read",
+        help="use --crops-dir without updating it; no NIfTI file is read",
     )
     files.add_argument(
         "--out-dir",
@@ -188,7 +188,7 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
         "--free-turns",
         type=non_negative_int,
         default=2,
-        help="turns of a step without a new click, at most a quarter of them (default: 2)",
+        help="how many turns of a step add no click; at most a quarter of them (default: 2)",
     )
     add_crop_arguments(clicks)
     clicks.add_argument(
@@ -229,7 +229,7 @@ def build_teacher(args: argparse.Namespace) -> tuple[Sam3D, CropRule]:
 
 
 def open_crops(args: argparse.Namespace) -> CropIndex:
-    """Build or update the crop cache; with ``--from-crops`` open it as it is."""
+    """Build or update the crop cache; with ``--from-crops`` open it unchanged."""
     if args.from_crops:
         return read_index(args.crops_dir)
     index = build_cache(

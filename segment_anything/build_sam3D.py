@@ -147,7 +147,7 @@ def build_from_checkpoint(
     if config is None:
         if network not in sam_model_registry3D:
             raise CheckpointError(
-                f"{path}: does not say which network it holds, and the name given is {network!r}; "
+                f"{path}: has no network name, and the name given is {network!r}; "
                 f"expected one of {', '.join(sam_model_registry3D)}.\nGive the name of the network "
                 "that wrote it (--network NAME): keys and shapes are not enough to tell."
             )

@@ -1,6 +1,6 @@
 """A network prepared for inference: constants computed, weights cast, kernels compiled or captured.
 
-The outputs are those of the network; docs/performance.md says how close, engine by engine.
+The outputs equal the network's up to rounding; docs/performance.md has each engine's difference.
 
 | engine   | runs                                 | extra time of the first call            |
 |----------|--------------------------------------|-----------------------------------------|

@@ -1,4 +1,4 @@
-"""Export a network as two ONNX files: the image encoder, and the prompts' decoder.
+"""Export a network as two ONNX files: the image encoder and the prompt decoder.
 
 Reads   --checkpoint  ours (student.pth), or a released file with --network
 Writes  --out         image_encoder.onnx   image -> image_embedding

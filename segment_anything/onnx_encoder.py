@@ -30,8 +30,8 @@ class OnnxError(RuntimeError):
 class OnnxImageEncoder(nn.Module):
     """An image encoder that ONNX Runtime runs: volume to image embedding.
 
-    It uses as many threads as PyTorch and has no gradients. Input and output are float32 whatever
-    the precision of the rest. Copies and other processes open the file again.
+    It uses as many threads as PyTorch and has no gradients. Input and output are always
+    float32. Copies and other processes open the file again.
 
     Args:
         path: An image encoder written by segment_anything/export.py or

@@ -137,7 +137,7 @@ class PromptEncoder3D(nn.Module):
 
         Args:
             masks: (B, 1, m, m, m) logits, or None.
-            batch: B, which None does not tell.
+            batch: B; needed if ``masks`` is None.
 
         Returns:
             (B, E, g, g, g), with as many channels as the image embedding: where that holds detail,
@@ -190,8 +190,8 @@ class PromptEncoder3D(nn.Module):
     def stamp_clicks(self, masks: Tensor | None, coords: Tensor, labels: Tensor) -> Tensor:
         """Blend each click, in order, into the mask prompt as a Gaussian of confident logits.
 
-        One token among hundreds of image tokens hardly moves a decoder trained on little data; a
-        dense mark does.
+        One token among hundreds of image tokens hardly changes the output of a decoder
+        trained on little data; a dense mark does.
 
         Args:
             masks: (B, 1, m, m, m) logits; None counts as zeros.

@@ -1,4 +1,4 @@
-"""From the crop cache to batches: dicts with the sample's id, in an order that the seed decides."""
+"""Crops from the cache as batches, in an order that depends on the seed alone."""
 
 import argparse
 from collections import Counter
@@ -49,7 +49,7 @@ class BalancedBatches:
     """Batches of `Draw` that depend on the seed alone, and can start at any step.
 
     An (organ, data set) with n samples is drawn with weight sqrt(n), spread evenly over its
-    samples. So 500 livers do not crowd out 5 pancreata, and 5 pancreata are not learnt by heart.
+    samples. So 500 livers do not outweigh 5 pancreata, and the network does not overfit the 5.
 
     A step draws ``batch_size * passes * world`` samples. They depend on this product alone, so
     that passes and ranks share the samples of one large batch.
@@ -170,7 +170,7 @@ def collate(items: list[dict]) -> dict:
 
 
 class _Guarded(Dataset):
-    """Turns an `InputError` into an item, since a worker process would add its traceback to it."""
+    """Returns an `InputError` as an item: raised in a worker process, it would get a traceback."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset

@@ -122,7 +122,7 @@ def _same_depth(student: int, teacher: int) -> tuple[int, ...]:
 def copy_teacher_blocks(teacher: Sam3D, student: Sam3D) -> list[str]:
     """Copy the teacher's encoder into the student's; return the names of the copied tensors.
 
-    Stem, position embedding and neck are copied as they are, each student block from the teacher's
+    Stem, position embedding and neck are copied unchanged, each student block from the teacher's
     block at the same relative depth. Tensors that the student lacks or has in another shape are
     left out.
     """

@@ -1,7 +1,7 @@
 """Tensors of many samples on disk: safetensors files (shards) with an index beside them.
 
     shard-<rank>-<random>.safetensors   tensors named "<sample id>/<name>"
-    index.jsonl                         first line: what all samples have in common; then a line
+    index.jsonl                         first line: facts shared by all samples; then a line
                                         (row) for each sample: its shard, checksums, further facts
     rows-<rank>-<random>.jsonl          rows of a run that is not finished
 
@@ -35,7 +35,7 @@ class Shards:
     """Finished samples, opened by `open_shards`.
 
     Attributes:
-        common: what all samples have in common.
+        common: facts shared by all samples.
         rows: the row of each sample, by its id.
     """
 
@@ -87,7 +87,7 @@ class ShardWriter:
 
         Args:
             tensors: on the CPU, by name.
-            row: facts for its row, which must survive JSON.
+            row: facts for its row; JSON values only.
         """
         self._tensors |= {f"{sample_id}/{key}": t.contiguous() for key, t in tensors.items()}
         checksums = {key: checksum(tensor) for key, tensor in tensors.items()}

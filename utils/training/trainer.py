@@ -163,7 +163,7 @@ class _Run:
         wait_for_all()
 
     def report(self, was_validated: bool) -> FitReport:
-        """Say what was done."""
+        """Return the report of the run."""
         minutes = (time.monotonic() - self.began) / 60
         logger.info("%d steps in %.1f min -> %s", self.done - self.start, minutes, self.last)
         losses = self.recorder.first_loss, self.recorder.recent_loss

@@ -70,7 +70,7 @@ class Evaluator:
     Args:
         model: the network; moved to ``device``.
         rule: the crops that the network was trained on.
-        num_clicks: clicks a target, at least 1.
+        num_clicks: clicks on each target, at least 1.
         device: where the network runs.
         precision: dtype of the network's arithmetic; float32 or, where the device has it, bfloat16
             or float16.

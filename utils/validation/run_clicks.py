@@ -171,7 +171,7 @@ class ClicksProtocol(ValidationProtocol):
     def shown(self) -> dict[str, str]:
         """Prompts and instances."""
         return {
-            "prompts": f"{self.args.num_clicks} clicks a target, each target alone",
+            "prompts": f"{self.args.num_clicks} clicks on each target alone",
             "instances": f"the largest {self.args.max_instances} of a label",
         }
 
