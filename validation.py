@@ -21,18 +21,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import exit_on_input_error
-from utils.validation.arguments import show, validation_parser
+from utils.validation.arguments import show, validation_parser, with_out_dir
 from utils.validation.protocol import Summary
 from utils.validation.run import validate
 
+OUT_DIR = Path("work_dir/validation_teacher")
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    return validation_parser(
+    parser = validation_parser(
         __doc__,
         checkpoint=Path("work_dir/teacher_outputs/teacher.pt"),
-        out_dir=Path("work_dir/validation_teacher"),
+        out_dir=OUT_DIR,
         released="vit_b_ori for sam_med3d_turbo.pth",
-    ).parse_args(argv)
+    )
+    return with_out_dir(parser.parse_args(argv), OUT_DIR)
 
 
 def run(args: argparse.Namespace) -> Summary:

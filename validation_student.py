@@ -23,16 +23,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import exit_on_input_error
-from utils.validation.arguments import show, validation_parser
+from utils.validation.arguments import show, validation_parser, with_out_dir
 from utils.validation.protocol import Summary
 from utils.validation.run import validate
+
+OUT_DIR = Path("work_dir/validation_student")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = validation_parser(
         __doc__,
         checkpoint=Path("work_dir/student/student.pth"),
-        out_dir=Path("work_dir/validation_student"),
+        out_dir=OUT_DIR,
         released="fastsam3d for fastsam3d.pth",
     )
     parser.add_argument(
@@ -40,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="take prompt encoder and mask decoder from this file (default: the student's file)",
     )
-    return parser.parse_args(argv)
+    return with_out_dir(parser.parse_args(argv), OUT_DIR)
 
 
 def run(args: argparse.Namespace) -> Summary:

@@ -109,6 +109,7 @@ def build_sam3D(config: SamConfig) -> Sam3D:
             embed_dim=width,
             img_size=encoder.img_size,
             grid_size=encoder.grid_size,
+            low_res_size=encoder.low_res_size,
             detail_chans=encoder.detail_chans,
         ),
         mask_decoder=MaskDecoder3D(

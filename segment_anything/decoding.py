@@ -102,8 +102,14 @@ class Interaction:
             (B, 1). Above 0 is foreground; `upsample` brings the logits to the crop's size.
 
         Raises:
-            ValueError: the shapes do not fit each other or the embedding's batch.
+            ValueError: the shapes do not fit the embedding's batch; the click is not added.
         """
+        batch = len(self._embedding)
+        if coords.shape != (batch, 3) or labels.shape != (batch,):
+            raise ValueError(
+                f"click: got coordinates {tuple(coords.shape)} and labels {tuple(labels.shape)}, "
+                f"expected ({batch}, 3) and ({batch},), one click for each embedding"
+            )
         self._history.add(coords, labels)
         shown = self._history.shown()
         logits, iou = self._decode(self._embedding, *shown, self.low_res_masks)

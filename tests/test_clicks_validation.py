@@ -12,7 +12,9 @@ from small_networks import RULE, save_student, save_teacher, small_student
 import validation
 import validation_student
 from segment_anything import student_payload
+from utils.errors import InputError
 from utils.files.nifti import read_nifti
+from utils.validation import run as validation_run
 from utils.validation.arguments import show
 
 
@@ -89,7 +91,7 @@ def test_a_stopped_run_resumes_with_what_is_missing(flags, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changed", [["--num-clicks", 3], ["--max-instances", 1], ["--precision", "float32"]]
+    "changed", [["--num-clicks", 3], ["--max-instances", 1], ["--precision", "bfloat16"]]
 )
 def test_other_settings_are_scored_anew(flags, tmp_path, changed):
     run(validation_student, flags)
@@ -143,3 +145,41 @@ def test_without_predictions_the_report_draws_no_case(flags, tmp_path):
 def test_the_teacher_is_validated_the_same_way(flags, tmp_path):
     checkpoint = save_teacher(tmp_path / "teacher.pt")
     assert run(validation, [*flags, "--checkpoint", checkpoint]).targets == 4
+
+
+def test_scores_of_another_runs_predictions_are_not_kept(flags, tmp_path):
+    run(validation_student, [*flags, "--pictures", 2])
+    other = save_student(tmp_path / "other.pth", seed=7)
+    bare = [*flags, "--checkpoint", other, "--no-predictions"]
+    run(validation_student, bare)
+    run(validation_student, [*flags, "--pictures", 2, "--checkpoint", other])
+    fresh = [*flags, "--pictures", 2, "--checkpoint", other, "--out-dir", tmp_path / "fresh"]
+    run(validation_student, fresh)
+    for name in ("predictions", "pictures"):
+        found, expected = (
+            {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+            for folder in (tmp_path / "out" / name, tmp_path / "fresh" / name)
+        )
+        assert found == expected
+
+
+def test_a_network_that_is_replaced_during_the_run_ends_it(flags, tmp_path, monkeypatch):
+    def score_all(jobs, workers):
+        save_student(tmp_path / "student.pth", seed=7)
+        return original(jobs, workers)
+
+    original = validation_run.score_all
+    monkeypatch.setattr(validation_run, "score_all", score_all)
+    with pytest.raises(InputError, match=r"student\.pth: holds network .* expected"):
+        run(validation_student, flags)
+    assert not list((tmp_path / "out").rglob("*.json"))[1:]  # args.json alone
+
+
+def test_protocols_have_a_folder_each_by_default():
+    parsed = [
+        validation.parse_args([]).out_dir,
+        validation.parse_args(["--protocol", "challenge"]).out_dir,
+        validation.parse_args(["--protocol", "challenge", "--out-dir", "x"]).out_dir,
+    ]
+    folders = "work_dir/validation_teacher", "work_dir/validation_teacher_challenge", "x"
+    assert parsed == list(map(Path, folders))

@@ -1,5 +1,6 @@
 """The click loop: which clicks and which masks each click is decoded with."""
 
+import pytest
 import torch
 from small_networks import small_sam
 
@@ -44,6 +45,24 @@ def test_a_click_is_decoded_with_all_clicks_so_far_and_the_masks_of_the_one_befo
     dense_pe = model.prompt_encoder.get_dense_pe()
     expected, _ = decode_points(model, embedding, coords, labels, first.detach(), dense_pe)
     assert torch.equal(second, expected)
+
+
+def test_only_the_logits_of_a_click_carry_its_gradient():
+    model = small_sam()
+    interaction = Interaction(model, model.image_encoder(torch.randn(2, 1, 32, 32, 32)))
+    logits, _ = interaction.click(*CLICK)
+    assert logits.requires_grad
+    assert not interaction.low_res_masks.requires_grad
+
+
+def test_a_click_of_another_shape_is_refused_and_not_added():
+    model = small_sam()
+    embedding = model.image_encoder(torch.randn(2, 1, 32, 32, 32)).detach()
+    interaction = Interaction(model, embedding)
+    with pytest.raises(ValueError, match=r"expected \(2, 3\) and \(2,\)"):
+        interaction.click(CLICK[0][:1], CLICK[1])
+    expected, _ = Interaction(model, embedding).click(*CLICK)
+    assert torch.equal(interaction.click(*CLICK)[0], expected)
 
 
 def test_an_interaction_can_start_from_masks():

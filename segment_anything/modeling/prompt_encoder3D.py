@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segment_anything.config import CELLS_PER_TOKEN, PromptConfig
+from segment_anything.config import PromptConfig
 from segment_anything.modeling.common import LayerNorm3d, fold_cells
 from segment_anything.modeling.conv3D import DetailConv3d
 
@@ -61,6 +61,7 @@ class PromptEncoder3D(nn.Module):
         embed_dim: int,
         img_size: int,
         grid_size: int,
+        low_res_size: int,
         detail_chans: int = 0,
     ) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class PromptEncoder3D(nn.Module):
         self.embed_dim = embed_dim
         self.img_size = img_size
         self.grid_size = grid_size
-        self.low_res_size = grid_size * CELLS_PER_TOKEN
+        self.low_res_size = low_res_size
         self.pe_layer = PositionEmbeddingRandom3D(embed_dim // 3)
         # Background, foreground. The released weights have no box corners.
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(2))

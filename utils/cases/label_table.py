@@ -21,6 +21,7 @@ from pathlib import Path
 
 from utils.errors import InputError
 from utils.files.strict_json import RepeatedKeyError, parse_json
+from utils.volumes.labels import MAX_LABEL
 
 INSTANCE_KEY = "instance_label"
 MAX_SLUG_BYTES = 200  # of an organ folder's or data set's name: file systems allow 255
@@ -216,10 +217,10 @@ def _require_one_class_per_organ(where: str, labels: DatasetLabels) -> None:
 
 
 def _value(where: str, key: str) -> int:
-    if not re.fullmatch(r"[1-9][0-9]{0,4}", key) or int(key) > 65535:
+    if not re.fullmatch(r"[1-9][0-9]{0,4}", key) or int(key) > MAX_LABEL:
         raise LabelTableError(
             f"{where}: {key!r} is not a label value. Expected {INSTANCE_KEY!r} or a whole number "
-            'from "1" to "65535": 0 is background and has no entry.'
+            f'from "1" to "{MAX_LABEL}": 0 is background and has no entry.'
         )
     return int(key)
 

@@ -101,7 +101,7 @@ class TreeReport:
     def __str__(self) -> str:
         counts = Counter(fault.kind for fault in self.faults)
         lines = [f"{kind.value:<25} {counts[kind]:>15,}" for kind in Kind]
-        lines += ["", f"faults: {len(self.faults):,}"]
+        lines += ["", f"findings: {len(self.faults):,}"]
         for fault in self.faults:
             path = fault.path.relative_to(self.tree)
             lines.append(f"{fault.kind.value:<13}  {path}: {fault.message}")

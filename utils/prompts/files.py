@@ -33,9 +33,9 @@ from utils.errors import InputError
 from utils.files.safe_read import open_regular, reading
 from utils.prompts.kinds import BoxPrompt, Click, Prompt, PromptError, checked_box, checked_click
 from utils.volumes.geometry import Triple
+from utils.volumes.labels import MAX_LABEL
 
 COORDINATES = ("zyx", "xyz", "mm")
-MAX_ID = 2**16 - 1  # answers are uint16 at most
 
 
 class TargetPrompts(NamedTuple):
@@ -220,8 +220,8 @@ def _numbers_flag(count: int) -> Callable[[str], Triple]:
 def _target(entry: object, space: PromptSpace) -> TargetPrompts:
     fields = _fields(entry, ("id",), {"name": "", "box": None, "points": []})
     number, name = fields["id"], fields["name"]
-    if type(number) is not int or not 1 <= number <= MAX_ID:
-        _refuse("id", number, f"a whole number from 1 to {MAX_ID}")
+    if type(number) is not int or not 1 <= number <= MAX_LABEL:
+        _refuse("id", number, f"a whole number from 1 to {MAX_LABEL}")
     if not isinstance(name, str):
         _refuse("name", name, "text")
     prompts: list[Prompt] = []

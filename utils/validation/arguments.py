@@ -24,7 +24,7 @@ def validation_parser(
     Args:
         manual: the script's docstring.
         checkpoint: default of ``--checkpoint``.
-        out_dir: default of ``--out-dir``.
+        out_dir: default of ``--out-dir`` in protocol "clicks"; see `with_out_dir`.
         released: which ``--network`` the released file holds.
     """
     parser = argparse.ArgumentParser(
@@ -40,13 +40,29 @@ def validation_parser(
         choices=sorted(sam_model_registry3D),
         help=f"name of the network, for files that do not store it; {released}",
     )
-    files.add_argument("--out-dir", type=Path, default=out_dir, help=f"(default: {out_dir})")
+    files.add_argument(
+        "--out-dir",
+        type=Path,
+        help=f"(default: {out_dir}, with --protocol challenge {challenge_dir(out_dir)})",
+    )
     _add_protocol(parser)
     _add_clicks(parser)
     _add_challenge(parser)
     add_engine_arguments(parser)
     add_run_arguments(parser)
     return parser
+
+
+def with_out_dir(args: argparse.Namespace, out_dir: Path) -> argparse.Namespace:
+    """Fill in the default of ``--out-dir``, a folder of its own for each protocol."""
+    if args.out_dir is None:
+        args.out_dir = out_dir if args.protocol == "clicks" else challenge_dir(out_dir)
+    return args
+
+
+def challenge_dir(out_dir: Path) -> Path:
+    """Return the default folder of protocol "challenge"."""
+    return out_dir.with_name(f"{out_dir.name}_challenge")
 
 
 def _add_protocol(parser: argparse.ArgumentParser) -> None:

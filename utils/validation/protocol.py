@@ -23,11 +23,12 @@ class RunSettings:
     """How all cases of a run are scored; picklable and hashable."""
 
     network: NetworkFile
-    device: str
+    device: str  # as torch names it: "auto" is resolved
     precision: str
     engine: str
     num_clicks: int
     threads: int  # of each worker process
+    fingerprint: str  # of the network
     digest: str  # of everything that scores depend on beside the case
 
 
@@ -93,6 +94,22 @@ class ScoreJob(ABC):
     def key(self) -> dict:
         """Return what must be unchanged for kept scores to be used again."""
         return {"settings": self.settings.digest, "files": [stamp(path) for path in self.sources]}
+
+    def states(self) -> dict[str, list]:
+        """Return bytes and modification time of each output, by its path in the output folder.
+
+        Raises:
+            InputError: an output is not there.
+        """
+        return {str(path.relative_to(self.out_dir)): stamp(path)[1:] for path in self.outputs}
+
+    @abstractmethod
+    def make_ready(self) -> None:
+        """Open the run's network, once in each process, so that no case is blamed for it.
+
+        Raises:
+            InputError: the network cannot be opened, or its file was replaced during the run.
+        """
 
     @abstractmethod
     def score(self) -> CaseScore:

@@ -1,7 +1,7 @@
 """Both validation scripts: score all cases by a protocol; leave scores, tables, pictures, a report.
 
-The network is opened once here and once in each worker process. The number of
-workers changes no output file except the run's log.
+The network is opened once here and once in each worker process. Scores, predictions and pictures do
+not depend on the number of workers. Times do, and are those of the run that scored the case.
 """
 
 import argparse
@@ -9,8 +9,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 
+import torch
+
 from utils.errors import InputError
-from utils.run.device import pick_device, pick_engine
+from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.run.executor import cpu_count
 from utils.run.network import NetworkFile, trained_on
 from utils.run.start import start_run
@@ -50,16 +52,7 @@ def validate(args: argparse.Namespace) -> Summary:
     network = NetworkFile(args.checkpoint, args.network, args.teacher, args.encoder)
     facts, rule = _facts(network)
     start_run(args, args.out_dir)
-    pick_engine(args.engine, pick_device(args.device))  # here, not in every case
-    settings = RunSettings(
-        network=network,
-        device=args.device,
-        precision=args.precision,
-        engine=args.engine,
-        num_clicks=args.num_clicks,
-        threads=max(1, cpu_count() // args.workers),
-        digest=_digest(facts, rule, args, protocol),
-    )
+    settings = _settings(network, facts, rule, args, protocol)
     jobs = protocol.jobs(settings)
     scores, failures = score_all(jobs, args.workers)
     if not scores:
@@ -102,13 +95,31 @@ def _facts(network: NetworkFile) -> tuple[NetworkFacts, CropRule]:
     return NetworkFacts.of(model), rule
 
 
-def _digest(
-    facts: NetworkFacts, rule: CropRule, args: argparse.Namespace, protocol: ValidationProtocol
-) -> str:
-    """Return a digest of all that scores depend on beside the case."""
+def _settings(
+    network: NetworkFile,
+    facts: NetworkFacts,
+    rule: CropRule,
+    args: argparse.Namespace,
+    protocol: ValidationProtocol,
+) -> RunSettings:
+    """Return how the cases are scored: on this machine's device, and with a digest of it all."""
+    device = pick_device(args.device)
+    precision = str(pick_precision(args.precision, device)).removeprefix("torch.")
+    engine = pick_engine(args.engine, device)
     content = [args.protocol, facts.fingerprint, rule.to_dict(), protocol.options]
-    content += [args.num_clicks, args.precision, args.device, args.engine]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    content += [args.num_clicks, str(device), precision, engine]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    alone = args.workers == 1
+    return RunSettings(
+        network=network,
+        device=str(device),
+        precision=precision,
+        engine=engine,
+        num_clicks=args.num_clicks,
+        threads=torch.get_num_threads() if alone else max(1, cpu_count() // args.workers),
+        fingerprint=facts.fingerprint,
+        digest=digest,
+    )
 
 
 def _trained_on(network: NetworkFile, args: argparse.Namespace) -> set[str] | None:
@@ -119,7 +130,7 @@ def _trained_on(network: NetworkFile, args: argparse.Namespace) -> set[str] | No
 
 
 def _shown(settings: RunSettings, rule: CropRule, protocol: ValidationProtocol) -> dict[str, str]:
-    """Return the report's settings; nothing that differs between equal runs."""
+    """Return the report's settings."""
     network, fit = settings.network, ", finer where the whole volume fits" if rule.fit else ""
     device = f"{settings.device}, {settings.precision}, {settings.engine}"
     return {

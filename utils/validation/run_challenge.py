@@ -61,6 +61,10 @@ class ChallengeJob(ScoreJob):
         """The files that the scores depend on."""
         return (*super().sources, self.class_file)
 
+    def make_ready(self) -> None:
+        """Make the run's predictor."""
+        _predictor(self.settings)
+
     def score(self) -> CaseScore:
         """Run the protocol on the whole volume; write the prediction."""
         predictor = _predictor(self.settings)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from utils.cases.prepared import Case, find_cases, read_case
@@ -20,7 +21,6 @@ from utils.results.csv_table import write_csv
 from utils.results.curves import click_curve_figure
 from utils.results.figures import png_bytes, save
 from utils.results.overlays import overlay_figure
-from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.validation.clicks import Evaluator, ScoredCase
 from utils.validation.protocol import (
     Finished,
@@ -66,6 +66,10 @@ class ClicksJob(ScoreJob):
         """Prediction and picture, where they are asked for."""
         wanted = {self.prediction_path: self.predicts, self.picture_path: self.draws}
         return tuple(path for path, is_wanted in wanted.items() if is_wanted)
+
+    def make_ready(self) -> None:
+        """Make the run's evaluator."""
+        _evaluator(self.settings, self.max_instances)
 
     def score(self) -> CaseScore:
         """Score all targets; write prediction and picture."""
@@ -214,14 +218,14 @@ class ClicksProtocol(ValidationProtocol):
 def _evaluator(settings: RunSettings, max_instances: int) -> Evaluator:
     """Return the run's evaluator, made once in each process."""
     model, rule = opened(settings)
-    device = pick_device(settings.device)
+    device = torch.device(settings.device)
     return Evaluator(
         model,
         rule,
         num_clicks=settings.num_clicks,
         device=device,
-        precision=pick_precision(settings.precision, device),
-        engine=pick_engine(settings.engine, device),
+        precision=getattr(torch, settings.precision),
+        engine=settings.engine,
         max_instances=max_instances,
     )
 
@@ -247,7 +251,6 @@ def _summarise(run: Finished) -> ClicksSummary:
     targets = [target for case in run.scores for target in case.targets]
     radius, ball = best_fixed_radius(np.array([t.ball_dsc for t in targets]), BALL_RADII_MM)
     dsc_auc, _, nsd_auc = whole.scores.auc
-    device = pick_device(run.settings.device)
     return ClicksSummary(
         model=run.network.name,
         fingerprint=run.network.fingerprint,
@@ -266,8 +269,8 @@ def _summarise(run: Finished) -> ClicksSummary:
         parameters=run.network.parameters,
         resolution=run.network.resolution,
         peak_memory_mib=max(case.peak_memory_mib for case in run.scores),
-        device=str(device),
-        precision=str(pick_precision(run.settings.precision, device)).removeprefix("torch."),
+        device=run.settings.device,
+        precision=run.settings.precision,
         failures=[f"{case}: {message}" for case, message in run.failures.items()],
         out_dir=str(run.out_dir),
         table=markdown(overall_rows({run.network.name: run.scores}, run.network.edges)),

@@ -13,11 +13,10 @@ from functools import lru_cache
 import torch
 from tqdm import tqdm
 
-from segment_anything import Sam3D
+from segment_anything import Sam3D, fingerprint
 from utils.errors import InputError
 from utils.files.atomic import WriteError, atomic_path
 from utils.run.executor import run_all
-from utils.run.network import NetworkFile
 from utils.validation.protocol import RunSettings, ScoreJob
 from utils.validation.scores import CaseScore
 from utils.volumes.geometry import CropRule
@@ -35,6 +34,7 @@ def score_all(
 
     Raises:
         WriteError: an output cannot be written; finished cases are kept.
+        InputError: the network cannot be opened.
         WorkerDiedError: a worker process was killed; finished cases are kept.
     """
     kept = {job.case: score for job in jobs if (score := kept_score(job))}
@@ -54,8 +54,12 @@ def score_case(job: ScoreJob) -> tuple[str, CaseScore | str]:
 
     Raises:
         WriteError: an output cannot be written; the next ones could not be either.
+        InputError: the network cannot be opened.
     """
+    job.make_ready()
     try:
+        key = job.key()  # before: a source that changes meanwhile makes the scores outdated
+        job.score_path.unlink(missing_ok=True)  # it must not stand beside other outputs
         score = job.score()
     except WriteError:
         raise
@@ -64,28 +68,40 @@ def score_case(job: ScoreJob) -> tuple[str, CaseScore | str]:
     except Exception as error:  # one case must not cost the others theirs
         logger.exception("%s", job.case)
         return job.case, f"{type(error).__name__}: {error}"
+    content = {"key": key, "outputs": job.states(), "score": score.to_dict()}
     with atomic_path(job.score_path) as temporary:
-        temporary.write_text(json.dumps({"key": job.key(), "score": score.to_dict()}))
+        temporary.write_text(json.dumps(content))
     return job.case, score
 
 
 def kept_score(job: ScoreJob) -> CaseScore | None:
-    """Return the scores of an earlier run if they are still right; a broken file counts as none."""
+    """Return the scores of an earlier run if they are still right; a broken file counts as none.
+
+    They are right if sources and settings are unchanged, and the outputs are those that were
+    written with them.
+    """
     try:
         content = json.loads(job.score_path.read_text())
-        same = content["key"] == job.key() and all(path.is_file() for path in job.outputs)
+        same_outputs = job.states().items() <= content["outputs"].items()
+        same = content["key"] == job.key() and same_outputs
         return CaseScore.from_dict(content["score"]) if same else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def opened(settings: RunSettings) -> tuple[Sam3D, CropRule]:
-    """Return the run's network and its crops, opened once in each process."""
-    return _opened(settings.network, settings.digest, settings.threads)
-
-
-# `digest` is in the cache key since the file behind a path may change.
 @lru_cache(maxsize=1)
-def _opened(network: NetworkFile, digest: str, threads: int) -> tuple[Sam3D, CropRule]:
-    torch.set_num_threads(threads)
-    return network.open()
+def opened(settings: RunSettings) -> tuple[Sam3D, CropRule]:
+    """Return the run's network and its crops, opened once in each process.
+
+    Raises:
+        InputError: the file cannot be opened, or holds another network than at the run's start.
+    """
+    torch.set_num_threads(settings.threads)
+    model, rule = settings.network.open()
+    if fingerprint(model) != settings.fingerprint:
+        raise InputError(
+            f"{settings.network.path}: holds network {fingerprint(model)}, expected "
+            f"{settings.fingerprint} as at the start of this run.\n"
+            "Copy the file and validate the copy: a running training replaces its last.pt."
+        )
+    return model, rule
