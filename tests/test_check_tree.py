@@ -367,7 +367,7 @@ def test_all_faults_are_printed_by_kind_and_path_between_the_counts_and_the_tota
 
     assert [line.split()[-1] for line in counts.splitlines()] == list("00020010")
     assert faults.splitlines()[:3] == [
-        "faults: 3",
+        "findings: 3",
         "missing image  liver/CT_A/labelsTr/CT_A_1.nii.gz: has no image: run reallocate.py",
         "missing image  liver/CT_A/labelsTr/CT_A_2.nii.gz: has no image: run reallocate.py",
     ]
