@@ -1,4 +1,4 @@
-"""The networks by name; every number that defines one is in this file.
+"""The networks by name, and what differs in each from the defaults of config.py.
 
     sam_model_registry3D["vit_b_ori"](checkpoint="sam_med3d_turbo.pth")
     sam_model_registry3D["fastsam3d"]("fastsam3d.pth", decoder_checkpoint="sam_med3d_turbo.pth")
@@ -130,10 +130,10 @@ def build_from_checkpoint(
     Args:
         path: The file, or one already open. Files of ours carry their config; released files do
             not.
-        network: Its name in `sam_model_registry3D`. Released files need it; for our files it is
-            checked.
+        network: The network's name in `sam_model_registry3D`. Released files need the name; for
+            our files it is only checked.
         decoder_checkpoint: The file that prompt encoder and mask decoder come from. Needed for
-            files that hold an image encoder alone; replaces these parts of other files.
+            files that hold an image encoder alone; replaces both parts of a whole network's file.
 
     Returns:
         The network: on the CPU, float32, in training mode. An image encoder alone, without

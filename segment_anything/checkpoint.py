@@ -50,7 +50,7 @@ class Checkpoint:
     facts: Mapping[str, Any]  # the entries that are not weights, such as crop_rule and step
 
     def holds(self, part: str) -> bool:
-        """Say whether the file has weights of ``part``, one of `PARTS`."""
+        """Tell whether the file has weights of ``part``, one of `PARTS`."""
         return any(key.startswith(part + ".") for key in self.weights)
 
 
@@ -129,11 +129,11 @@ def load_checkpoint(
     Args:
         model: The network.
         path: A checkpoint file, or one already open.
-        parts: The parts to load, of `PARTS`; the rest of the network stays as it is.
+        parts: The parts to load, from `PARTS`; the rest of the network stays unchanged.
 
     Raises:
         CheckpointError: the file cannot be read; a key is missing, unexpected or of another shape;
-            or the file's config is that of another network. The network is unchanged then.
+            or the file's config is that of another network. ``model`` is then unchanged.
     """
     checkpoint = open_checkpoint(path)
     _require_same_network(model, checkpoint, parts)
@@ -193,8 +193,8 @@ def checkpoint_payload(model: Sam3D, **extra: Any) -> dict[str, Any]:
 def student_payload(model: Sam3D, **extra: Any) -> dict[str, Any]:
     """Return the content of a student's file: the encoder alone, as students are released.
 
-    The prompt encoder and mask decoder have an entry of their own, so that the file can be used
-    without the teacher's.
+    The prompt encoder and mask decoder are a separate entry, so that the file can be used without
+    the teacher's file.
     """
     decoder = {k: v for k, v in model.state_dict().items() if k.startswith(DECODER_PARTS)}
     return {
@@ -251,13 +251,13 @@ def _shorten(names: Any) -> str:
 
 
 def _require_same_network(model: Sam3D, checkpoint: Checkpoint, parts: Sequence[str]) -> None:
-    """Compare the configs: equal keys and shapes do not make equal networks."""
+    """Compare the configs, since different networks may have equal keys and shapes."""
     if checkpoint.config is None:
         return
     theirs, ours = _flat(checkpoint.config), _flat(model.config.to_dict())
     fields = {
         "image_encoder": "encoder.",
-        "prompt_encoder": "prompt.dense_pe_axes",  # no other field changes what weights mean
+        "prompt_encoder": "prompt.dense_pe_axes",  # other fields do not change the weights' meaning
         "mask_decoder": "decoder.",
     }
     compared = tuple(fields[part] for part in parts)
@@ -285,7 +285,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _advice(model: Sam3D, checkpoint: Checkpoint, parts: Sequence[str]) -> str:
-    """Say what to do about weights that do not fit, as far as the keys make it certain."""
+    """Return advice on weights that do not fit, as far as their keys show the reason."""
     absent = [part for part in parts if not checkpoint.holds(part)]
     if absent:
         return (

@@ -1,4 +1,4 @@
-"""A network's configuration: four frozen dataclasses that survive JSON unchanged.
+"""A network's configuration: four frozen dataclasses that JSON stores without loss.
 
 The defaults are those of the released SAM-Med3D teacher. A checkpoint stores
 ``SamConfig.to_dict()``, and ``SamConfig.from_dict`` rebuilds the configuration from it.
@@ -32,7 +32,7 @@ class EncoderConfig:
     num_heads: int = 12
     mlp_ratio: float = 4.0
     out_chans: int = 384  # width of the prompt encoder and mask decoder as well
-    window_size: int = 14  # blocks outside global_attn_indexes pad the grid to it; 0 = no windows
+    window_size: int = 14  # tokens; blocks not in global_attn_indexes pad the grid to it; 0 = none
     global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)
     attention_free_blocks: tuple[int, ...] = ()
     mlp_residual: Literal["input", "normalised"] = "input"  # where the MLP's residual starts
@@ -87,13 +87,14 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """The prompt encoder, and which clicks it gets.
+    """The prompt encoder, and the choice of the clicks that are decoded.
 
     Raises:
         ConfigError: a field is out of its range.
     """
 
-    # (1, 0, 2) is the released order; (0, 1, 2) agrees with the points.
+    # Axis order of the token grid's positions. (1, 0, 2) is the released order; (0, 1, 2) is the
+    # order of the clicks' coordinates.
     dense_pe_axes: tuple[int, int, int] = (1, 0, 2)
     click_stamp_sigma: float = 0.0  # width, in low-resolution cells, of a click's stamp; 0 = off
     click_stamp_logit: float = 8.0
@@ -154,7 +155,7 @@ class SamConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SamConfig":
-        """Rebuild a configuration from `to_dict`; missing fields have their defaults.
+        """Rebuild a configuration from the output of `to_dict`; missing fields get defaults.
 
         Raises:
             ConfigError: a field is unknown, of a wrong type, or out of its range.

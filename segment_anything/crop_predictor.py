@@ -54,7 +54,7 @@ class CropPredictor:
         device: The device that the network runs on.
         precision: dtype of the arithmetic: float32, bfloat16 or float16. Crops, clicks and masks
             are float32.
-        engine: How its kernels run: "eager", "compiled" or "graph", see
+        engine: How the kernels run: "eager", "compiled" or "graph", see
             segment_anything/engine.py.
         batch_size: At most this many crops or targets go through the network at once.
 
@@ -101,7 +101,7 @@ class CropPredictor:
         Targets with equally many clicks go through the network together.
         """
         points = [self._points(target.clicks) for target in targets]
-        by_clicks = defaultdict(list)  # numbers of the targets with so many points
+        by_clicks = defaultdict(list)  # number of points -> indices of targets with that many
         for number, (coords, _) in enumerate(points):
             by_clicks[coords.shape[1]].append(number)
         found: dict[int, Tensor] = {}

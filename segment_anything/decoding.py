@@ -15,7 +15,7 @@ from torch import Tensor
 
 from segment_anything.modeling import Sam3D
 
-#: The label of a point that is no click: the prompt encoder's padding point.
+#: The label of a padding point, which the prompt encoder does not treat as a click.
 NO_CLICK = -1
 
 #: (image_embeddings, point_coords, point_labels, low_res_masks) -> low-resolution logits and IoU
@@ -28,11 +28,11 @@ def no_mask(model: Sam3D, batch: int = 1, device: torch.device | None = None) ->
 
 
 class ClickHistory:
-    """The clicks on a batch so far, and those of them that are decoded.
+    """All clicks on a batch so far, and the selection of them that is decoded.
 
-    Networks are trained with one of two rules (``PromptConfig.click_memory``). With ``"last"``, as
-    released SAM-Med3D, only the last click is decoded, and the mask prompt carries the effect of
-    the others. With ``"all"`` every click so far is decoded.
+    A network is trained with one of two rules (``PromptConfig.click_memory``). With ``"last"``, the
+    rule of the released SAM-Med3D, only the last click is decoded, and the mask prompt carries the
+    effect of the earlier clicks. With ``"all"``, every click so far is decoded.
     """
 
     def __init__(self, memory: str) -> None:
@@ -46,7 +46,7 @@ class ClickHistory:
         self._labels.append(labels)
 
     def shown(self) -> tuple[Tensor, Tensor]:
-        """Return point_coords (B, N, 3) and point_labels (B, N) for the prompt encoder."""
+        """Return the clicks to decode: point_coords (B, N, 3) and point_labels (B, N)."""
         first = -1 if self.memory == "last" else 0
         return torch.stack(self._coords[first:], 1), torch.stack(self._labels[first:], 1)
 
@@ -76,7 +76,7 @@ class Interaction:
 
     Attributes:
         low_res_masks: (B, 1, m, m, m) float32 logits that the next click is decoded with; zeros
-            before the first. Set it to start from a mask, or to follow another network.
+            before the first. Assign logits to start from a given mask or another network's mask.
     """
 
     def __init__(
@@ -152,8 +152,8 @@ def decode_points(
 def upsample(low_res_masks: Tensor, size: int) -> Tensor:
     """Return logits (B, 1, size, size, size): trilinear, align_corners False, as released.
 
-    It is computed by one matrix product along each axis, which is faster than `F.interpolate`:
-    that reads eight values for each value it writes.
+    One matrix product along each axis computes the logits. `F.interpolate` gives the same result
+    and is slower: it reads eight values for each value that it writes.
 
     Args:
         low_res_masks: (B, 1, m, m, m) logits.

@@ -48,13 +48,13 @@ class InferenceEngine:
     along each axis of a crop, E channels of the image embedding, g tokens along each axis, and
     m = 4 g cells of the low-resolution masks.
 
-    Where the weights of ``model`` change later, make a new engine: this one would mix old and new
-    weights.
+    If the weights of ``model`` change later, make a new engine: the old engine holds copies of some
+    weights and would mix old and new ones.
 
     Args:
         model: The network. It is moved to ``device`` and set to eval mode; its weights are not
             changed.
-        device: The device that it runs on.
+        device: The device that the network runs on.
         precision: dtype of the arithmetic: float32, bfloat16 or float16. Images, clicks and masks
             are float32.
         engine: One of `ENGINES`.
@@ -155,8 +155,8 @@ class InferenceEngine:
 class Captured:
     """A function on the GPU, captured as a CUDA graph for each set of shapes, then replayed.
 
-    Launching a graph of three hundred kernels costs as much as launching one kernel. Each value of
-    an argument that is no tensor has a graph of its own. Threads take turns, on one CUDA stream.
+    Launching a graph of three hundred kernels costs as much as launching one kernel. Arguments that
+    are not tensors get one graph per value. Threads take turns, on one CUDA stream.
 
     Args:
         function: Takes tensors and numbers, returns a tensor or a tuple of tensors.

@@ -6,9 +6,9 @@ Writes  --out         image_encoder.onnx   image -> image_embedding
                                            -> low_res_masks, iou
                       export.json          network, crops, inputs and outputs, differences
 
-Both files take any batch size; the decoder takes one click or more. For no click give one with the
-label -1, for no mask a mask of zeros. Each file is compared with PyTorch before it is written to
---out.
+Both files take any batch size; the decoder takes one click or more. To decode without a click, give
+one point with the label -1. To decode without a mask, give a mask of zeros. Each file is compared
+with PyTorch before it is written to --out.
 
     python -m segment_anything.export --checkpoint student.pth --out onnx
 """
@@ -86,10 +86,11 @@ def stamp_at_once(
 ) -> Tensor:
     """Return the result of `PromptEncoder3D.stamp_clicks` without a loop over the clicks.
 
-    Arguments and shapes are the same. A graph has no loop of unknown length. With weights w_k and
-    logits l_k of N stamps, the mask keeps the share prod(1 - w_k), and stamp k adds w_k l_k times
-    the product of (1 - w) over the later stamps. Products over clicks are computed as sums of
-    logarithms, those over the later clicks with a triangular matrix.
+    Arguments and shapes are the same. The ONNX graph cannot loop over an unknown number of clicks,
+    so this is a closed form. With weights w_k and logits l_k of N stamps, the mask keeps the share
+    prod(1 - w_k), and stamp k adds w_k l_k times the product of (1 - w) over the later stamps.
+    Products over clicks are computed as sums of logarithms, those over the later clicks with a
+    triangular matrix.
     """
     profiles, logits = prompts.stamp_profiles(coords, labels)
     z, y, x = profiles.unbind(2)
@@ -311,8 +312,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="file of the network")
-    add("--network", help="network in a released file, such as vit_b_ori")
+    add("--checkpoint", type=Path, required=True, help="checkpoint file of the network")
+    add("--network", help="name of the network in a released file, such as vit_b_ori")
     add("--teacher", type=Path, help="take prompt encoder and mask decoder from this file")
     add("--out", type=Path, required=True, help="folder to write to; created if need be")
     add(

@@ -141,7 +141,7 @@ def test_truth_with_another_number_of_classes_than_boxes_is_a_failure(flags, tmp
     arrays["boxes"] = arrays["boxes"][:1]
     np.savez_compressed(path, **arrays)
     summary = run(validation_student, flags)
-    assert "has boxes of 1 classes" in summary.failures["CT_A_2"]
+    assert "has prompts for 1 classes" in summary.failures["CT_A_2"]
 
 
 def test_the_teacher_is_validated_the_same_way(flags, tmp_path):

@@ -10,20 +10,21 @@ R_d[d, j] = rel_pos_d[d - j + S - 1], and R_h, R_w alike, the logit of query (d,
 
     scale q.k  +  q(d,h,w).R_d[d, j]  +  q(d,h,x).R_h[h, j]  +  q(d,h,y).R_w[y, j]
 
-A slip in the original's broadcasting made every term index the *last* key axis, and the second and
-third read the query vector at another position of the query's own row. SAM-Med3D and FastSAM3D were
-trained with it, so it is part of what their weights mean. Do not repair it here.
+A broadcasting error in the original code makes every term index the *last* key axis; the second and
+third terms use the query vector at another position of the query's own row. SAM-Med3D and FastSAM3D
+were trained with this error, so their weights need it. Do not repair it here.
 
 Networks trained from scratch may have the textbook form instead (``textbook``), where every term
-indexes its own key axis and reads the query itself:
+indexes its own key axis and uses the query itself:
 
     scale q.k  +  q(d,h,w).R_d[d, x]  +  q(d,h,w).R_h[h, y]  +  q(d,h,w).R_w[w, j]
 
 **Padding.** Window blocks pad the grid with zeros from g to S tokens along each axis, and nothing
 masks the padded tokens. They all have the qkv bias as their q, k and v, so their logits differ only
-in the relative terms, and those separate: the whole padding is *one virtual key*, with the bias as
-key and value and log(sum(exp(relative terms))) as its extra logit (`_padding_logit`). For g = 8 and
-S = 14, attention among 2,744 tokens becomes 512 queries on 513 keys, with the same result.
+in the relative terms. These separate from the rest: the whole padding is *one virtual key*, with
+the bias as key and value and log(sum(exp(relative terms))) as its extra logit (`_padding_logit`).
+For g = 8 and S = 14, attention among 2,744 tokens becomes 512 queries on 513 keys, with the same
+result.
 
 **Low precision.** Relative logits are computed in float32 and cast where they enter the kernel.
 Under autocast on the CPU the embedding then differs from float32's by 0.9% (bfloat16) or 0.1%
@@ -47,7 +48,7 @@ FLASH_MAX_WIDTH = 256  # the widest head that flash_attn takes
 
 
 class RelativeLogits(NamedTuple):
-    """What relative positions add to the logits, as factors, in float32 or wider.
+    """The relative terms of the logits as summands of fewer axes, in float32 or wider.
 
     The bias of query (d, h, w) on key (x, y, j) is a[d,h,w,j] + b[d,h,x,j] + c[d,h,y,j]; on the
     virtual padding key it is ``padding``.
@@ -188,8 +189,8 @@ class Attention3D(nn.Module):
         b_pad = c_pad = None
         if self.padded:
             bias = self.qkv.bias.to(dtype).view(3, self.num_heads, -1)[0]
-            # The query at a padded place of the row is the bias: equal for every padded x in b,
-            # and read through another row of the table for every padded y in c.
+            # The query at a padded position is the bias. So b is equal for every padded x; c uses
+            # another row of the table w for each padded y.
             b_pad = torch.einsum("nc,hjc->nhj", bias, h[:grid]) + math.log(self.table_size - grid)
             c_pad = torch.logsumexp(torch.einsum("nc,yjc->nyj", bias, w[grid:]), dim=1)
         return RelativeTables(d[:grid], h[:grid], w[:grid], b_pad, c_pad)
@@ -199,7 +200,7 @@ def _padding_logit(a: Tensor, b: Tensor, c: Tensor, b_pad: Tensor, c_pad: Tensor
     """Return log(sum over padded keys of exp(relative terms)) for every query, (B, n, g, g, g).
 
     The padded keys are three disjoint sets: j padded; j real and x padded; j and x real and y
-    padded. Adding those, and not subtracting the real keys from all, loses no digits.
+    padded. These sets are added. Subtracting the real keys from all keys would lose digits.
 
     Args:
         a, b, c: The terms of real queries with j over all S places, (B, n, g, g, g, S).
@@ -299,7 +300,7 @@ def attend_extended(
 
 def dense_bias(relative: RelativeLogits) -> Tensor:
     """Return the relative logits of every query on every key: (B, n, N, N or N + 1)."""
-    # The factors are small. Contiguous factors make their large sum contiguous, without a copy.
+    # The summands are small. If they are contiguous, so is their large sum, without a copy.
     a, b, c = (factor.contiguous() for factor in relative[:3])
     of_row = b[..., :, None, :] + c[..., None, :, :]  # (B, n, d, h, x, y, j)
     bias = of_row[:, :, :, :, None] + a[..., None, None, :]

@@ -34,9 +34,9 @@ def unfold_cells(tokens: Tensor) -> Tensor:
 class LayerNorm3d(nn.Module):
     """LayerNorm over the channels of (B, C, D, H, W), eps 1e-6, computed in float32 or wider.
 
-    The order of operations is the released one. `F.layer_norm` rounds the last bit differently, and
-    the mask decoder, whose attention can be close to a hard choice, may magnify that to the third
-    digit.
+    The order of operations is the released one. `F.layer_norm` rounds the last bit differently. The
+    mask decoder's attention can be close to a hard choice, and may then magnify this difference to
+    the third digit.
     """
 
     def __init__(self, channels: int) -> None:
@@ -57,8 +57,8 @@ class LayerNorm3d(nn.Module):
 class ChannelNorm3d(nn.LayerNorm):
     """The same norm by PyTorch's fused kernel, which is faster and rounds differently.
 
-    For layers that have no released weights, and for those behind large matrix products, whose last
-    bits differ from the reference anyway.
+    It is used in layers without released weights, and after large matrix products, whose last bits
+    differ from the reference anyway.
     """
 
     def __init__(self, channels: int) -> None:

@@ -1,6 +1,6 @@
 """Faster forms of convolutions that PyTorch runs slowly; keys and shapes are those of `torch.nn`.
 
-Where the stride equals the kernel size no voxel takes part twice, and the convolution is one matrix
+Where the stride equals the kernel size, each voxel is read once, and the convolution is one matrix
 product between two rearrangements. Measured on a CPU (docs/performance.md), the 16^3 patch
 embedding in bfloat16 is 28 times as fast in this form, and the mask decoder's transposed
 convolutions three times. Small kernels, 4^3 and 2^3, are faster in PyTorch's form.

@@ -28,8 +28,8 @@ class EncoderOutput(NamedTuple):
 class Detail3D(nn.Module):
     """Features of the low-resolution cells, folded into the channels of their tokens.
 
-    A token stands for 64 cells of the mask, and a decoder that gets tokens alone needs much data to
-    learn where edges are. SAM 2 passes such features on too (arXiv:2408.00714).
+    One token covers 64 cells of the mask. A decoder that gets tokens alone needs much training data
+    to place edges. SAM 2 also passes high-resolution features to its decoder (arXiv:2408.00714).
     """
 
     def __init__(self, chans: int) -> None:
@@ -107,8 +107,8 @@ class Block3D(nn.Module):
         if self.attn is not None:
             x = x + self.attn(self.norm1(x))
         y = self.norm2(x)
-        # FastSAM3D was trained with the MLP's residual starting from the normalised value, the
-        # teacher was not. Keys and shapes are equal: only this flag tells the two apart.
+        # In FastSAM3D the MLP's residual starts from the normalised value; in the teacher it starts
+        # from the input. Keys and shapes of both are equal, so only this flag distinguishes them.
         return (y if self.normalised_residual else x) + self.mlp(y)
 
 

@@ -50,8 +50,8 @@ class PositionEmbeddingRandom3D(nn.Module):
 class PromptEncoder3D(nn.Module):
     """Turn clicks and a mask prompt into the mask decoder's inputs.
 
-    `forward` is `embed_points`, `stamp_clicks` and `embed_mask` in a row. The ONNX export calls the
-    steps one by one.
+    `forward` calls `embed_points`, `stamp_clicks` and `embed_mask` in this order. The ONNX export
+    calls these steps itself.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class PromptEncoder3D(nn.Module):
     def get_dense_pe(self) -> Tensor:
         """Return the position encoding of the token grid, (1, C, g, g, g).
 
-        It is cached until the Gaussian matrix changes: by loading weights, or by a move to another
-        device.
+        The encoding is cached until the Gaussian matrix changes, by loading weights or by a move to
+        another device.
         """
         matrix = self.pe_layer.positional_encoding_gaussian_matrix
         version = 0 if matrix.is_inference() else matrix._version
         cached = self._dense_pe
         if cached is None or cached[0] is not matrix or cached[1] != version:
-            # In SAM-Med3D this grid has its first two axes swapped relative to the points below.
-            # Its weights were trained with both, so both stay: dense_pe_axes (1, 0, 2).
+            # SAM-Med3D swaps the first two axes of this grid, but not those of the clicks in
+            # `embed_points`. Its weights were trained so: dense_pe_axes (1, 0, 2) keeps the swap.
             with torch.inference_mode(False):  # the cache may outlive inference mode
                 encoding = self.pe_layer.of_grid(self.grid_size, self.config.dense_pe_axes)
             cached = self._dense_pe = (matrix, version, encoding)
@@ -141,8 +141,8 @@ class PromptEncoder3D(nn.Module):
             batch: B; needed if ``masks`` is None.
 
         Returns:
-            (B, E, g, g, g), with as many channels as the image embedding: where that holds detail,
-            the features of the mask's own cells follow the first C channels.
+            (B, E, g, g, g), with as many channels as the image embedding. In networks with detail,
+            the features of the mask's cells follow the first C channels.
         """
         if masks is not None:
             dense = self.mask_downscaling(masks)
@@ -172,7 +172,7 @@ class PromptEncoder3D(nn.Module):
         return coords.shape[0]
 
     def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
-        """Embed clicks and, as no box is ever given, SAM's one padding point.
+        """Embed clicks and the one padding point that SAM appends where no box is given.
 
         Args:
             coords: (B, N, 3) in voxels.
@@ -191,8 +191,8 @@ class PromptEncoder3D(nn.Module):
     def stamp_clicks(self, masks: Tensor | None, coords: Tensor, labels: Tensor) -> Tensor:
         """Blend each click, in order, into the mask prompt as a Gaussian of confident logits.
 
-        One token among hundreds of image tokens hardly changes the output of a decoder
-        trained on little data; a dense mark does.
+        A click's token is one among hundreds of image tokens. It hardly changes the output of a
+        decoder trained on little data; a mark in the dense mask prompt does.
 
         Args:
             masks: (B, 1, m, m, m) logits; None counts as zeros.

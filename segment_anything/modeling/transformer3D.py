@@ -55,7 +55,7 @@ class TwoWayAttentionBlock3D(nn.Module):
         self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the updated queries (B, T, C) and keys (B, g^3, C)."""
-        if self.first:  # here the queries are still their own positions: none is added, no residual
+        if self.first:  # the first queries equal their positions: add neither these nor a residual
             queries = self.self_attn(queries, queries, queries)
         else:
             q = queries + query_pe

@@ -1,13 +1,13 @@
 """Challenge files: read image and prompts, write the segmentation.
 
 The k-th entry of ``boxes`` and of ``clicks`` belongs to class k. The prompts of a class are its
-box, then its clicks in the order clicked. Evaluators have written the object arrays in several
-forms, which are all read: arrays of dicts, wrapped in a 0-d array, empty, or with None inside.
+box, then its clicks in the order clicked. The object arrays exist in several forms, and all are
+read: arrays of dicts, wrapped in a 0-d array, empty, or with None inside.
 ``prev_pred``, the last answer, is not read: starting from it scored lower (docs/results.md).
 
 An entry of another form raises `InputError`. A box or click outside the image is moved to the
-nearest voxel, and a missing order of clicks is replaced by foreground and background in turn, both
-with a logged warning: one bad prompt must not lose the case.
+nearest voxel, and a missing order of clicks is replaced by foreground and background in turn. Both
+are logged as warnings, so one bad prompt does not make the case unusable.
 """
 
 import logging
@@ -27,7 +27,7 @@ from utils.files.npz_archive import NpzArchive
 from utils.prompts.kinds import BoxPrompt, Click, Prompt
 from utils.volumes.intensity import holds_hounsfield
 
-#: Keys of a box's two corners (z, y, x), both inside; sides along y and x are of the middle slice.
+#: Keys of a box's two corners (z, y, x), both inside; y and x extents are of the middle slice.
 BOX_CORNERS = (("z_min", "z_mid_y_min", "z_mid_x_min"), ("z_max", "z_mid_y_max", "z_mid_x_max"))
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class ChallengeCase:
     image: np.ndarray  # (D, H, W), uint8 in the challenge
     spacing_xyz: tuple[float, float, float]  # mm
     prompts: list[list[Prompt]]  # of class 1, 2, ...; a class without prompts has an empty list
-    hounsfield: bool  # values are Hounsfield units; never so in the challenge's own files
+    hounsfield: bool  # values are Hounsfield units; False for the challenge's own files
 
     @property
     def boxes(self) -> list[list[Prompt]] | None:
@@ -94,8 +94,8 @@ class _PromptReader:
     """Turns the entries of one file into prompts.
 
     Args:
-        path: begins each message.
-        shape: the image's.
+        path: the file; each message begins with it.
+        shape: (D, H, W) of the image.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
@@ -187,7 +187,7 @@ def _orders(entries: list, k: int, classes: int) -> list[list[str]]:
     """Return the possible orders of class ``k``'s clicks, the likeliest first.
 
     A list of lists has one order per class. A flat list holds the classes in turn, step by step, or
-    the order of one class alone; the caller finds out by the number of clicks.
+    the order of one class alone; the caller decides by the number of clicks.
     """
     if any(isinstance(row, (np.ndarray, list, tuple)) for row in entries):
         candidates = [_as_list(row) for row in entries[k : k + 1]]

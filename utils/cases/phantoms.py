@@ -1,4 +1,4 @@
-"""Phantoms: synthetic cases in the challenge's format, to try everything without data.
+"""Phantoms: synthetic cases in the challenge's format, to try the scripts without patient data.
 
 Two kinds alternate, each under a data set's key of ``CVPR25.json`` and with its class ids:
 

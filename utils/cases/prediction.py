@@ -51,8 +51,8 @@ def find_inputs(source: Path, output: Path) -> list[Path]:
     """Return the input file ``source``, or the input files in the folder ``source``, sorted.
 
     Raises:
-        InputError: there is no input, two would have one answer, or the answers would lie with
-            the inputs.
+        InputError: there is no input, two inputs would have the same output file, or the output
+            folder is the folder of the inputs or lies in it.
     """
     if source.is_dir():
         paths = sorted(
@@ -80,10 +80,10 @@ def find_inputs(source: Path, output: Path) -> list[Path]:
 
 
 def read_input(path: Path, args: argparse.Namespace) -> PredictionCase:
-    """Read an input and map its intensities to 0..255, as the flags say.
+    """Read an input and map its intensities to 0..255 by --intensity and --window.
 
-    Challenge intensities stay as they are, since networks are trained on them, unless --window is
-    given.
+    Intensities of challenge files stay unchanged unless --window is given, since networks are
+    trained on them.
 
     Raises:
         InputError: the file or its prompts cannot be used.

@@ -44,7 +44,7 @@ class Case:
 def find_cases(folders: Iterable[Path | str]) -> list[Case]:
     """List the cases of prepared ``<organ>/<data set>`` folders, sorted.
 
-    Hidden folders are left out: a glob ``tree/*/*`` also finds those of the records.
+    Hidden folders are left out, since a glob ``tree/*/*`` may also match folders of ``.records``.
 
     Raises:
         InputError: no folder given, a folder lacks labelsTr, or none holds a label.

@@ -4,9 +4,9 @@ Arrays are ``(D, H, W)``, that is ``(z, y, x)``; NIfTI stores ``(x, y, z)``. The
 here, on reading and on writing, and nowhere else.
 
 Files appear whole or not at all (`utils.files.atomic`). The same voxels give the same bytes, since
-the gzip header holds neither name nor time. Gzip is Intel's ISA-L (package ``isal``), several times
-as fast as zlib. A file that cannot be used raises `InputError`, whose message begins with the file;
-a file that cannot be written raises `WriteError`.
+the gzip header holds neither name nor time. Intel's ISA-L (package ``isal``) does the compression,
+several times as fast as zlib. A file that cannot be used raises `InputError`, whose message begins
+with the file; a file that cannot be written raises `WriteError`.
 """
 
 import math
@@ -96,10 +96,11 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
 def write_deflated_nifti(path: Path, source: Deflated, affine: np.ndarray) -> None:
     """Write an array of an NPZ archive as ``.nii.gz`` without inflating and deflating it again.
 
-    An NPZ member and NIfTI's voxels are the same bytes in the same order, both deflated: C order of
-    (z, y, x) is Fortran order of (x, y, z). So the gzip stream is the NIfTI header, stored as it
-    is, followed by the member's own deflated bytes. These begin with a ``.npy`` header, which lies
-    between NIfTI's header and the voxels as a header extension with code 0, "ignore".
+    An NPZ member and NIfTI's voxels are the same bytes in the same order, since C order of (z, y,
+    x) is Fortran order of (x, y, z). Both are deflated. So the gzip stream is the NIfTI header,
+    stored as it is, followed by the member's own deflated bytes. These begin with a ``.npy``
+    header, which lies between NIfTI's header and the voxels as a header extension with code 0,
+    "ignore".
 
     Raises:
         InputError: the source is damaged; nothing is written.

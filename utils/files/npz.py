@@ -12,7 +12,7 @@ import numpy as np
 from utils.errors import InputError
 from utils.files.npz_archive import MAX_VOXELS, NpzArchive
 
-SPACING_MM = (1e-9, 1e9)  # from an atom to a planet: a value beyond is a mistake
+SPACING_MM = (1e-9, 1e9)  # far wider than any scanner's: a value outside is a mistake
 VOLUME_KEYS = frozenset({"imgs", "gts", "segs"})
 
 

@@ -1,13 +1,13 @@
-"""Read challenge NPZ files safely, as files from untrusted sources.
+"""Read challenge NPZ files safely, even if their source is not trusted.
 
 An NPZ file is a zip archive of ``.npy`` members. They are read here, not by `numpy.load`, so that
 
 * nothing in a file is ever executed: `utils.files.safe_pickle` checks pickles on opening, and a
-  file with a harmful one is refused as a whole, because other tools would run it;
+  file with a harmful pickle is refused as a whole, because other tools would run that pickle;
 * the size is read from the header before anything is inflated, and a member whose size differs
   from its header is refused;
-* the deflate is Intel's ISA-L (package ``isal``), about twice as fast as zlib's on images and more
-  on labels, and the deflated bytes can be carried over into a ``.nii.gz`` as they are
+* Intel's ISA-L (package ``isal``) inflates, about twice as fast as zlib on images and more than
+  twice on labels, and the deflated bytes can be copied unchanged into a ``.nii.gz``
   (`NpzArchive.deflated`, `utils.files.nifti.write_deflated_nifti`).
 
 Arrays are returned as (D, H, W), C-ordered, in native byte order. A file that cannot be used raises
@@ -259,7 +259,7 @@ class _Check:
         self._size += len(piece)
         self._crc = isal_zlib.crc32(piece, self._crc)
         if self._size > self._member.file_size:
-            raise ValueError(f"{self._member.filename!r} is longer than the archive says")
+            raise ValueError(f"{self._member.filename!r} is longer than its size in the archive")
         return piece
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""Open files that may be damaged, a pipe, or unreadable, and name the file in every error."""
+"""Open files that may be damaged, unreadable or not regular; every error names the file."""
 
 import stat
 import struct

@@ -1,4 +1,4 @@
-"""JSON whose objects have each key once; `json` alone keeps the last of two values in silence."""
+"""Parse JSON and refuse repeated keys; `json` alone silently keeps a key's last value."""
 
 import json
 

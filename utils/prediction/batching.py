@@ -1,6 +1,6 @@
 """The network on one image: decode requests answered in batches, image embeddings cached.
 
-This is the only module of prediction that touches tensors, beside the `Predictor` that makes it.
+In utils/prediction only this module and `Predictor`, which creates the decoder, use tensors.
 """
 
 from collections import OrderedDict
@@ -55,10 +55,12 @@ class BatchDecoder:
             for request in requests
         ]
         low_res = torch.cat(self.network.decode_all(targets)).cpu().numpy()
-        return [logits.copy() for logits in low_res[:, 0]]  # a view would keep all of the batch
+        return [
+            logits.copy() for logits in low_res[:, 0]
+        ]  # a view would keep the whole batch in memory
 
     def _embedded(self, grids: Iterable[CropGrid]) -> dict[CropGrid, Tensor]:
-        """Return the image embedding of each cube, from the cache where it is there."""
+        """Return the image embedding of each cube; encode only the cubes that are not cached."""
         grids = list(dict.fromkeys(grids))
         new = [grid for grid in grids if grid not in self._embeddings]
         crops = [cut_image(grid, self._image, hounsfield=self._hounsfield) for grid in new]

@@ -1,4 +1,4 @@
-"""One image: how each target's prompts become states, and its states become logits on the image.
+"""One image: turn each target's prompts into states, and states into logits on the image.
 
 A target's prompts are taken in order. Each prompt is decoded in the target's present region
 (region.py), together with the low-resolution mask so far. The new mask may move the region; then
@@ -37,14 +37,14 @@ FAR = 2.0
 
 @dataclass(frozen=True)
 class PredictorOptions:
-    """What is done beyond the network; the defaults are what measured best (docs/results.md)."""
+    """The predictor's steps around the network; docs/results.md has measurements."""
 
     zoom: ZoomRule = field(default_factory=ZoomRule)
     box_mask: bool = True  # a box is a coarse mask as well as a click in its middle
     far_share: float = 0.15  # share of a later click's change that is kept far away from the click
     near_cells: float = 6.0  # low-resolution cells around the click where the change is kept whole
     only_prompted: bool = True  # drop components without a foreground click or a box's middle
-    honour_clicks: bool = True  # clicked voxels end on their side of the mask
+    honour_clicks: bool = True  # clicked voxels end inside (foreground) or outside
     tile_above: float = 1.5  # spacing, over the network's own, from which tiles add detail; 0 = off
     tiles: int = 27  # at most, for one target
 
@@ -121,8 +121,8 @@ class ImageSession:
     def view_for_click(self, before: State, click: Click) -> State:
         """Return the state that a click outside of the present region belongs to.
 
-        That is another view, if the region of one holds the click. Otherwise it is a new view for
-        a foreground click that lies far away (`FAR`), and the present one for all other clicks.
+        If the region of another view holds the click, that view is returned. Otherwise a foreground
+        click that lies far away (`FAR`) gets a new view, and any other click the present view.
         """
         for view in before.other_views:
             if self.scene.holds(view.region, click.zyx):
@@ -148,7 +148,7 @@ class ImageSession:
         return before.region
 
     def move(self, before: State | None, region: Region, prompts: list[Prompt]) -> StateSteps:
-        """Decode all prompts again in another region; what a click adds keeps the other views."""
+        """Decode all prompts again in another region; after a click, keep the other views."""
         views = before.other_views if before and isinstance(prompts[-1], Click) else ()
         state = State(region, (), None, views)
         for prompt in prompts:
@@ -222,7 +222,7 @@ class ImageSession:
         return Box(tuple(corners.min(axis=0) + 0.5), tuple(corners.max(axis=0) + 0.5))
 
     def _click(self, state: State, click: Click) -> StateSteps:
-        """Decode one more click; a click outside of the region changes nothing."""
+        """Decode one more click; outside of the region it changes nothing once a mask exists."""
         if state.low_res is not None and not self.scene.holds(state.region, click.zyx):
             return state
         new = yield from self.decode(replace(state, clicks=(*state.clicks, click)))

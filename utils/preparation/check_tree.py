@@ -1,7 +1,7 @@
 """Check a prepared tree: read all its files, list what is wrong, change nothing.
 
-Reading takes the time, so the files of one case are read together, and an image that several organs
-share is read once.
+Reading takes most of the time. So the files of one case are read together, and an image that
+several organs share is read once.
 """
 
 import os
@@ -119,9 +119,9 @@ def check_tree(
 
     Args:
         tree: folder that holds the organs' folders.
-        table: says which data sets hold instance numbers. In data sets that it lacks, and without
-            a table, uint16 labels do.
-        run: ``map``, or the same in many processes and in any order.
+        table: names the data sets whose labels hold instance numbers. In data sets that the table
+            lacks, and without a table, uint16 labels count as instance labels.
+        run: ``map``, or a function like it that uses many processes and returns in any order.
         max_voxels: larger volumes are not read and count as unreadable.
 
     Raises:
@@ -245,7 +245,7 @@ def _digest(array: np.ndarray, affine: np.ndarray) -> bytes:
 
 
 def _add_duplicates(cases: list[CaseReport]) -> None:
-    """Add a fault for each label that an organ has twice: equal labels on equal images.
+    """Add a fault for each pair of label and image that one organ holds twice.
 
     Voxels are compared, not names: unrelated data sets may both have a case_001, and the channels
     of one case share a label. Files that are empty or could not be read are not compared.

@@ -8,9 +8,9 @@ for the inodes of sources that an earlier step wrote). ``manifest_<step>.csv`` i
 records.
 
 A case is *current*, and skipped, if its record has the same sources and settings, its outputs exist
-with the recorded sizes, and no source was touched (modified, replaced or moved in) since shortly
-before the work on the record began. This test reads no source. If it fails, equal SHA-256 still
-make the case current.
+with the recorded sizes, and no source was modified, replaced or moved in since shortly before the
+work on the record began. This test does not read the sources. If it fails, the case is still
+current if the sources have the recorded SHA-256.
 
 Before the first output of a case is written, its record gets the outcome "begun" and lists all
 outputs. So even after a kill the records list every file of the tree that this step wrote. A file
@@ -125,9 +125,9 @@ class Ledger:
     def fail(self, job: CaseJob, message: str, entry: "Entry | None" = None) -> None:
         """Record that a case failed.
 
-        Outputs made from an earlier content of its sources are removed, since they may not match
-        files that other steps make from the new content. Outputs that were changed by hand, and
-        all outputs if the sources could not be read, are kept and stay in the record.
+        Outputs made from an earlier content of the sources are removed, since these outputs may not
+        match files that other steps make from the new content. Outputs that were changed by hand,
+        and all outputs if the sources could not be read, are kept and stay in the record.
         """
         old = self.read(job.case_id)
         outputs = dict(old.outputs) if old else {}
@@ -195,7 +195,7 @@ class Ledger:
         return self.records / f"{case_id}.json"
 
     def matches(self, record: Record, job: CaseJob) -> bool:
-        """Tell whether a record is of the same job; the contents of its files are not compared."""
+        """Tell whether a record is of this job, and done; contents of files are not compared."""
         return (
             record.outcome == DONE
             and record.dataset == job.dataset
@@ -338,7 +338,7 @@ class Entry:
 
 
 def _identity_of(path: Path, status: os.stat_result) -> dict:
-    """Return the file that a path leads to: another one if its folder was replaced."""
+    """Return real path and inode of a file; they change if it or its folder is replaced."""
     return {"real_path": os.path.realpath(path), "inode": [status.st_dev, status.st_ino]}
 
 

@@ -38,7 +38,7 @@ Item = TypeVar("Item")
 
 @dataclass
 class PrepareSummary:
-    """How many cases ended how; as text it is the last line of a script."""
+    """The number of cases per outcome; as text, the last line that a script prints."""
 
     done: int = 0
     skipped: int = 0
@@ -121,7 +121,7 @@ def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--shard",
         default="1/1",
-        help="I/N: do the I-th of N parts, which has the same cases in each step "
+        help="I/N: work on the I-th of N parts of the cases; the parts are the same in each step "
         "(default: %(default)s)",
     )
     group.add_argument(
@@ -147,7 +147,7 @@ def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def progress_bar(items: Iterable[Item] | None = None, **options: object) -> "tqdm[Item]":
-    """Show progress, rate and time left: at once on a terminal, in a log one line per minute.
+    """Show progress, rate and time left: at once on a terminal, one line per minute in a log.
 
     Args:
         items: the items to iterate over.
@@ -283,7 +283,7 @@ def _remove_empty_folders(root: Path, removed: Iterable[str]) -> None:
 def _do(step: Step, job: CaseJob) -> Outcome:
     """Run one job in any process.
 
-    Every failure, our own defects included, comes back as an `Outcome`.
+    Every failure, also a defect of this program, is returned as an `Outcome`.
     """
     entry = None
     try:

@@ -21,10 +21,10 @@ rounded where the dtype is whole numbers; labels to the nearest voxel. The axes 
 first corner stay; its far sides move by at most half a new voxel. A worker holds all channels of
 one case in memory.
 
-A case that cannot be used is listed, the others are done, and the exit code is 1. Inputs are only
-read. A second run skips unchanged cases and redoes those that other flags change; it removes
-outputs that a case no longer has, such as those of a channel. A run that was stopped or killed
-resumes where it stopped. <out>/manifest_nnunet.csv tells what became of each case.
+A case that cannot be used is listed, the other cases are done, and the exit code is 1. Inputs are
+never changed. A second run skips unchanged cases and redoes those that other flags change; it
+removes outputs that a case no longer has, such as those of a channel. A run that was stopped or
+killed resumes where it stopped. <out>/manifest_nnunet.csv lists the outcome of each case.
 
     python -m utils.preparation.nnunet --nnunet raw/Dataset009_Spleen raw/Dataset001_BrainTumour
     python -m utils.preparation.nnunet --nnunet raw/Dataset043_BraTS --channels 0 T1w --spacing 1.5
@@ -85,7 +85,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--nnunet", type=Path, nargs="+", metavar="DIR", help="folders DatasetXXX_Name"
     )
     nnunet.add_argument(
-        "--channels", nargs="+", metavar="C", help="only these, by number or name (default: all)"
+        "--channels",
+        nargs="+",
+        metavar="C",
+        help="only these channels, by number or name (default: all)",
     )
     pairs = parser.add_argument_group("or images and labels")
     pairs.add_argument("--images", type=Path, metavar="DIR", help="folder of images")
@@ -117,7 +120,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> PrepareSummary:
-    """Write labels and images of all data sets; return how many cases ended how."""
+    """Write labels and images of all data sets; return the number of cases per outcome."""
     sources = find_sources(args)
     require_outside(args)
     jobs, problems = [], []
@@ -168,7 +171,7 @@ def space_of(job: CaseJob, *, max_voxels: int) -> int:
         source = read_nifti_grid(label)
         grid = Resampling.of(source, job.settings["spacing_xyz"]).grid
         size = sum(path.stat().st_size for path in images)
-        if label.suffix == ".gz":  # every boundary lies in two binary labels
+        if label.suffix == ".gz":  # two binary labels share every boundary
             size += 2 * label.stat().st_size
     except (InputError, OSError):
         return 0  # the case is going to fail
@@ -236,7 +239,7 @@ def target_of(
 
     Args:
         label: on ``grid``, after resampling.
-        instances: how many values the label had before resampling.
+        instances: number of values that the label had before resampling.
     """
     values = None if recipe.instances else recipe.classes[name]
     rule = CleaningRule(**recipe.cleaning)

@@ -4,7 +4,7 @@ nnU-Net v2 has ``channel_names`` {number: name} and ``labels`` {name: value, or 
 v1 has ``modality`` and {value: name}. Classes and channels, also those given by flags ("1=liver"),
 become folders of the tree: no name may be a path, and no two may become one folder.
 
-Whatever is wrong raises `InputError` with the file or flag in front.
+Any fault raises `InputError`, whose message begins with the file or flag.
 """
 
 import os
@@ -158,7 +158,7 @@ def folders_of(name: str, channels: dict[int, str]) -> dict[str, str]:
 
 
 def chosen_channels(folder: Path, channels: dict[int, str], wanted: list[str]) -> list[str]:
-    """Return the roles of the channels that ``--channels`` names; numbers go before names."""
+    """Return the roles of the channels that ``--channels`` names; a number precedes a name."""
     chosen = set()
     for each in wanted:
         numbers = [n for n in channels if str(n) == each] or [

@@ -1,7 +1,7 @@
 """The data sets that the flags of `utils.preparation.nnunet` name: files, classes, settings.
 
 A source is one nnU-Net folder, or one pair of folders of images and labels. Both become a `Source`,
-so that later steps need not tell them apart.
+so later steps treat them alike.
 """
 
 import argparse

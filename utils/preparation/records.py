@@ -1,4 +1,4 @@
-"""Records: what a preparation step found in each case and did with it; and their table."""
+"""The records of a preparation step (facts and outcome of each case), and their table."""
 
 import csv
 import io

@@ -20,7 +20,7 @@ SAME_SPACING = 1e-5  # relative: headers hold seven digits
 class Resampling:
     """A change from one grid to another with the same axes and the same first corner."""
 
-    grid: Grid  # the new one
+    grid: Grid  # the new grid
     steps_zyx: np.ndarray  # source voxels per new voxel; 1 where an axis is unchanged
 
     @classmethod

@@ -1,9 +1,8 @@
 """Box prompts without weights of their own: a click in the middle and a coarse mask.
 
 SAM-Med3D's prompt encoder was never trained on boxes, and released files hold no weights for them.
-But it takes a mask, and a box says roughly where the mask is: the ellipsoid inscribed in the box,
-as low-resolution logits. Networks trained with such masks understand boxes, and released weights
-stay loadable.
+But it takes a mask prompt. So a box becomes a rough mask: the ellipsoid inscribed in the box, as
+low-resolution logits. Networks can be trained with such masks, and released weights still load.
 
 Boxes are in crop voxels, in the network's axis order, half-open.
 """

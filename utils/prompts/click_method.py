@@ -29,9 +29,9 @@ def challenge_click(
 
     An error is a connected component of wrong voxels (26 neighbours: faces, edges and corners).
     Deep means far from the component's border. Among equally large components the first in C order
-    counts. Among equally deep voxels one is drawn as after ``numpy.random.seed(42)``. Where the
-    component's padded box has more than ``max_box_voxels`` it is max-pooled, and the voxel may lie
-    beside the error, as in the evaluator.
+    counts. Among equally deep voxels one is drawn, as after ``numpy.random.seed(42)``. Where the
+    component's padded box has more than ``max_box_voxels``, the box is max-pooled. The clicked
+    voxel may then lie beside the error, as in the evaluator.
     """
     error, gt_mask = _error(pred_mask, gt_mask)
     return _centre_click(error, gt_mask, max_box_voxels)
@@ -124,8 +124,8 @@ def _depths(component: np.ndarray, max_box_voxels: int) -> np.ndarray:
     """Return a number per voxel that grows with the distance to the outside of the component.
 
     The component fills its box. The evaluator pads the box by a quarter (at least one voxel) on
-    every side. Without pooling one layer gives the same distances, since the first layer of the
-    padding is the nearest; pooling depends on all layers.
+    every side. Without pooling, one layer of padding gives the same distances, since the first
+    layer is the nearest. With pooling, the distances depend on all layers.
     """
     padding = np.maximum(np.array(component.shape) // 4, 1)
     if np.prod(component.shape + 2 * padding) > max_box_voxels:
@@ -155,8 +155,8 @@ def _squared_distances(mask: np.ndarray) -> np.ndarray:
         mask: (D, H, W) booleans, False on the whole border.
     """
     depth, height, width = mask.shape
-    # Distances along the first axis are at most depth / 2. The k**2 added to their squares below
-    # are smaller than the largest of these squares.
+    # Distances along the first axis are at most depth / 2. Each k**2 that is added to their squares
+    # below is smaller than the largest square, so the sums fit the dtype.
     squared = np.zeros(mask.shape, np.int16 if depth <= 256 else np.int32)
     for z in range(1, depth):
         np.multiply(squared[z - 1] + 1, mask[z], out=squared[z])

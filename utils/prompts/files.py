@@ -5,7 +5,7 @@
                   "box": {"from": [30, 180, 200], "to": [50, 240, 310]},
                   "points": [{"at": [40, 210, 260]}, {"at": [38, 190, 220], "positive": false}]}]}
 
-``coordinates`` says how all coordinates of the file are meant:
+``coordinates`` names the coordinate system of all coordinates in the file:
 
 * ``zyx``: voxel indices from 0 of the array (D, H, W), slice first;
 * ``xyz``: voxel indices from 0 in the order of the NIfTI file, as viewers show them;
@@ -48,7 +48,7 @@ class TargetPrompts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PromptSpace:
-    """The shape and affine of the prompted image, and how coordinates are meant."""
+    """The shape and affine of the prompted image, and the coordinate system of its prompts."""
 
     coordinates: str  # one of COORDINATES
     shape: tuple[int, int, int]  # (D, H, W)
@@ -143,8 +143,8 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
         "--coordinates",
         choices=COORDINATES,
         default="zyx",
-        help="of --fg, --bg and --box: voxels of the array, voxels as viewers show them, or RAS+ "
-        "millimetres x,y,z (default: zyx)",
+        help="coordinate system of --fg, --bg and --box: zyx, voxels of the array; xyz, voxels as "
+        "viewers show them; mm, RAS+ millimetres x,y,z (default: zyx)",
     )
 
 

@@ -87,8 +87,8 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
         "--pictures",
         type=non_negative_int,
         default=12,
-        help="how many cases to draw: the worst in the report, and with protocol clicks some in "
-        "pictures/; 0 = none (default: 12)",
+        help="number of cases to draw: the worst in the report and, with protocol clicks, evenly "
+        "spaced ones in pictures/; 0 = none (default: 12)",
     )
     protocol.add_argument(
         "--trained-on",
@@ -112,7 +112,7 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
         "--max-instances",
         type=positive_int,
         default=8,
-        help="how many instances of an instance label are scored, largest first (default: 8)",
+        help="score at most this many instances of an instance label, largest first (default: 8)",
     )
     clicks.add_argument(
         "--predictions",

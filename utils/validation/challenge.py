@@ -2,8 +2,8 @@
 
 The first step gives the boxes, where the case has any. Each further step gives every class one
 click by `challenge_click`, or none where the class has no error left. Prompts accumulate, and
-scores are taken after every step. What is evaluated (`Answerer`) is given prompts alone: it is the
-predictor in this process, or predict.py started anew each step, as the challenge starts its
+scores are taken after every step. The evaluated program (`Answerer`) gets prompts alone. It is the
+predictor in this process, or predict.py, started anew at each step as the challenge starts its
 container.
 
 Classes are numbered by rank: the k-th box belongs to the k-th class in order of its id, and the
@@ -27,19 +27,19 @@ MAX_CLASS = 255
 
 
 class Answerer(Protocol):
-    """What is evaluated."""
+    """The program that is evaluated."""
 
     def answer(self, prompts: list[list[Prompt]], previous: np.ndarray | None) -> np.ndarray:
         """Return (D, H, W) class ranks, 0 for none.
 
         Args:
-            prompts: for every class, all so far, in order.
-            previous: the last answer; None at the first step.
+            prompts: for every class, all its prompts so far, in order.
+            previous: the answer of the previous step; None at the first step.
         """
 
 
 class PredictorAnswerer:
-    """The predictor in this process; a prompt is given to it once, at the step that brings it."""
+    """The predictor in this process; it gets each prompt once, at the step of that prompt."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Steps:
 
     class_ids: list[int]
     dsc: np.ndarray
-    nsd: np.ndarray  # at the right spacing
+    nsd: np.ndarray  # with the spacing in the right order
     nsd_official: np.ndarray  # as the evaluator computes it: with the spacing in the wrong order
     seconds: list[float]
     clicks: list[list[Click]]  # by class

@@ -1,8 +1,8 @@
 """Protocol "clicks" on one case: each target alone, in a crop about it, with simulated clicks.
 
-The network sees a cube about the target. Its logits are resampled to the volume's own grid and
-thresholded there, and the next click is the challenge's on that grid. Truth outside the cube counts
-as missed.
+The network's input is a cube about the target. Its logits are resampled to the volume's own grid
+and thresholded there, and the challenge's rule places the next click on that grid. Target voxels
+outside the cube count as missed.
 """
 
 import time
@@ -29,7 +29,7 @@ from utils.volumes.labels import InstanceRule
 
 
 class ScoredCase(NamedTuple):
-    """The scores of a case, and the arrays that they are of."""
+    """The scores of a case, with its image, label and prediction."""
 
     score: CaseScore
     image: Volume
@@ -75,7 +75,7 @@ class Evaluator:
         precision: dtype of the network's arithmetic; float32 or, where the device has it, bfloat16
             or float16.
         engine: how the network's kernels run; see segment_anything/engine.py.
-        max_instances: how many of an instance label's largest instances are scored.
+        max_instances: at most this many instances of an instance label are scored, largest first.
 
     Raises:
         EngineError: the machine cannot run the engine.
@@ -101,8 +101,8 @@ class Evaluator:
     def run_case(self, case: Case) -> ScoredCase:
         """Segment and score every target of a case.
 
-        The case's files are read, nothing is written. All scores are on the image's own grid; NSD
-        has a tolerance of 2 mm.
+        Only reads the case's files. All scores are computed on the image's own grid; NSD has a
+        tolerance of 2 mm.
 
         Raises:
             InputError: the case cannot be read.

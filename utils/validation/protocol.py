@@ -1,4 +1,4 @@
-"""What a validation protocol decides, so that one loop, one set of files and one report serve all.
+"""The interface of a validation protocol: one loop and one report serve all protocols.
 
 A `ValidationProtocol` finds the cases and makes a `ScoreJob` of each. A job scores its case in any
 process. The protocol then makes tables and a summary of all scores. `utils.validation.run` does
@@ -29,11 +29,11 @@ class RunSettings:
     num_clicks: int
     threads: int  # of each worker process
     fingerprint: str  # of the network
-    digest: str  # of everything that scores depend on beside the case
+    digest: str  # of everything but the case that the scores depend on
 
 
 class NetworkFacts(NamedTuple):
-    """What is known of a network without keeping it."""
+    """Facts about a network, for use without the network itself."""
 
     name: str
     fingerprint: str
@@ -43,7 +43,7 @@ class NetworkFacts(NamedTuple):
 
     @classmethod
     def of(cls, model: Sam3D) -> "NetworkFacts":
-        """Look at a network."""
+        """Return the facts of a network."""
         return cls(
             name=model.config.network,
             fingerprint=fingerprint(model),
@@ -92,7 +92,7 @@ class ScoreJob(ABC):
         return self.image_path, self.label_path
 
     def key(self) -> dict:
-        """Return what must be unchanged for kept scores to be used again."""
+        """Return the settings and file stamps that kept scores must match to be used again."""
         return {"settings": self.settings.digest, "files": [stamp(path) for path in self.sources]}
 
     def states(self) -> dict[str, list]:
@@ -105,7 +105,9 @@ class ScoreJob(ABC):
 
     @abstractmethod
     def make_ready(self) -> None:
-        """Open the run's network, once in each process, so that no case is blamed for it.
+        """Open the run's network, once in each process.
+
+        An unusable network then ends the run, and does not count as the failure of a case.
 
         Raises:
             InputError: the network cannot be opened, or its file was replaced during the run.
@@ -138,7 +140,7 @@ class Finished:
 
 
 class Summary(ABC):
-    """What a validation came to; its text is what the script prints."""
+    """The result of a validation; ``str`` returns the text that the script prints."""
 
     @property
     @abstractmethod
@@ -164,7 +166,7 @@ class ValidationProtocol(ABC):
     @property
     @abstractmethod
     def options(self) -> list:
-        """What scores depend on beside the case, the network and `RunSettings`; JSON-able."""
+        """Further values that scores depend on, beside case, network and `RunSettings`; JSON."""
 
     @property
     @abstractmethod

@@ -39,7 +39,7 @@ PROTOCOLS: dict[str, type[ValidationProtocol]] = {
 
 
 def validate(args: argparse.Namespace) -> Summary:
-    """Validate a network as the flags say; leave everything in ``args.out_dir``.
+    """Validate a network by the flags; write all outputs to ``args.out_dir``.
 
     Args:
         args: from `utils.validation.arguments.validation_parser`.
@@ -102,7 +102,7 @@ def _settings(
     args: argparse.Namespace,
     protocol: ValidationProtocol,
 ) -> RunSettings:
-    """Return how the cases are scored: on this machine's device, and with a digest of it all."""
+    """Return the settings of the run, with device and engine chosen, and their digest."""
     device = pick_device(args.device)
     precision = str(pick_precision(args.precision, device)).removeprefix("torch.")
     engine = pick_engine(args.engine, device)

@@ -44,7 +44,7 @@ class ChallengeJob(ScoreJob):
     """A challenge file with its truth."""
 
     class_file: Path
-    boxes: bool  # begin with those that the case has
+    boxes: bool  # begin with the boxes, if the case has any
 
     @property
     def prediction_path(self) -> Path:
@@ -121,8 +121,8 @@ class ChallengeJob(ScoreJob):
             raise InputError(f"{self.label_path}: the truth is empty, expected a class or more.")
         if case.prompts and len(case.prompts) != classes:
             raise InputError(
-                f"{self.image_path}: has boxes of {len(case.prompts)} classes and "
-                f"{self.label_path} has {classes} classes. Expected one box a class, in order of "
+                f"{self.image_path}: has prompts for {len(case.prompts)} classes and "
+                f"{self.label_path} has {classes} classes. Expected one entry a class, in order of "
                 "class id: take both files from one case."
             )
 
@@ -148,7 +148,7 @@ class ChallengeJob(ScoreJob):
 
 @dataclass(frozen=True)
 class ChallengeSummary(Summary):
-    """What a validation came to; scores as the challenge counts them."""
+    """The result of a validation; scores as the challenge counts them."""
 
     model: str
     edges: str  # of the network's input, such as 128³
@@ -164,7 +164,7 @@ class ChallengeSummary(Summary):
 
     @property
     def notes(self) -> Sequence[str]:
-        """Nothing: the report has a section for each figure."""
+        """Empty: the report has a section for each figure."""
         return ()
 
     def __str__(self) -> str:

@@ -48,8 +48,8 @@ class ClicksJob(ScoreJob):
 
     sample: Case
     max_instances: int
-    predicts: bool  # leave the prediction
-    draws: bool  # leave a picture
+    predicts: bool  # write the prediction
+    draws: bool  # write a picture
 
     @property
     def prediction_path(self) -> Path:
@@ -63,7 +63,7 @@ class ClicksJob(ScoreJob):
 
     @property
     def outputs(self) -> tuple[Path, ...]:
-        """Prediction and picture, where they are asked for."""
+        """Prediction and picture, as far as this run writes them."""
         wanted = {self.prediction_path: self.predicts, self.picture_path: self.draws}
         return tuple(path for path, is_wanted in wanted.items() if is_wanted)
 
@@ -139,7 +139,7 @@ class ClicksSummary(Summary):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What later clicks do, and the ball that needs no network."""
+        """The error that later clicks fix, the ball as a baseline, times and memory."""
         return (
             f"later clicks fix {_share(self.mended_foreground)} of the missed region and "
             f"{_share(self.mended_background)} of the false region they are placed in",
@@ -180,7 +180,7 @@ class ClicksProtocol(ValidationProtocol):
         }
 
     def jobs(self, settings: RunSettings) -> list[ScoreJob]:
-        """Return a job for each case; those drawn are spread evenly, so over all organs."""
+        """Return a job for each case; the drawn cases are evenly spaced in their order."""
         cases = find_cases(self.args.val_datas)
         count = min(self.args.pictures, len(cases))
         drawn = {int(i) for i in np.linspace(0, len(cases) - 1, count)}
@@ -281,7 +281,7 @@ def mended_by_later_clicks(targets: Sequence[TargetScore], *, foreground: bool) 
     """Return the share of the clicked error that a click removes, over all clicks but the first.
 
     Args:
-        foreground: of clicks into missed regions; else of those into false ones.
+        foreground: True for clicks into missed regions, False for clicks into false regions.
 
     Returns:
         None where there is no such click.

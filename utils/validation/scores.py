@@ -1,9 +1,9 @@
-"""Scores of a case, by either protocol: as measured, and as they count.
+"""Scores of a case in either protocol: as measured, and after the challenge's rules.
 
 Each target of a case has one score for each step. Step 0 is the box; a case without a box skips it
 and scores 0 there. The later steps are clicks. DSC_AUC and NSD_AUC are areas over the click steps
-only, DSC_Final and NSD_Final the last step. Protocol "clicks" has no boxes, and its scores count as
-measured. In protocol "challenge":
+only; DSC_Final and NSD_Final are the last step's scores. Protocol "clicks" has no boxes and no
+further rules. In protocol "challenge":
 
 * A case scores the mean over its targets, and its NSD of a step is 0 unless its mean DSC of that
   step is above 0.2. A case that takes more than 90 s a target scores 0 throughout.
@@ -41,7 +41,7 @@ class StepScores(NamedTuple):
 
     @property
     def auc(self) -> tuple[float, float, float]:
-        """Areas over the click steps of (steps,) scores, each at most the clicks less one."""
+        """Areas over the click steps of (steps,) scores, at most the number of clicks - 1."""
         return tuple(interaction_auc(scores[1:]) for scores in self)
 
     @property

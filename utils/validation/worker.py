@@ -1,8 +1,8 @@
 """Score cases in worker processes, and keep their scores on disk.
 
 A case's scores lie in ``cases/<case>.json`` of the output folder. A later run takes them from there
-if the network, its settings and the case's files are unchanged and the other outputs are there, so
-a stopped run resumes.
+if the network, its settings and the case's files are unchanged and the case's other outputs are
+those of that run. So a stopped run resumes.
 """
 
 import json
@@ -58,14 +58,14 @@ def score_case(job: ScoreJob) -> tuple[str, CaseScore | str]:
     """
     job.make_ready()
     try:
-        key = job.key()  # before: a source that changes meanwhile makes the scores outdated
-        job.score_path.unlink(missing_ok=True)  # it must not stand beside other outputs
+        key = job.key()  # first: if a source changes during scoring, the scores are outdated
+        job.score_path.unlink(missing_ok=True)  # old scores must not lie beside new outputs
         score = job.score()
     except WriteError:
         raise
     except InputError as error:
         return job.case, str(error)
-    except Exception as error:  # one case must not cost the others theirs
+    except Exception as error:  # one case must not stop the others
         logger.exception("%s", job.case)
         return job.case, f"{type(error).__name__}: {error}"
     content = {"key": key, "outputs": job.states(), "score": score.to_dict()}
@@ -75,10 +75,10 @@ def score_case(job: ScoreJob) -> tuple[str, CaseScore | str]:
 
 
 def kept_score(job: ScoreJob) -> CaseScore | None:
-    """Return the scores of an earlier run if they are still right; a broken file counts as none.
+    """Return the scores of an earlier run if they are still valid; a damaged file counts as none.
 
-    They are right if sources and settings are unchanged, and the outputs are those that were
-    written with them.
+    Scores are valid if sources and settings are unchanged, and the outputs are those that were
+    written together with the scores.
     """
     try:
         content = json.loads(job.score_path.read_text())
