@@ -191,7 +191,10 @@ class ChallengeProtocol(ValidationProtocol):
 
     def __init__(self, args: argparse.Namespace) -> None:
         if args.images is None:
-            raise InputError("--protocol challenge needs --images, a folder of challenge NPZ.")
+            raise InputError(
+                "--protocol challenge: found no --images. It needs --images, a folder of challenge NPZ: "
+                "name it."
+            )
         self.args = args
 
     @property
