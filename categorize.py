@@ -1,21 +1,21 @@
 """Step 1b: split multi-class labels by organ, one binary label per organ and case.
 
 Reads   --in       <data set>/<case>.nii.gz, as classify.py writes them
-        --json     the class file: what the label values mean
+        --json     the class file: the class of each label value
 Writes  --out      <organ>/<data set>/labelsTr/<case>.nii.gz for every organ with a voxel in the
                    case: uint8, 1 inside and 0 outside. Next: reallocate.py.
 
 The organ's folder is the class name in lower case, with an underscore for every run of characters
 other than letters and digits: "Left kidney" -> left_kidney. Data sets with `instance_label: 1`
-number the objects of one class (tumours, nuclei): their labels keep these numbers, in uint16, in
-the folder of class 1.
+number the objects of one class (tumours, nuclei). The labels of these data sets keep the numbers,
+as uint16, in the folder of class 1.
 
 --min-volume-mm3, --min-side-mm and --keep-components drop small parts, as SAM-Med3D does; each drop
 is listed with its reason. By default nothing is dropped.
 
-A case that cannot be used is listed, the others are done, and the exit code is 1. Inputs are only
-read. A second run skips unchanged cases; a run that was stopped or killed resumes where it stopped.
-<out>/manifest_categorize.csv tells what became of each case.
+A case that cannot be used is listed, the other cases are processed, and the exit code is 1. Inputs
+are only read. A second run skips unchanged cases; a run that was stopped or killed resumes where it
+stopped. <out>/manifest_categorize.csv lists the outcome of each case.
 
     python categorize.py
     python categorize.py --in data/classified_validation --out data/medical_validation
@@ -82,7 +82,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--check",
         metavar="TREE",
         type=Path,
-        help="only read this prepared tree and report what is wrong in it",
+        help="only read this prepared tree and report its errors",
     )
     add_cleaning_arguments(parser)
     add_preparation_arguments(parser)
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> PrepareSummary | TreeReport:
 def run_with_progress(
     args: argparse.Namespace, function: Callable[[Any], Any], items: list
 ) -> Iterator[Any]:
-    """Apply ``function`` to all cases with progress, in the processes that the flags give."""
+    """Apply ``function`` to ``items`` with a progress bar, in the processes set by the flags."""
     results = run_all(function, items, workers=args.workers, scheduler=args.dask_scheduler)
     return progress_bar(results, desc="check", total=len(items), unit="case")
 
@@ -131,7 +131,7 @@ def key_of(path: Path) -> str:
 
 
 def plan_case(key: str, path: Path, table: LabelTable, rule: CleaningRule) -> CaseJob:
-    """Collect the settings that decide the labels of a case."""
+    """Return the job of a case, with the settings on which its labels depend."""
     labels = table.labels_of(path.parent.name)
     settings = {"organs": labels.organs, "instance": labels.instance, "cleaning": rule.to_dict()}
     return CaseJob(key, path.parent.name, {"label": path}, settings=settings)
@@ -140,7 +140,8 @@ def plan_case(key: str, path: Path, table: LabelTable, rule: CleaningRule) -> Ca
 def space_of(job: CaseJob, *, table: LabelTable) -> int:
     """Return an estimated upper bound of the bytes of all organs' labels.
 
-    Every boundary lies in two binary labels, and background deflates to about a thousandth.
+    A boundary between two organs is stored in two binary labels. Background deflates to about a
+    thousandth of its voxels.
     """
     try:
         path = job.sources["label"]
@@ -148,7 +149,7 @@ def space_of(job: CaseJob, *, table: LabelTable) -> int:
         classes = len(table.labels_of(job.dataset).classes)
         return 2 * path.stat().st_size + classes * (voxels // 1000 + 2**10)
     except (InputError, OSError, KeyError):
-        return 0  # the case is going to fail
+        return 0  # `categorize_case` reports the error
 
 
 def categorize_case(
@@ -188,7 +189,7 @@ def _require_known(path: Path, dataset: str, labels: DatasetLabels, values: set[
     unknown = sorted(values - labels.classes.keys())
     if unknown and not labels.instance:
         raise LabelTableError(
-            f"{path}: holds the values {unknown[:20]}, which data set {dataset} does not have.\n"
+            f"{path}: holds the values {unknown[:20]}, not classes of data set {dataset}.\n"
             f"Expected values of its classes, {sorted(labels.classes)}: add the missing classes to "
             "the class file, or correct the label."
         )

@@ -8,9 +8,9 @@ Writes  --out      <data set>/<case>.nii.gz: all classes in one file, the case's
                    affine. Next: categorize.py.
 
 A case belongs to the data set whose key is the longest prefix of its name. A case that cannot be
-used is listed, the others are done, and the exit code is 1. Inputs are only read. A second run
-skips unchanged cases; a run that was stopped or killed resumes where it stopped.
-<out>/manifest_classify.csv tells what became of each case.
+used is listed, the other cases are processed, and the exit code is 1. Inputs are only read. A
+second run skips unchanged cases; a run that was stopped or killed resumes where it stopped.
+<out>/manifest_classify.csv lists the outcome of each case.
 
     python classify.py --labels data/npz
     python classify.py --labels val_gts --images val --out data/classified_validation
@@ -71,7 +71,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> PrepareSummary:
-    """Write one multi-class NIfTI label per case; return how many cases ended how."""
+    """Write one multi-class NIfTI label per case; return the number of cases by outcome."""
     table = read_label_table(args.json)
     labels = find_npz(args.labels)
     images = find_npz(args.images) if args.images else labels
@@ -100,7 +100,7 @@ def plan_case(
 
 
 def space_of(job: CaseJob) -> int:
-    """Return an estimated upper bound of the label's bytes: deflating it anew may give more."""
+    """Return an estimated upper bound of the label's bytes; the new file may exceed the old."""
     deflated, inflated = member_sizes(job.sources["label"], "gts") if job.dataset else (0, 0)
     return min(2 * deflated, inflated // 3) + 2**12
 
@@ -123,7 +123,7 @@ def classify_case(
 def _spacing_of_case(
     path: Path, shape: tuple[int, ...], spacing_xyz: np.ndarray | None, image: NpzArchive
 ) -> np.ndarray:
-    """Return the label file's spacing, else the image file's; both must have one shape."""
+    """Return the spacing of the label file, else of the image file; require equal shapes."""
     header = image.headers.get("imgs")
     if header and header.shape != shape:
         raise InputError(
@@ -134,8 +134,8 @@ def _spacing_of_case(
         )
     if spacing_xyz is None and image.path == path:
         raise InputError(
-            f"{path}: lacks 'spacing', and the case has no other file. Expected it here or in the "
-            "image's file: give the folder of the images, --images."
+            f"{path}: lacks 'spacing', and the case has no other file. Expected 'spacing' here or "
+            "in the image's file: give the folder of the images with --images."
         )
     return checked_arrays(image, ("spacing",))["spacing"] if spacing_xyz is None else spacing_xyz
 

@@ -1,4 +1,4 @@
-"""All six steps with the small network, on phantoms or on your own cases: `make demo`.
+"""Run all steps with the small network, on phantoms or on your own cases: `make demo`.
 
 Reads   --data   a folder of challenge NPZ with imgs, gts and spacing; without it, phantoms are made
 Writes  --out    prepared trees, crop cache, both networks, tables and pictures
@@ -6,8 +6,8 @@ Writes  --out    prepared trees, crop cache, both networks, tables and pictures
     python demo.py
     python demo.py --data my_npz --json my_classes.json --steps 2000
 
-Your files are only read. Every fifth case, in order of name, is kept for validation. A stopped demo
-resumes where it stopped.
+Your files are only read. Of every five cases in order of name, the second is kept for validation. A
+stopped demo resumes where it stopped.
 """
 
 import argparse
@@ -44,19 +44,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--out",
         type=Path,
         default=Path("work_dir/demo"),
-        help="output folder; with --data its name gets a suffix (default: %(default)s)",
+        help="output folder; --data adds a suffix to the folder's name (default: %(default)s)",
     )
     parser.add_argument(
         "--steps",
         type=int,
         default=280,
-        help="training steps of the teacher; the student takes half (default: 280)",
+        help="training steps of the teacher; the student has half as many (default: 280)",
     )
     return parser.parse_args(argv)
 
 
 def out_folder(args: argparse.Namespace) -> Path:
-    """Return the output folder of this source of cases, so that no two sources are mixed."""
+    """Return the output folder; each source of cases has its own."""
     if args.data is None:
         return args.out
     source = args.data.resolve()
@@ -64,7 +64,7 @@ def out_folder(args: argparse.Namespace) -> Path:
 
 
 def gather_cases(data: Path | None, out: Path) -> dict[str, Path]:
-    """Fill the folders of training and validation NPZ, with phantoms or links to ``data``."""
+    """Fill the folders of training and validation NPZ with phantoms, or with links to ``data``."""
     folders = {split: out / "npz" / split for split in ("train", "val")}
     if data is None:
         write_phantoms(folders["train"], TRAIN_PHANTOMS, seed=0)
@@ -88,17 +88,17 @@ def gather_cases(data: Path | None, out: Path) -> dict[str, Path]:
 class Pipeline:
     """Runs the scripts with the commands that a user would type, and prints each command.
 
-    A script exits with 1 when it had to leave out a case; the next script runs all the same.
+    A script exits with 1 if it left out a case; the next script runs nevertheless.
     """
 
     def __init__(self) -> None:
-        self.failed: list[str] = []  # scripts that left something out
+        self.failed: list[str] = []  # scripts that left out a case
 
     def step(self, title: str, script: str, *arguments: object) -> None:
         """Run a script.
 
         Raises:
-            InputError: it exited with another code than 0 and 1.
+            InputError: the script exited with a code other than 0 and 1.
         """
         words = [str(argument) for argument in arguments]
         print(f"\n== {title}\n$ python {shlex.join([script, *words])}", flush=True)
@@ -161,7 +161,7 @@ def validate(pipeline: Pipeline, folders: Sequence[Path], out: Path) -> dict[str
 
 
 def predict(pipeline: Pipeline, npz: Path, class_file: Path, out: Path) -> None:
-    """Segment the validation NPZ from prompts alone: scored as in the challenge, then unscored."""
+    """Segment the validation NPZ from prompts: first scored as in the challenge, then unscored."""
     student = ["--checkpoint", out / "student" / "student.pth"]
     pipeline.step(
         "6 again, by the rules of the challenge: whole volumes from prompts alone",
@@ -180,7 +180,7 @@ def run(args: argparse.Namespace) -> tuple[Path, dict[str, dict], list[str]]:
 
     Returns:
         The folder of all outputs, the summaries of teacher and student, and the scripts that
-        had to leave something out.
+        left out a case.
     """
     out, pipeline = out_folder(args), Pipeline()
     npz = gather_cases(args.data, out)
@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> tuple[Path, dict[str, dict], list[str]]:
         split: pipeline.prepare(npz[split], out / split, out / f"{split}_classified", args.json)
         for split in ("train", "val")
     }
-    out = out / f"{args.steps}_steps"  # other steps, other networks
+    out = out / f"{args.steps}_steps"  # another number of steps gives other networks
     train(pipeline, folders["train"], out, args.steps)
     summaries = validate(pipeline, folders["val"], out)
     predict(pipeline, npz["val"], args.json, out)

@@ -1,7 +1,7 @@
 """Step 4: distil the teacher's image encoder into the FastSAM3D student.
 
-Reads   --teacher-dir   teacher.pt and its outputs, stored by preparelabel.py; with --online only
-                        teacher.pt, which then runs on each batch of augmented crops
+Reads   --teacher-dir   teacher.pt and the outputs that preparelabel.py stored; with --online only
+                        teacher.pt, and the teacher runs on each batch of augmented crops
         --crops-dir     the crop cache of preparelabel.py
 Writes  --out-dir       last.pt, student.pth (released layout), metrics.jsonl, loss.png, args.json,
                         run.log, TensorBoard's events; with --validate-every also best.pt,
@@ -10,7 +10,7 @@ Writes  --out-dir       last.pt, student.pth (released layout), metrics.jsonl, l
     python distillation.py
     python distillation.py --network tiny_fastsam3d --steps 800
     python distillation.py --online --augment basic
-    python distillation.py --checkpoint fastsam3d.pth --network fastsam3d   # start from released
+    python distillation.py --checkpoint fastsam3d.pth --network fastsam3d   # released weights
 
 A stopped run resumes with --resume. ``student.pth`` holds the encoder in the layout of the released
 fastsam3d.pth, and also the teacher's prompt encoder and decoder, so that it is a complete network.
@@ -67,7 +67,7 @@ STUDENT = "student.pth"
 
 
 class StudentReport(NamedTuple):
-    """What the script returns."""
+    """What `run` returns."""
 
     fit: FitReport
     path: Path  # the student in released layout
@@ -149,8 +149,8 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
     stages.add_argument(
         "--layer-share",
         type=float,
-        help="share of the steps that go layer by layer; 0 = none "
-        "(default: 0.2 with --online or where the layers are stored, else 0)",
+        help="share of the steps in the stage layers; 0 = none "
+        "(default: 0.2 if hidden states can be compared, with --online or as stored; else 0)",
     )
     stages.add_argument(
         "--embedding-share",
@@ -169,34 +169,34 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
         "--logit-weight",
         type=float,
         default=1.0,
-        help="weight of the masks against the teacher's, where the embedding has 1; 0 = none "
+        help="weight of the loss against the teacher's masks; the embedding has 1; 0 = none "
         "(default: 1)",
     )
     stages.add_argument(
         "--truth-weight",
         type=float,
         default=1.0,
-        help="weight of the masks against the truth; 0 = none (default: 1)",
+        help="weight of the loss against the true masks; 0 = none (default: 1)",
     )
 
 
 def make_plan(
     args: argparse.Namespace, student: Sam3D, teacher: Sam3D, stored: Sequence[int] | None
 ) -> DistillationPlan:
-    """Return the stages that the flags ask for.
+    """Return the stages that the flags define.
 
     Args:
-        stored: the layers whose hidden states are stored; None with --online.
+        stored: the teacher's blocks whose hidden states are stored; None with --online.
 
     Raises:
-        InputError: the layers are not stored, or the flags contradict each other.
+        InputError: hidden states are missing, or the flags contradict each other.
     """
     layers = matching_layers(student.config, teacher.config)
     share = args.layer_share
     if share is None:
         share = 0.2 if layers and (stored is None or set(layers) <= set(stored)) else 0.0
         if not share:
-            logger.info("no hidden states to compare: the stage layer by layer is left out")
+            logger.info("no hidden states to compare: the stage layers is left out")
     elif share and not layers:
         raise InputError(
             f"--layer-share {share}: the student's tokens have another width than the teacher's; "
@@ -216,7 +216,7 @@ def make_plan(
 
 
 def build_student(args: argparse.Namespace, teacher: Sam3D) -> Sam3D:
-    """Return the student to train: its encoder as ``args`` say, the rest the teacher's."""
+    """Return the student: an encoder by ``args``, with the teacher's prompt encoder and decoder."""
     if args.checkpoint:
         given, _ = open_network(args.checkpoint, args.network, args.teacher_dir / TEACHER)
         config = given.config
@@ -236,7 +236,7 @@ def _beside(config: SamConfig, teacher: SamConfig, trained: bool) -> SamConfig:
     """Return ``config`` with the teacher's widths and prompts, which the shared decoder needs.
 
     Raises:
-        InputError: there is no such network, or its ``trained`` encoder has other widths.
+        InputError: no network can have these widths, or the encoder is ``trained`` with others.
     """
     widths = {
         key: getattr(teacher.encoder, key)
@@ -245,18 +245,18 @@ def _beside(config: SamConfig, teacher: SamConfig, trained: bool) -> SamConfig:
     try:
         encoder = replace(config.encoder, **widths)
         if trained and encoder != config.encoder:
-            raise ConfigError("its weights have other widths")
+            raise ConfigError("the weights have other widths")
         return replace(config, encoder=encoder, prompt=teacher.prompt, decoder=teacher.decoder)
     except ConfigError as error:
         raise InputError(
-            f"the student {config.network} cannot have {widths} as its teacher, {teacher.network}: "
-            f"{error}.\nGive a --network of the teacher's kind: tiny_fastsam3d for tiny, fastsam3d "
+            f"the student {config.network} cannot have {widths} of the teacher {teacher.network}: "
+            f"{error}.\nGive a --network that fits the teacher: tiny_fastsam3d for tiny, fastsam3d "
             "for vit_b_ori."
         ) from error
 
 
 def run(args: argparse.Namespace) -> StudentReport:
-    """Distil as ``args`` say; return the losses and where the student was saved."""
+    """Distil with the flags ``args``; return the losses and the path of the student."""
     start_run(args, args.out_dir)
     build_validation_cache(args, keep=True)
     with joined(args.device) as device:
@@ -264,7 +264,7 @@ def run(args: argparse.Namespace) -> StudentReport:
 
 
 def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
-    """Distil; on every rank."""
+    """Distil; every rank calls this."""
     index = read_index(args.crops_dir)
     teacher, rule = open_network(args.teacher_dir / TEACHER)
     index, validation = open_validation(args, index, rule, device)

@@ -1,8 +1,8 @@
-"""Segment challenge cases or NIfTI images from prompts alone; the challenge's container runs this.
+"""Segment challenge cases or NIfTI images from prompts; the challenge's container runs this script.
 
 Reads   --input       a challenge NPZ (imgs, spacing, boxes, clicks), a NIfTI image, or a folder
-        --checkpoint  ours (student.pth), or a released file with --network
-        --prompts     for NIfTI: JSON as utils/prompts/files.py says; or --fg, --bg, --box
+        --checkpoint  a file of this project (student.pth), or a released file with --network
+        --prompts     for NIfTI: JSON in the format of utils/prompts/files.py; or --fg, --bg, --box
 Writes  --output      <name>.npz with segs (D, H, W): the k-th entry of the prompts has the value k;
                       for NIfTI <name>.nii.gz on the image's grid: the targets' ids
 
@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--input", type=Path, required=True, help="a file, or a folder of them; never written to")
-    add("--output", type=Path, required=True, help="folder for the answers; made if it is missing")
+    add("--output", type=Path, required=True, help="folder for the answers; made if missing")
     add("--checkpoint", type=Path, required=True)
     add("--network", help="name of the network in a released file, such as vit_b_ori")
     add("--teacher", type=Path, help="take prompt encoder and mask decoder from this file")
@@ -60,16 +60,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--segs-dtype",
         choices=("uint8", "uint16"),
         default="uint8",
-        help="of NPZ answers; uint8 holds 255 classes, as the evaluator does (default: uint8)",
+        help="dtype of NPZ answers; uint8 holds 255 classes, like the evaluator (default: uint8)",
     )
     add_device_arguments(group)
     add_engine_arguments(group)
-    group.add_argument("--timing", action="store_true", help="say how many seconds each part took")
+    group.add_argument("--timing", action="store_true", help="print the seconds of each part")
     return parser.parse_args(protect_minus(argv))
 
 
 def run(args: argparse.Namespace, clock: "Clock | None" = None) -> PredictReport:
-    """Segment every case. An error of one case is logged, and the other cases go on."""
+    """Segment every case; log the errors of failed cases."""
     clock = Clock() if clock is None else clock
     with clock.part("imports"), importing():  # here and not above, so that --help is quick
         from utils.cases.prediction import find_inputs, read_input
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, clock: "Clock | None" = None) -> PredictReport
 
 
 def segment(predictor: "Predictor", case: "PredictionCase") -> "np.ndarray":
-    """Return every voxel's target, (D, H, W); 0 is background."""
+    """Return the target id of every voxel, (D, H, W); 0 is background."""
     predictor.set_image(case.image, affine=case.affine, hounsfield=case.hounsfield)
     for target, prompts in case.prompts.items():
         for prompt in prompts:
@@ -111,16 +111,16 @@ def segment(predictor: "Predictor", case: "PredictionCase") -> "np.ndarray":
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Turn off garbage collection during imports; never collect the imported objects later.
+    """Turn off garbage collection during imports, and later skip the imported objects.
 
-    Imported objects live as long as the process. To collect them took a fifth of a cold start, and
-    the challenge starts the container anew for every step.
+    Imported objects exist until the process ends. Collecting them took a fifth of a cold start, and
+    the challenge starts a new container for every step.
     """
     gc.disable()
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # only once: later objects may be garbage
+        if not gc.get_freeze_count():  # freeze only once: objects made later may be garbage
             gc.freeze()
         gc.enable()
 

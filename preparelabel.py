@@ -1,11 +1,12 @@
 """Step 3: train the SAM-Med3D teacher and store its outputs ("logits") for distillation.
 
 Reads   --img-datas     prepared <organ>/<data set> folders (utils/data_paths.py)
-Writes  --crops-dir     the crop cache; a case is read again only when its files have changed
+Writes  --crops-dir     the crop cache; a case is read again only if its files or the instance
+                        flags have changed
         --out-dir       last.pt, metrics.jsonl, loss.png, args.json, run.log, TensorBoard's events;
                         with --validate-every also best.pt, validation.jsonl, validation.png
-        --teacher-dir   teacher.pt (the best network, if validated, else the last), and its
-                        outputs as safetensors with index.jsonl
+        --teacher-dir   teacher.pt (the best network if there is a validation, else the last), and
+                        the outputs of this network as safetensors with index.jsonl
 
     python preparelabel.py --checkpoint sam_med3d_turbo.pth --network vit_b_ori   # fine-tune
     python preparelabel.py                                                        # from scratch
@@ -65,7 +66,7 @@ logger = logging.getLogger(__name__)
 
 
 class TeacherReport(NamedTuple):
-    """What the script returns."""
+    """What `run` returns."""
 
     fit: FitReport | None  # None with --steps 0
     store: TeacherStore | None  # None with --no-store
@@ -120,7 +121,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--no-store",
         action="store_true",
-        help="store teacher.pt alone, for distillation.py --online",
+        help="write teacher.pt without stored outputs, for distillation.py --online",
     )
 
 
@@ -134,8 +135,8 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     network.add_argument(
         "--checkpoint",
         type=Path,
-        help="start from these weights: of this project, or sam_med3d_turbo.pth with --network "
-        "vit_b_ori (default: from scratch)",
+        help="start from these weights: a file of this project, or sam_med3d_turbo.pth with "
+        "--network vit_b_ori (default: from scratch)",
     )
     network.add_argument(
         "--set",
@@ -168,14 +169,14 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         "--min-instance-voxels",
         type=positive_int,
         default=64,
-        help="smaller instances become no targets, except for the largest of a label (default: 64)",
+        help="smaller instances become no targets, except the largest of a label (default: 64)",
     )
 
 
 def _add_clicks(parser: argparse.ArgumentParser) -> None:
     clicks = parser.add_argument_group("clicks, augmentation and loss")
     clicks.add_argument(
-        "--num-clicks", type=positive_int, default=11, help="clicks in a step (default: 11)"
+        "--num-clicks", type=positive_int, default=11, help="turns in a step (default: 11)"
     )
     clicks.add_argument(
         "--box-share",
@@ -188,7 +189,7 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
         "--free-turns",
         type=non_negative_int,
         default=2,
-        help="how many turns of a step add no click; at most a quarter of them (default: 2)",
+        help="turns of a step without a new click; at most a quarter of --num-clicks (default: 2)",
     )
     add_crop_arguments(clicks)
     clicks.add_argument(
@@ -207,11 +208,11 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
 
 
 def build_teacher(args: argparse.Namespace) -> tuple[Sam3D, CropRule]:
-    """Return the network to train and its crop rule; flags override the checkpoint's rule."""
+    """Return the network to train and the crop rule; flags override the checkpoint's rule."""
     if args.checkpoint:
         if args.set:
             raise InputError(
-                f"--set {args.set[0]}: the weights of {args.checkpoint} fit its own fields only; "
+                f"--set {args.set[0]}: the weights of {args.checkpoint} fit only its own fields; "
                 "expected --set without --checkpoint. Leave one of the two out."
             )
         teacher, rule = open_network(args.checkpoint, args.network)
@@ -244,16 +245,14 @@ def open_crops(args: argparse.Namespace) -> CropIndex:
 
 
 def run(args: argparse.Namespace) -> TeacherReport:
-    """Train as ``args`` say, then store the trained teacher's outputs for every crop."""
+    """Train with the flags ``args``, then store the trained teacher's outputs for every target."""
     start_run(args, args.out_dir)
     if args.resume and not args.steps:
         raise InputError(
             "--resume: nothing to resume where --steps is 0; expected --checkpoint with the "
             "network whose outputs are to be stored. Leave --resume out."
         )
-    make_folder(
-        args.teacher_dir
-    )  # so that a folder without permission is reported before the training
+    make_folder(args.teacher_dir)  # reports a folder without write permission before the training
     teacher, rule = build_teacher(args)
     require_layers(teacher, store_config(args))
     build_validation_cache(args, keep=args.from_crops)
@@ -269,7 +268,7 @@ def train_and_store(
     index: CropIndex,
     device: torch.device,
 ) -> TeacherReport:
-    """Train on the crops, then store the outputs; on every rank."""
+    """Train on the crops, then store the outputs; every rank calls this."""
     known = (trained_on(args.checkpoint) if args.checkpoint else None) or set()
     facts = {"crop_rule": rule.to_dict(), "trained_on": sorted(known) or None}
     report = None
@@ -279,13 +278,13 @@ def train_and_store(
         report = train(args, teacher, rule, train_index, device, facts, validation)
         if report.best:
             load_checkpoint(teacher, report.best)
-    if rank() == 0:  # first, as stored outputs are compared with it when they are read
+    if rank() == 0:  # before the outputs: distillation.py compares them with this file
         save_payload(args.teacher_dir / TEACHER, checkpoint_payload(teacher, **facts))
     store = None
     if not args.no_store:
         store = store_outputs(
             teacher,
-            index,  # held-out patients too, since another run may hold out others
+            index,  # held-out patients too: another run may hold out other patients
             args.teacher_dir,
             rule=rule,
             config=store_config(args),
@@ -306,7 +305,7 @@ def train(
     facts: dict,
     validation: CropValidation | None,
 ) -> FitReport:
-    """Train the teacher on the crops of ``index``; checkpoints hold ``facts`` too."""
+    """Train the teacher on the crops of ``index``; save ``facts`` in its checkpoints."""
     task = InteractiveTask(
         teacher,
         num_clicks=args.num_clicks,

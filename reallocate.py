@@ -1,4 +1,4 @@
-"""Step 1c: put each case's image beside every organ label that needs it.
+"""Step 1c: write each case's image beside all organ labels of the case.
 
 Reads   --images   NPZ files with `imgs` (D, H, W) and `spacing`; subfolders are searched too
         --tree     <organ>/<data set>/labelsTr/<case>.nii.gz, as categorize.py writes them
@@ -6,10 +6,10 @@ Writes  --tree     <organ>/<data set>/imagesTr/<case>.nii.gz on the grid of its 
                    An image is written once; the other organs of the case get hard links to it
                    (copies where the disk has no hard links). Next: preparelabel.py.
 
-A label that already has an image, but no NPZ, is left alone: utils/preparation/nnunet.py writes
-such pairs. A case that cannot be used is listed, the others are done, and the exit code is 1.
+A label with an image but without an NPZ is not changed: utils/preparation/nnunet.py writes such
+pairs. A case that cannot be used is listed, the other cases are processed, and the exit code is 1.
 Inputs are only read. A second run skips unchanged cases; a run that was stopped or killed resumes
-where it stopped. <tree>/manifest_reallocate.csv tells what became of each case.
+where it stopped. <tree>/manifest_reallocate.csv lists the outcome of each case.
 
     python reallocate.py --images data/npz
     python reallocate.py --images val --tree data/medical_validation
@@ -63,7 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> PrepareSummary:
-    """Write the images beside all labels; return how many cases ended how."""
+    """Write the images beside all labels; return the number of cases by outcome."""
     labels = labels_of_cases(args.tree, allow_none=args.shard != "1/1")
     images = find_npz(args.images)
     ledger = Ledger(args.tree, "reallocate", [args.tree, args.images])
@@ -79,15 +79,15 @@ def run(args: argparse.Namespace) -> PrepareSummary:
         work=partial(reallocate_case, max_voxels=args.max_voxels),
         space=space_of,
     )
-    # Always prune: an image without labels is of no use, and labels are removed on purpose.
+    # Always prune: labels are removed on purpose, and their images are then unused.
     return prepare(step, jobs, images.problems, args, left=left, prune=True)
 
 
 def has_its_image(key: str, labels: list[Path], images: FoundFiles, ledger: Ledger) -> bool:
-    """Tell whether the labels of a case have an image that this step must leave alone.
+    """Return whether the labels of a case have an image that this step must not change.
 
-    Either the image has another origin, such as utils/preparation/nnunet.py. Or this step wrote it,
-    its NPZ no longer exists, and the labels are unchanged.
+    Either the image has another origin, such as utils/preparation/nnunet.py. Or this step wrote the
+    image, the image's NPZ no longer exists, and the labels are unchanged.
     """
     record = ledger.read(key)
     if not all(path.exists() for path in images_beside(labels)):
@@ -104,7 +104,7 @@ def labels_of_cases(tree: Path, *, allow_none: bool = False) -> dict[str, list[P
     """Return "<data set>/<case id>" -> its labels in all organs of the tree.
 
     Args:
-        allow_none: return an empty dict where there is no label, which is right for a shard.
+        allow_none: return an empty dict if there is no label, as may happen in a shard.
 
     Raises:
         InputError: there is no label.
@@ -134,19 +134,19 @@ def organs_of(labels: Sequence[Path]) -> dict[str, Path]:
 
 
 def plan_case(key: str, labels: list[Path], images: FoundFiles, folder: Path) -> CaseJob:
-    """Find the image of a case; its labels decide where it goes."""
+    """Return the job of a case: its NPZ and its labels, beside which the image is written."""
     dataset, case_id = key.split("/")
     if case_id not in images.files:
         raise InputError(
             f"{labels[0]}: has no image. Expected {case_id}.npz in or below {folder}: give the "
-            "folder that holds it, --images."
+            "folder of this file with --images."
         )
     source = file_of(images.files[case_id], Role.IMAGE)
     return CaseJob(key, dataset, {NPZ_ROLE: source} | organs_of(labels))
 
 
 def space_of(job: CaseJob) -> int:
-    """Return the bytes of the image, as in its NPZ; hard links take none."""
+    """Return the size of the image in its NPZ, in bytes; hard links take no space."""
     return member_sizes(job.sources[NPZ_ROLE], "imgs")[0] + 2**12 if job.dataset else 0
 
 

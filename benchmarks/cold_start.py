@@ -4,11 +4,12 @@
     python benchmarks/cold_start.py --checkpoints student.pth --runs 9 --json work_dir/cold.json
     python benchmarks/cold_start.py --networks fastsam3d --engines eager compiled
 
-The challenge starts its container anew for every step, so every answer takes this time. The case is
-a made-up abdomen with the boxes of two organs and a click into one. Networks have random weights
-unless files are given. Networks and engines take turns; the system has cached their files, since
-each was read before. The parts are those of predict.py --timing; the rest of the process is the
-interpreter's start and end. Every run must write the same mask, and it must not be empty.
+The challenge starts a new container for every step, so every answer takes this time. The case is a
+made-up abdomen with the boxes of two organs and a click into one of them. Networks have random
+weights unless --checkpoints are given. Networks and engines take turns; after the warm-up the
+system has cached all files. The table has the parts of predict.py --timing;
+the rest of the process is the interpreter's start and end. All runs must write the same mask, and
+the mask must not be empty.
 """
 
 import argparse
@@ -45,17 +46,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         choices=sorted(network_configs),
         default=["tiny_fastsam3d", "fastsam3d", "vit_b_ori"],
-        help="with random weights, where no --checkpoints are given (default: both students and "
-        "the teacher)",
+        help="networks with random weights, if no --checkpoints are given (default: both students "
+        "and the teacher)",
     )
-    parser.add_argument("--checkpoints", type=Path, nargs="+", help="files of ours instead")
-    parser.add_argument("--engines", nargs="+", help="for predict.py --engine (default: its own)")
+    parser.add_argument("--checkpoints", type=Path, nargs="+", help="trained networks instead")
+    parser.add_argument("--engines", nargs="+", help="of predict.py (default: predict.py's)")
     parser.add_argument("--device", default="auto", help="(default: auto)")
     parser.add_argument("--precision", default="auto", help="(default: auto)")
-    parser.add_argument("--runs", type=positive_int, default=5, help="of each (default: 5)")
+    parser.add_argument("--runs", type=positive_int, default=5, help="timed starts (default: 5)")
     parser.add_argument("--warmup", type=non_negative_int, default=1, help="(default: 1)")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="(default: 0)")
-    parser.add_argument("--json", type=Path, help="write the numbers here as well")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     return parser.parse_args(argv)
 
 
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
 
 
 def write_case(path: Path, seed: int) -> Path:
-    """Write a challenge file: an abdomen, boxes of two organs, and a click into the first."""
+    """Write a challenge file: an abdomen, boxes of two organs, a click into the first organ."""
     rng = np.random.default_rng(seed)
     phantom = ct_phantom(rng)
     organs = np.unique(phantom.label)[1:3]
@@ -108,7 +109,7 @@ def save_random(path: Path, network: str, seed: int) -> Path:
 
 
 class Start:
-    """One command line of predict.py, the seconds of each of its runs by part, and their masks."""
+    """One command line of predict.py; holds the seconds by part and the mask of each run."""
 
     def __init__(
         self,

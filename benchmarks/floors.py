@@ -3,11 +3,11 @@
     python benchmarks/floors.py
     python benchmarks/floors.py --network vit_b_ori --precision bfloat16 --device cuda --kernels 12
 
-Each part of the network has two floors: its multiplications and additions at the rate of this
-device's fastest matrix product, and the bytes that it must at least read and write (weights,
-inputs, outputs) at the rate of a large copy. No program with these operations, on data that is not
-in a cache, is faster than the larger floor. The table also has the eager engine's time, and the
-kernels that take most of it follow.
+Each part of the network has two floors. The first is the time of its multiplications and additions
+at the rate of this device's fastest matrix product. The second is the time to read and write its
+weights, inputs and outputs once, at the rate of a large copy. No program with these operations, on
+data that is not in a cache, is faster than the larger floor. The table also has the eager engine's
+time. The slowest kernels follow the table.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--precision", choices=PRECISIONS[1:], default="float32")
     add("--batch-size", type=positive_int, default=1)
     add("--runs", type=positive_int, default=20, help="timed runs of each part (default: 20)")
-    add("--kernels", type=non_negative_int, default=8, help="kernels listed a part (default: 8)")
+    add("--kernels", type=non_negative_int, default=8, help="kernels a part to list (default: 8)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--json", type=Path, help="also write the numbers to this file")
     return parser.parse_args(argv)
@@ -50,7 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Part:
-    """A step of the network: a call that runs it, and the work that it must do at least."""
+    """A part of the network: a call that runs it, and its smallest amount of work."""
 
     name: str
     run: Callable[[], object]
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the operations a second of the fastest of a few matrix products."""
+    """Return operations per second, of the fastest of a few matrix products."""
     sizes = [(512, 768, 3072), (2048, 2048, 2048)]
     if device.type == "cuda":
         sizes = [(8192, 8192, 8192)]
@@ -100,7 +100,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_bandwidth(device: torch.device) -> float:
-    """Return the bytes a second that a copy of 256 MiB reads and writes in sum."""
+    """Return bytes per second, read and written together, of a copy of 256 MiB."""
     source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
     works = {"copy": lambda: target.copy_(source)}

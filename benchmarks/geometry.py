@@ -1,19 +1,22 @@
-"""Compare ways from prompts to crops and back to masks, with one network.
+"""Compare methods that place crops by prompts and merge their masks, with one network.
 
     python benchmarks/geometry.py --images val --labels val_gts --checkpoint student.pth --workers 2
     python benchmarks/geometry.py ... --variants prompts "no zoom" --no-boxes
 
 Runs the challenge's protocol (utils/validation/challenge.py) on every case with each variant:
 
-* ``truth``: crops centred on the truth, which prompts alone do not tell;
-* ``prompts``: regions found from prompts alone, as `Predictor` finds them;
-* ``centre``: FastSAM3D's entry: the volume's middle, and clicks in the volume's own coordinates;
-* ``last click``: SAM-Med3D's baseline: 1.5 mm about the last foreground click, and no other click;
-* ``from the last answer's mask``: every step starts from the last answer's mask and adds the new
-  click alone, as ``prev_pred`` of the challenge's files allows;
-* the others leave one step of ``prompts`` out, or change it.
+* ``truth``: crops centred on the true mask, which is unknown in the challenge;
+* ``prompts``: regions placed by prompts alone, as in `Predictor`;
+* ``centre``: FastSAM3D's entry: a crop in the volume's middle, and clicks in volume coordinates,
+  which are not converted to the crop's;
+* ``last click``: SAM-Med3D's baseline: a crop of 1.5 mm around the last foreground click, without
+  other clicks;
+* ``from the last answer's mask``: every step starts from the mask of the last answer and adds only
+  the new click, as ``prev_pred`` of the challenge's files allows;
+* each other variant omits or changes one step of ``prompts``.
 
-Prints DSC and NSD (spacing in the right order) after each step, the mean over cases; writes JSON.
+Prints mean DSC and NSD over the cases after each step (NSD with the spacing in the order of the
+axes); writes JSON.
 """
 
 import argparse
@@ -101,7 +104,7 @@ class CentreSession(ImageSession):
 
 
 class LastClickSession(ImageSession):
-    """The last foreground click alone; before there is one, the middle of the box."""
+    """The last foreground click alone; before the first one, the middle of the box."""
 
     def advance(self, before: State | None, prompts: list[Prompt], target: int) -> StateSteps:
         places = [p.centre_zyx for p in prompts if isinstance(p, BoxPrompt)]
@@ -112,7 +115,7 @@ class LastClickSession(ImageSession):
 
 
 class CarrySession(ImageSession):
-    """A moved region takes the mask over, where the predictor decodes all prompts again."""
+    """A moved region keeps the previous mask; the predictor would decode all prompts again."""
 
     def move(self, before: State | None, region: Region, prompts: list[Prompt]) -> StateSteps:
         if before is None or not isinstance(prompts[-1], Click):
@@ -126,7 +129,7 @@ class CarrySession(ImageSession):
 
 
 class FromLastAnswer(PredictorAnswerer):
-    """Every step starts from the last answer's masks, and adds the newest prompts alone."""
+    """Every step starts from the masks of the last answer and adds only the newest prompts."""
 
     def answer(self, prompts: list[list[Prompt]], previous: np.ndarray | None) -> np.ndarray:
         for rank, own in enumerate(prompts, start=1):
@@ -206,7 +209,7 @@ def score(job: Job) -> tuple[Job, dict]:
     truth = read_npz(job.label_path, ["gts"])["gts"]
     boxes = case.boxes if job.boxes else None
     answerer = variant.answerer(predictor, case.image, case.spacing_xyz)
-    # There is no prompt yet, so another session may take the place of the predictor's own.
+    # There is no prompt yet: the predictor's session can be replaced.
     session = variant.session(predictor.session.scene, predictor.decoder.cells, variant.options)
     if isinstance(session, TruthSession):
         session.place_on(ranked(truth)[1])

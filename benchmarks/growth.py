@@ -1,12 +1,12 @@
-"""How predict.py's time grows with the number of targets and with the size of the volume.
+"""Time of predict.py for growing numbers of targets and growing volumes.
 
     python benchmarks/growth.py --json work_dir/growth.json
     python benchmarks/growth.py --checkpoint student.pth --engine graph --device cuda
 
 Made-up challenge files with one click a target are read, segmented and written as by predict.py.
 All runs share one process, so that imports and weights are loaded once, and the cases take turns.
-The network has random weights unless a checkpoint is given. The table also says how many targets
-have voxels in the answer.
+The network has random weights unless a checkpoint is given. The table also has the number of
+targets with voxels in the answer.
 """
 
 import argparse
@@ -50,10 +50,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=_shape,
         default=[(64, 128, 128), (128, 256, 256), (256, 512, 512)],
         metavar="D,H,W",
-        help="volumes for the second table, with 4 targets; the first has the second one's shape",
+        help="volumes with 4 targets each; --targets are placed in a volume of the second shape",
     )
     add("--runs", type=positive_int, default=3, help="(default: 3)")
-    add("--json", type=Path, help="write the numbers here as well")
+    add("--json", type=Path, help="also write the numbers to this file")
     add_device_arguments(parser)
     add_engine_arguments(parser)
     return parser.parse_args(argv)
@@ -114,7 +114,7 @@ def random_checkpoint(path: Path, network: str) -> Path:
 
 
 def write_case(folder: Path, shape: tuple[int, int, int], targets: int) -> Path:
-    """Write a volume with bright balls in noise, and a click in the middle of each."""
+    """Write a volume with bright balls in noise, and a click in the middle of each ball."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(targets)
     image = rng.integers(40, 90, shape).astype(np.uint8)

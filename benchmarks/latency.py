@@ -13,12 +13,13 @@ Three parts are timed. Crops start in CPU memory; logits end on the device.
 
 The rivals of a part run in turns in one process, after a warm-up and with synchronisation. MedIM's
 SAM-Med3D runs eagerly, as it is shipped. The table also has the peak memory beyond the weights, and
-the difference to a reference: for the teacher MedIM's output with the same weights, for the other
-networks their own in float64. In batches it is the larger one of that and the difference to the
-output of the last sample alone. Weights are random; volumes are waves and noise.
+the difference to a reference: for the teacher MedIM's output with the same weights, for other
+networks (and with --no-medim) the same network's output in float64. For batches the table has the
+larger of two differences: of the first sample to the reference, and of the last sample to its
+output at batch 1. Weights are random; volumes are waves and noise.
 
-benchmarks/growth.py then times predict.py on files; --no-growth leaves it out. MedIM needs the
-medim package (requirements-dev.txt); --no-medim leaves it out.
+benchmarks/growth.py then times predict.py on files, unless --no-growth is given. MedIM needs the
+medim package (requirements-dev.txt); --no-medim leaves MedIM out.
 """
 
 import argparse
@@ -88,7 +89,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
-    """Measure everything that ``args`` name; return the rows of both tables."""
+    """Measure all parts, batch sizes and rivals; return the rows of both tables."""
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
@@ -131,7 +132,7 @@ def measured(
         with PeakMemory(device) as memory:
             output = works[rival.name]()
         difference = relative_difference(output[:1].cpu(), references[rival.network][part])
-        if batch > 1:  # the last sample must have the same output as alone
+        if batch > 1:  # the last sample needs the same output as at batch 1
             alone = rival.work(part, Prompts(*(tensor[-1:] for tensor in prompts)))()
             difference = max(difference, relative_difference(output[-1:], alone))
         # A replayed graph uses memory that was allocated during its capture.
@@ -149,7 +150,7 @@ def measured(
         difference, peak = checked[rival.name]
         row = {"part": part, "batch": batch, "rival": rival.name, "network": rival.network}
         row |= {"seconds": times, "difference": difference, "peak_bytes": peak}
-        # MedIM in the same precision if that was measured, else in float32, as it is shipped.
+        # MedIM in the same precision if measured, else in float32, its default.
         rival_s = medim.get(rival.precision, medim.get("float32"))
         rows.append(row | {"faster_than_medim": rival_s and rival_s / times["median"]})
     return rows

@@ -1,7 +1,7 @@
 """The released attention as it was written: pad to the window, attend among all tokens, crop.
 
-It is the slow and obvious form of `segment_anything.modeling.attention3D.Attention3D` with the
-released relative terms: an oracle for the tests, and a rival in benchmarks/training.py.
+This is the slow and obvious form of `segment_anything.modeling.attention3D.Attention3D` with the
+released relative terms. It serves as reference in tests and as rival in benchmarks/training.py.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,8 @@ def literal_attention(attn: Attention3D, x: Tensor) -> Tensor:
     a = torch.einsum("bndhwc,djc->bndhwj", q, _by_offset(attn.rel_pos_d))
     b = torch.einsum("bndhwc,hjc->bndhwj", q, _by_offset(attn.rel_pos_h))
     c = torch.einsum("bndhwc,wjc->bndhwj", q, _by_offset(attn.rel_pos_w))
-    # The slip: b's w falls on key axis x, c's w on key axis y, and every j on the last axis.
+    # The released slip: key axis j indexes all three tables. The query axis w of b is added along
+    # key axis x, and that of c along key axis y.
     logits = logits + a[:, :, :, :, :, None, None, :]
     logits = logits + b[:, :, :, :, None, :, None, :]
     logits = logits + c[:, :, :, :, None, None, :, :]

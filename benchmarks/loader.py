@@ -3,8 +3,8 @@
     python benchmarks/loader.py --network tiny --num-clicks 4 --loss-size 32
     python benchmarks/loader.py --network vit_b_ori --batch-size 8 --crops-dir crops
 
-Reads a crop cache of preparelabel.py; it may be copied to a machine without nibabel. The three take
-turns, and medians are printed.
+Reads a crop cache of preparelabel.py, which may be copied to a machine without nibabel. The three
+measurements take turns; medians are printed.
 """
 
 import argparse
@@ -107,13 +107,13 @@ class Training:
         float(loss)  # waits for the device
 
     def drain(self) -> None:
-        """Discard the batches that workers have loaded ahead, so that a round loads its own."""
+        """Discard batches that workers have loaded ahead; a timed round loads all of its own."""
         for _ in range(2 * self._args.workers):
             self.load()
 
 
 def samples_per_second(work: Callable[[], object], batches: int, batch_size: int) -> float:
-    """Time ``batches`` calls of ``work``."""
+    """Time ``batches`` calls of ``work``; return the samples per second."""
     started = time.perf_counter()
     for _ in range(batches):
         work()

@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from utils.files.atomic import atomic_path
 
-SAMPLED_EVERY_S = 0.002  # how often `PeakMemory` reads the resident set
+SAMPLED_EVERY_S = 0.002  # seconds between two readings of the resident set by `PeakMemory`
 STATM = Path("/proc/self/statm")
 
 
 def machine() -> dict[str, object]:
-    """Describe the machine that the numbers are measured on."""
+    """Return processor, cores, threads, GPU and versions of this machine."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": cpu_name(),
@@ -102,7 +102,7 @@ class PeakMemory:
 
     On CUDA it is the memory of PyTorch's tensors. On a CPU it is the resident set of the whole
     process, libraries included. A thread reads it every few milliseconds and may miss shorter
-    peaks. Without /proc it is 0.
+    peaks. Without /proc the result is 0.
 
     Attributes:
         before: Memory at the start of the block.
@@ -154,7 +154,7 @@ def resident_bytes() -> int:
 
 
 def _return_free_memory() -> None:
-    """Let glibc return freed memory to the system; reusing it would hide the block's growth."""
+    """Return freed memory to the system; if the block reused it, its growth would be hidden."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
@@ -167,7 +167,7 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 
 
 def write_json(path: Path, report: object) -> None:
-    """Write a report, whole or not at all."""
+    """Write a report atomically: the file is complete, or unchanged."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n")
 

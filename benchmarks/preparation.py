@@ -1,9 +1,9 @@
 """Speed of the three data scripts, compared with a plain sequential script on the same phantoms.
 
-The plain script is the obvious one: one case at a time, `np.load`, one pass over the label per
-class, `nib.save` with its defaults, and the image copied to each organ. Both run in turns as
-commands of their own, start-up included; the trees are compared voxel by voxel. The row "a second
-run" is a run with nothing to do. The second table shows where the time of one case goes.
+The plain script prepares one case at a time: `np.load`, one pass over the label per class,
+`nib.save` with its defaults, and a copy of the image for each organ. Both run in turns as separate
+processes; their start is timed too. The trees are compared voxel by voxel. The row "a second run"
+is a run with nothing to do. The second table has the times of the parts of one case.
 
     python benchmarks/preparation.py
     python benchmarks/preparation.py --cases 40 --runs 3 --json work_dir/preparation.json
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
             if number == 0:
                 files = compare_trees(folder / "plain", folder / "ours1", folder / "ours2")
         for step in commands["ours, 1 worker"]:
-            seconds_of(step)  # hashes the files just made; later runs need only their times
+            seconds_of(step)  # hashes the new files; later runs compare only file times
         again = [sum(map(seconds_of, commands["ours, 1 worker"])) for _ in range(args.runs)]
         idle = [seconds_of([sys.executable, ROOT / step, "--help"]) for step in STEPS]
         return {
@@ -109,7 +109,7 @@ def write_class_file(path: Path, classes: int) -> Path:
 
 
 def write_cases(folder: Path, args: argparse.Namespace) -> int:
-    """Write phantoms of CT size, their organs cut into as many classes as asked for."""
+    """Write phantoms of CT size; their organs are cut into ``args.classes`` classes."""
     folder.mkdir()
     voxels = 0
     for number in tqdm(range(args.cases), desc="cases", disable=None):
@@ -169,7 +169,7 @@ def prepare_plainly(table: Path, npz: Path, tree: Path) -> None:
 
 
 def compare_trees(expected: Path, *others: Path) -> int:
-    """Require that all trees hold the same files with the same voxels; return how many."""
+    """Require the same files with the same voxels in all trees; return the number of files."""
     names = sorted(path.relative_to(expected) for path in expected.rglob("*.nii.gz"))
     for other in others:
         found = sorted(path.relative_to(other) for path in other.rglob("*.nii.gz"))
@@ -184,7 +184,7 @@ def compare_trees(expected: Path, *others: Path) -> int:
 
 
 def time_parts(folder: Path, table: Path) -> dict[str, dict[str, float]]:
-    """Return the milliseconds of the parts of one case, the usual way and ours."""
+    """Return the milliseconds of the parts of one case, for the plain script and for ours."""
     path = min((folder / "npz").iterdir())
     case = np.load(path)
     image, label = case["imgs"], case["gts"]

@@ -1,7 +1,7 @@
 """The networks that benchmarks/latency.py times: ours in every engine, and MedIM's SAM-Med3D.
 
-Networks with the same keys have the same random weights. A rival turns a part's name and prompts
-into a call without arguments.
+A network has the same random weights in every engine and precision; MedIM's gets the teacher's. A
+rival returns, for a part's name and prompts, a call without arguments.
 """
 
 from collections.abc import Callable, Sequence
@@ -158,7 +158,8 @@ def medim_network() -> torch.nn.Module:
 def reference_outputs(name: str, parts: Sequence[str], medim: bool) -> dict[str, Tensor]:
     """Return the outputs of a network's parts for the first sample, computed without our engines.
 
-    For the teacher MedIM computes them if ``medim``; otherwise the network itself, in float64.
+    With ``medim``, the reference of the teacher is MedIM's output. All other references are
+    computed by the network itself in float64.
     """
     prompts = prompts_for(1)
     if medim and name == TEACHER:

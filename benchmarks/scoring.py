@@ -1,10 +1,10 @@
-"""Time to score a step of the challenge's protocol: our code beside a plain form of its rules.
+"""Time to score a step of the challenge's protocol: our code, and a plain form of the rules.
 
     python benchmarks/scoring.py
     python benchmarks/scoring.py --shape 100 256 256 --classes 5 --rounds 3
 
 One step is DSC, NSD at both spacings and the next click of every class, on a made-up volume and a
-prediction that is nearly right. The plain form follows the evaluator's text class by class on the
+prediction with small errors. The plain form follows the evaluator's code class by class on the
 whole volume, with the `surface_distance` package for NSD. Both run in turns in one process; the
 medians and the difference of the results are printed.
 """
@@ -63,7 +63,7 @@ def _fill(volume: np.ndarray, centre: np.ndarray, radii: np.ndarray, number: int
 
 
 def ours(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, list]:
-    """Score a step by `utils.validation.challenge`: (3, classes), and the next click of each."""
+    """Score a step by `utils.validation.challenge`: (3, classes), and each class's next click."""
     classes = int(truth.max())
     prompts: list[list] = [[] for _ in range(classes)]
     click_all(truth, prediction, prompts, [[] for _ in range(classes)])
@@ -86,7 +86,7 @@ def plain(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, list]:
 
 
 def plain_click(pred, gt, max_box_voxels=60_000_000):
-    """Follow the evaluator's text on whole volumes, with NumPy's global random state as it does."""
+    """Follow the evaluator's code on whole volumes, with NumPy's global random state."""
     error = pred != gt
     if not error.any():
         return None
@@ -127,7 +127,7 @@ def timed(function: Callable, *inputs: np.ndarray) -> tuple[float, tuple]:
 
 
 def run(args: argparse.Namespace) -> dict[str, float]:
-    """Time both in turns; return the medians in seconds and the largest difference of a score."""
+    """Time both in turns; return medians in seconds, and how scores and clicks differ."""
     case = made_up_case(args.shape, args.classes)
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     for _ in tqdm(range(args.rounds), desc="rounds"):

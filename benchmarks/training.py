@@ -1,4 +1,4 @@
-"""How fast training steps are, with our windowed attention and with the literal one.
+"""Time and memory of training steps, with our windowed attention and with the literal form.
 
     python benchmarks/training.py
     python benchmarks/training.py --batch-size 8 --crops-dir crops --json work_dir/training.json
@@ -14,10 +14,10 @@ Three kinds of step are timed, each in both forms, in turns in one process:
   form, since the student has no windows.
 
 The literal form pads the token grid to the window, attends among all padded tokens with a bias of
-full size, and crops; nothing else differs. The learning rate is 0, so that every step of both forms
-has the same weights, though the optimizer does all its work; clicks follow from seed and masks.
-Loss and gradient norm are compared in every timed step. Memory is what a step needs, gradients
-included, beyond weights and the optimizer's state; see `PeakMemory`.
+full size, and crops; nothing else differs. The learning rate is 0: the optimizer does all its work,
+but every step of both forms has the same weights. Clicks follow from seed and masks. Loss and
+gradient norm are compared in every timed step. Memory is the peak of a step, gradients included,
+beyond weights and the optimizer's state; see `PeakMemory`.
 """
 
 import argparse
@@ -61,7 +61,7 @@ CLIP = 1.0
 
 
 class Outcome(NamedTuple):
-    """The numbers of a step that both forms must agree on."""
+    """The numbers of a step that are compared between both forms."""
 
     loss: float
     gradient_norm: float
@@ -105,7 +105,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what.add_argument(
         "--runs", type=positive_int, default=5, help="timed steps of each form (default: 5)"
     )
-    what.add_argument("--json", type=Path, help="also write the numbers here (default: none)")
+    what.add_argument("--json", type=Path, help="also write the numbers to a file (default: none)")
     add_run_arguments(parser)
     return parser.parse_args(argv)
 
@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
 
 
 def _windows(config: SamConfig) -> int:
-    """Count the blocks whose attention pads."""
+    """Count the blocks whose attention pads the token grid to a window."""
     encoder = config.encoder
     others = {*encoder.global_attn_indexes, *encoder.attention_free_blocks} & {
         *range(encoder.depth)
@@ -164,7 +164,7 @@ def _teacher(config: SamConfig) -> Sam3D:
 
 
 def student_config(teacher: SamConfig) -> SamConfig:
-    """Return a student of half the depth, as fastsam3d is to vit_b_ori."""
+    """Return a student of half the teacher's depth, in the manner of fastsam3d and vit_b_ori."""
     depth = max(1, teacher.encoder.depth // 2)
     encoder = replace(
         teacher.encoder,
@@ -178,7 +178,7 @@ def student_config(teacher: SamConfig) -> SamConfig:
 
 
 def _encoder_step(model: Sam3D, args: argparse.Namespace) -> Step:
-    """Return the step of the encoder alone: the loss is the embedding along a fixed direction."""
+    """Return the encoder's step: the loss is the embedding's product with a fixed tensor."""
     encoder, direction = model.image_encoder, []
 
     def loss(batch: dict) -> Tensor:
@@ -191,7 +191,7 @@ def _encoder_step(model: Sam3D, args: argparse.Namespace) -> Step:
 
 
 def _teacher_step(model: Sam3D, args: argparse.Namespace) -> Step:
-    """Return the step of preparelabel.py with its default flags."""
+    """Return the step of preparelabel.py, with its default box share and turns without clicks."""
     task = InteractiveTask(
         model,
         num_clicks=args.num_clicks,
@@ -283,7 +283,7 @@ def _rows(name: str, trainer: Trainer, args: argparse.Namespace) -> list[dict]:
 
 
 def _fits(work: Callable[[], object], device: torch.device) -> bool:
-    """Call ``work``; return whether memory was enough."""
+    """Call ``work``; return whether it fits in memory."""
     try:
         work()
     except RuntimeError as error:

@@ -192,7 +192,7 @@ def test_a_target_that_another_run_has_cached_anew_is_refused(tmp_path, folder):
     path = folder / "labelsTr" / "CT_A_0.nii.gz"
     write_nifti(path, ball(radius=3).astype(np.uint8), read_nifti(path).affine)
     build(tmp_path, folder)
-    with pytest.raises(InputError, match=r"(?s)CT_A_0\.npz: found.*anew"):
+    with pytest.raises(InputError, match=r"(?s)CT_A_0\.npz: found.*rewritten"):
         read_target(index.folder, index.samples[0])
 
 

@@ -77,7 +77,7 @@ def test_value_without_a_class_fails_the_case_before_anything_is_written(make_ca
 
     assert summary.done == 1
     assert "CT_A_1.nii.gz: holds the values [3, 4, 5]" in summary.failures[0]
-    assert "data set CT_A does not" in summary.failures[0]
+    assert "not classes of data set CT_A" in summary.failures[0]
     assert not list(Path("data/medical_preprocessed").rglob("CT_A_1*.gz"))
 
 

@@ -1,1 +1,1 @@
-"""How a run starts: flags, device, network file, ranks, worker processes, folder and log."""
+"""Start of a run: flags, device, network file, ranks, worker processes, folder and log."""

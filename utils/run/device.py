@@ -1,4 +1,4 @@
-"""Where and how a network runs: device, precision, engine, and its peak memory."""
+"""Device, precision and engine of a network, and its peak memory."""
 
 import resource
 
@@ -29,7 +29,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of that name; ``auto``: bfloat16 or float16 on a GPU, float32 on a CPU."""
+    """Return the dtype ``name``; ``auto``: bfloat16 or float16 on a GPU, float32 on a CPU."""
     if name != "auto":
         return getattr(torch, name)
     if device.type != "cuda":
@@ -38,10 +38,10 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def pick_engine(name: str, device: torch.device) -> str:
-    """Return ``name`` if the machine can run this engine.
+    """Return ``name`` if this engine runs on ``device``.
 
     Raises:
-        InputError: it cannot.
+        InputError: the engine does not run there.
     """
     try:
         require_engine(name, device)
@@ -51,7 +51,7 @@ def pick_engine(name: str, device: torch.device) -> str:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Return the peak memory so far: allocations on the GPU, or the process's resident set."""
+    """Return the peak memory so far in MiB: GPU allocations, or on a CPU the resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

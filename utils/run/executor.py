@@ -1,8 +1,8 @@
 """Run one function over many items: in this process, in worker processes, or on a Dask cluster.
 
-Worker processes are joblib's (``loky``): a worker that dies takes neither the others nor this
-process with it. On a cluster, Dask workers must see the same files under the same paths, and be
-started in this project's folder so that they can import it.
+joblib (``loky``) starts the worker processes. If a worker is killed, `run_all` raises an error in
+this process. On a cluster, all Dask workers need the same files under the same paths. Start Dask
+workers in this project's folder, so that they can import its modules.
 """
 
 import os
@@ -64,8 +64,8 @@ def run_all(
         except TerminatedWorkerError as error:
             raise WorkerDiedError(
                 f"a worker process was killed ({str(error).splitlines()[0]}).\nExpected "
-                f"{workers} workers to finish: most often there is too little memory for so many; "
-                "run again with fewer, --workers. Finished work is kept."
+                f"{workers} workers to finish: most often there is too little memory for so many. "
+                "Run again with a smaller --workers; finished work is kept."
             ) from error
 
 

@@ -1,10 +1,10 @@
-"""The flags of every script with a network. Its import loads no torch, so that --help is quick."""
+"""Flags of all scripts with a network. This module does not import torch: --help stays quick."""
 
 import argparse
 from pathlib import Path
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-# Repeats segment_anything.ENGINES, since an import of it loads torch; test_engine.py compares both.
+# A copy of segment_anything.ENGINES, whose import loads torch; test_engine.py compares the two.
 ENGINES = ("eager", "compiled", "graph")
 
 
@@ -33,8 +33,8 @@ def add_engine_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--encoder",
         type=Path,
-        help="ONNX file that replaces the checkpoint's image encoder, such as "
-        "utils/training/quantise_encoder.py writes (default: none)",
+        help="ONNX file that replaces the checkpoint's image encoder, for example from "
+        "utils/training/quantise_encoder.py (default: none)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Open a network file: rebuild its network, check it, and return the crops it was trained on."""
+"""Open a network file: rebuild and check the network; return it with its crop rule."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from utils.volumes.geometry import CropRule
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """The arguments of `open_network`; picklable, so that each worker process opens its own."""
+    """The arguments of `open_network`; picklable, so that each worker can open the file itself."""
 
     path: Path
     network: str | None = None  # name in the registry, for files without a configuration
@@ -31,7 +31,7 @@ class NetworkFile:
     encoder: Path | None = None  # ONNX file that replaces the image encoder
 
     def open(self) -> tuple[Sam3D, CropRule]:
-        """Return the network and the crops it was trained on; see `open_network`."""
+        """Return the network, and size and spacing of its crops; see `open_network`."""
         return open_network(self.path, self.network, self.decoder, encoder=self.encoder)
 
 
@@ -42,7 +42,7 @@ def open_network(
     *,
     encoder: Path | None = None,
 ) -> tuple[Sam3D, CropRule]:
-    """Rebuild the network of a checkpoint; return it with the crops that it was trained on::
+    """Rebuild the network of a checkpoint; return it with the crop rule of its training::
 
         model, rule = open_network(Path("sam_med3d_turbo.pth"), "vit_b_ori")
 
@@ -59,7 +59,7 @@ def open_network(
 
     Raises:
         InputError: the file is no checkpoint, is of another network, lacks a decoder, or holds
-            weights that are not finite; or the ONNX file is not its encoder.
+            weights that are not finite; or the ONNX file is not of this network's encoder.
     """
     with checkpoint_errors():
         checkpoint = open_checkpoint(path)
@@ -71,7 +71,7 @@ def open_network(
     if broken:
         raise InputError(
             f"{path}: {len(broken)} weights are not finite, {broken[0]} first; expected numbers.\n"
-            "The training that wrote it had diverged: use an earlier checkpoint."
+            "The training had diverged before this file was saved: use an earlier checkpoint."
         )
     if encoder is not None:
         with checkpoint_errors():
@@ -81,12 +81,12 @@ def open_network(
     except TypeError as error:
         raise InputError(
             f"{path}: crop rule {stored} is not of this version ({error}).\n"
-            "Use the version of this project that wrote it."
+            "Use the version of this project that wrote the file."
         ) from error
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Test the sum first: it is ten times as fast, and finite only where all numbers are."""
+    """Test the sum first: this is ten times as fast, and a finite sum has only finite terms."""
     return bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all())
 
 
@@ -99,7 +99,7 @@ def trained_on(path: Path) -> set[str] | None:
 
 @contextmanager
 def checkpoint_errors() -> Iterator[None]:
-    """Turn errors of the model package about a file into an `InputError`."""
+    """Turn errors of the package segment_anything into an `InputError`."""
     try:
         yield
     except (CheckpointError, ConfigError, OnnxError) as error:

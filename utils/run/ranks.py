@@ -1,7 +1,8 @@
 """Several processes in one run: the ranks of torchrun (PyTorch distributed).
 
 `joined` connects the processes that torchrun has started, with NCCL on GPUs and gloo on CPUs.
-Without torchrun there is one rank, and it does nothing. Files of the run are written by rank 0.
+Without torchrun there is one rank, and `joined` only picks the device. Rank 0 writes all files of
+the run.
 """
 
 import os
@@ -31,7 +32,7 @@ def world_size() -> int:
 
 @contextmanager
 def joined(device_name: str) -> Iterator[torch.device]:
-    """Connect to the other ranks for the time of the block; yield this rank's device."""
+    """Connect to the other ranks within the block; yield this rank's device."""
     device = pick_device(device_name)
     if world_size() == 1:
         yield device
@@ -39,7 +40,7 @@ def joined(device_name: str) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    # Without this barrier GPU ranks would start while rank 0 is still building the crop cache.
+    # Without this barrier GPU ranks would continue while rank 0 is still building the crop cache.
     os.environ.setdefault("TORCH_DIST_INIT_BARRIER", "1")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
@@ -55,7 +56,7 @@ def wait_for_all() -> None:
 
 
 def shared(task: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap ``task`` so that its gradients are means over all ranks; alone, return it as it is."""
+    """Wrap ``task`` so that its gradients are means over all ranks; one rank gets ``task``."""
     if world_size() == 1:
         return task
     # Not every step uses every parameter (absent prompt kinds, the IoU head).

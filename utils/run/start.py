@@ -22,10 +22,10 @@ def seed_everything(seed: int) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for outputs and check that it can be written to; on rank 0.
+    """Make an output folder and check that it can be written to; only rank 0 does so.
 
     Raises:
-        WriteError: it cannot.
+        WriteError: the folder cannot be written to.
     """
     if rank() > 0:
         return
@@ -35,7 +35,7 @@ def make_folder(folder: Path) -> None:
 
 
 def start_run(args: argparse.Namespace, out_dir: Path) -> None:
-    """Seed the run, and log to stderr; on rank 0 also write args.json and run.log to its folder.
+    """Seed the run and log to stderr; rank 0 also writes args.json and run.log to ``out_dir``.
 
     Args:
         args: flags of the script, with ``seed``.

@@ -1,6 +1,7 @@
 """Augmentation of training crops: where a crop lies, its contrast, and torchio's distortions.
 
-The random generator alone decides, so a resumed run sees the crops of an uninterrupted one.
+Every random choice comes from the generator that the caller passes in. A resumed run therefore gets
+the same crops as an uninterrupted one.
 """
 
 import numpy as np
@@ -13,18 +14,18 @@ FILL = (0.25, 0.9)
 
 
 def place(row: dict, rule: CropRule, rng: np.random.Generator, zoom_share: float) -> CropGrid:
-    """Place a crop at random around a target, as a crop placed from prompts may lie.
+    """Place a crop at random around a target; the result varies like crops placed from prompts.
 
     1. Spacing: in ``zoom_share`` of the crops the target's longest side fills a quarter to nine
        tenths of the edge, drawn evenly on a log scale. The spacing is never finer than a quarter of
        the image's finest voxel. The other crops have the spacing of ``rule``.
     2. Shift: drawn evenly, up to a quarter of the edge, and so that the target stays inside. A crop
-       smaller than its target moves over the target instead.
+       smaller than its target is shifted within the target instead.
     3. Flip: along each axis, half of the time.
 
     Args:
-        row: of a `CropIndex`; only places and sizes are read, no image.
-        rng: decides all three.
+        row: a row of `CropIndex.samples`; no image is read.
+        rng: draws spacing, shift and flips.
     """
     shape, voxel_mm = tuple(row["shape"]), np.array(row["voxel_mm"])
     start, stop = np.array(row["start"]), np.array(row["stop"])
@@ -52,7 +53,7 @@ def distort(
 
     Args:
         image: (1, S, S, S) float.
-        label: (1, S, S, S) bool; where a rotation would empty it, both come back as they are.
+        label: (1, S, S, S) bool; if a rotation would empty it, both are returned unchanged.
     """
     import torchio as tio  # slow to import, and machines that train on cached crops may lack it
 

@@ -1,6 +1,6 @@
 """Training checkpoints: a network's file with the training state added, written atomically.
 
-segment_anything/checkpoint.py owns the network's part: its configuration and its weights.
+The network's part, its configuration and weights, is defined in segment_anything/checkpoint.py.
 """
 
 import io
@@ -23,7 +23,7 @@ def save_checkpoint(path: Path, payload: dict, step: int, state: dict) -> None:
     Args:
         payload: weights, configuration and other facts, as `checkpoint_payload` returns them.
         step: optimizer steps done.
-        state: what has a state between steps, by name: optimizer, schedule, loss scaler.
+        state: objects with a ``state_dict``, by name: optimizer, schedule, loss scaler.
 
     Raises:
         WriteError: the disk is full, or the folder cannot be written to.
@@ -39,7 +39,8 @@ def load_training_state(path: Path, model: Sam3D, state: dict, payload: dict) ->
     """Load weights into ``model`` and the training state into ``state``; return the steps done.
 
     Args:
-        payload: what the run would save now; all of it but the weights must equal the file's.
+        payload: what this run would save. Every entry except weights and configuration must equal
+            the file's; `load_checkpoint` compares those two.
 
     Raises:
         InputError: the file is no training checkpoint, or it belongs to another network, crop rule
@@ -70,7 +71,7 @@ def save_payload(path: Path, payload: dict) -> None:
     Raises:
         WriteError: the disk is full, or the folder cannot be written to; an older file stays.
     """
-    # Through memory, since on a full disk torch.save raises a RuntimeError without the reason.
+    # Serialise in memory: on a full disk torch.save raises a RuntimeError without the reason.
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     with atomic_path(path) as temporary:

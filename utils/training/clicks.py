@@ -22,14 +22,14 @@ def simulate_clicks(
 ) -> tuple[Tensor, Tensor]:
     """Place one click for each sample, in the error of the low-resolution prediction.
 
-    A coarse cell is chosen: half of the time the centre of the largest error, else any cell of the
-    error. Then a voxel of that cell is chosen whose class in ``label`` agrees with the click.
+    First a coarse cell is drawn: half of the time the centre of the largest error, else any cell of
+    the error. Then a voxel of this cell is drawn whose value in ``label`` equals the click's label.
 
     Args:
         low_res_masks: (B, 1, s, s, s) logits; zeros before the first click.
         coarse_label: (B, s, s, s) bool, from `coarsen`.
         label: (B, S, S, S) bool at the network's input size.
-        rngs: a generator for each sample, so that its clicks do not depend on the others.
+        rngs: a generator for each sample, so that its clicks do not depend on other samples.
 
     Returns:
         coords (B, 3) float and labels (B,) int, both on the CPU: 1 in the target, 0 outside,
@@ -69,7 +69,7 @@ def _voxel_in_cell(
     is_foreground: bool,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Choose a voxel of the cell whose label agrees with the click; else the cell's middle."""
+    """Draw a voxel of the cell with the click's label; without one, return the cell's middle."""
     width = label.shape[0] // cells
     start = np.array(cell) * width
     block = label[tuple(slice(s, s + width) for s in start)]

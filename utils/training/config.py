@@ -10,7 +10,7 @@ import torch
 from utils.run.device import pick_precision
 from utils.run.flags import add_run_arguments, non_negative_int, positive_int
 
-#: Learning rates as shares of ``--lr``, by the share of the steps that is done.
+#: Learning rate as a share of ``--lr``, given the share done of the steps after the warm-up.
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
     "steps": lambda done: 1.0 if done < 0.6 else 0.1 if done < 0.9 else 0.01,
@@ -55,13 +55,13 @@ def add_training_arguments(
         "--batch-size",
         type=positive_int,
         default=batch_size,
-        help="crops in a pass, on each rank (default: %(default)s)",
+        help="crops in a forward pass on each rank (default: %(default)s)",
     )
     training.add_argument(
         "--accumulation",
         type=positive_int,
         default=FitConfig.accumulation,
-        help="passes in an optimizer step (default: %(default)s)",
+        help="forward passes in an optimizer step (default: %(default)s)",
     )
     _add_rate_arguments(training, lr, lr_schedule)
     _add_progress_arguments(training)
@@ -76,14 +76,14 @@ def _add_rate_arguments(training: argparse._ArgumentGroup, lr: float, lr_schedul
         "--lr-schedule",
         choices=sorted(LR_SCHEDULES),
         default=lr_schedule,
-        help="cosine: down to 0; steps: a tenth after 60 %% of the steps, a hundredth after 90 %%, "
-        "as SAM-Med3D was trained (default: %(default)s)",
+        help="after the warm-up; cosine: down to 0; steps: a tenth after 60 %% of the remaining "
+        "steps, a hundredth after 90 %%, as SAM-Med3D was trained (default: %(default)s)",
     )
     training.add_argument(
         "--warmup",
         type=float,
         default=FitConfig.warmup,
-        help="share of the steps in which the rate rises from 0; 0 = none (default: %(default)s)",
+        help="share of the steps in which the rate rises linearly; 0 = none (default: %(default)s)",
     )
     training.add_argument(
         "--weight-decay",
@@ -110,7 +110,7 @@ def _add_progress_arguments(training: argparse._ArgumentGroup) -> None:
         "--patience",
         type=non_negative_int,
         default=FitConfig.patience,
-        help="stop after this many validations without a better one; 0 = never "
+        help="stop after this many validations without a new best score; 0 = never "
         "(default: %(default)s)",
     )
     training.add_argument(
@@ -133,7 +133,7 @@ def _add_progress_arguments(training: argparse._ArgumentGroup) -> None:
 
 
 def fit_config(args: argparse.Namespace, device: torch.device) -> FitConfig:
-    """Collect the flags of `add_training_arguments`; ``auto`` precision is that of ``device``."""
+    """Collect the flags of `add_training_arguments`; ``auto`` precision depends on ``device``."""
     values = {field.name: getattr(args, field.name) for field in fields(FitConfig)}
     return FitConfig(**values | {"precision": pick_precision(args.precision, device)})
 

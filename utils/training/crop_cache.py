@@ -1,13 +1,15 @@
-"""The crop cache: volumes stored so that training can quickly cut a new crop in every step.
+"""The crop cache: volumes on disk, from which training quickly cuts a new crop in every step.
 
     images/<digest>.npy               an image in the network's orientation, on its own voxel grid
-    <organ>/<data set>/<case>.npz     a target: its image, its place in it, and its voxels as bits
+    <organ>/<data set>/<case>.npz     a target: the name of its image, its place in this image, and
+                                      its voxels as bits
     index.json                        all targets
 
-Images keep their dtype and are memory-mapped: a crop reads only the part that it needs. They are
-named by their content, so that all targets of an image share one file, even where the image was
-copied to several folders. The cache fits every network, since spacing and size are chosen when a
-crop is cut. It can be copied to another machine: the NIfTI files are not needed again.
+Images keep their dtype (float64 becomes float32) and are memory-mapped: cutting a crop reads only
+the voxels of that crop. An image's file name is a digest of its content, so that all targets of an
+image share one file, even where the image was copied to several folders. One cache serves every
+network, since spacing and size are chosen when a crop is cut. The cache can be copied to another
+machine without the NIfTI files.
 """
 
 import glob
@@ -38,9 +40,9 @@ if TYPE_CHECKING:
 
 INDEX = "index.json"
 IMAGES = "images"
-#: Facts in a target's own file that the index leaves out.
+#: Keys of a target's own file that index.json omits.
 ORIGIN = ("layout", "sources", "instances", "affine", "targets", "part_start", "part_shape")
-#: Version of these files' layout; a cache of another version is built again.
+#: Version of the layout above; a cache of another version is built again.
 LAYOUT = 3
 
 
@@ -110,7 +112,7 @@ class CachedTarget:
 
     @property
     def identity(self) -> dict:
-        """What identifies the target; changes with the image, its voxel size and the mask."""
+        """Sample id and digests; they change with the image, its voxel size and the mask."""
         return {key: self.row[key] for key in ("sample_id", "image", "mask")}
 
 
@@ -128,7 +130,7 @@ def read_target(folder: Path, row: dict) -> CachedTarget:
     if stored.get("mask") != row["mask"] or stored.get("image") != row["image"]:
         raise InputError(
             f"{path}: found target {stored.get('sample_id')} {stored.get('mask')}, expected "
-            f"{row['sample_id']} {row['mask']}.\nAnother run has cached it anew: run "
+            f"{row['sample_id']} {row['mask']}.\nAnother run has rewritten this file: run "
             "preparelabel.py again, or give each run a --crops-dir of its own."
         )
     start, shape = tuple(stored["part_start"]), stored["part_shape"]
@@ -147,7 +149,7 @@ def read_index(folder: Path) -> CropIndex:
     """Open a cache that `build_cache` wrote.
 
     Raises:
-        InputError: there is none, or it is of another version.
+        InputError: there is no cache, or it has another version.
     """
     path = folder / INDEX
     if not path.exists():
@@ -175,9 +177,9 @@ def build_cache(
 ) -> CropIndex:
     """Build or update the crop cache of prepared folders.
 
-    A case that is in the cache already is read again only if its NIfTI files or ``instances`` have
-    changed: each target's file records its sources. A stopped run therefore keeps its finished
-    cases. A case that fails becomes a message in ``failures``, and the others are cached.
+    A cached case is read again only if its NIfTI files or ``instances`` have changed; each target's
+    file records both. A stopped run therefore keeps its finished cases. A case that fails becomes a
+    message in ``failures``, and the other cases are cached.
 
     Args:
         folders: <organ>/<data set> folders with imagesTr and labelsTr, from reallocate.py.
@@ -288,7 +290,7 @@ def _write_case(case: "Case", out_dir: Path, origin: dict) -> list[dict]:
 
 
 def _lean(row: dict) -> dict:
-    """Return the index row of a target; kept short, since every process holds up to 131,000."""
+    """Return the index row of a target; it is short, since a process may hold 131,000 rows."""
     return {key: value for key, value in row.items() if key not in ORIGIN}
 
 
@@ -336,7 +338,7 @@ def _damaged(path: Path, found: object) -> InputError:
 
 
 def _finished(out_dir: Path, sample_id: str, origin: dict) -> list[dict]:
-    """Return a case's index rows if all its targets are cached and of this origin, else none."""
+    """Return a case's index rows if all its targets are cached with this ``origin``, else []."""
     rows = []
     for path in _files_of(out_dir, sample_id):
         try:
@@ -349,7 +351,7 @@ def _finished(out_dir: Path, sample_id: str, origin: dict) -> list[dict]:
             return []
         rows.append(row)
     complete = rows and len(rows) == rows[0]["targets"]
-    # By length first, so that instance 7 comes before instance 41, as `_write_case` returns them.
+    # Sort by length first: instance 7 comes before instance 41, as in `_write_case`.
     rows = sorted(map(_lean, rows), key=lambda r: (len(r["file"]), r["file"]))
     return rows if complete else []
 

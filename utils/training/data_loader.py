@@ -1,4 +1,4 @@
-"""Crops from the cache as batches, in an order that depends on the seed alone."""
+"""Batches of crops from the cache; the order depends on the seed alone."""
 
 import argparse
 from collections import Counter
@@ -32,14 +32,14 @@ def add_crop_arguments(group: argparse._ArgumentGroup) -> None:
         "--zoom-share",
         type=float,
         default=0.5,
-        help="share of the crops whose spacing suits the target, which then fills a quarter to "
+        help="share of the crops whose spacing is chosen so that the target fills a quarter to "
         "nine tenths of the edge; 0 = none (default: 0.5)",
     )
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample of a run."""
+    """One sample of a run: which target, and the number that seeds its random choices."""
 
     index: int  # of the target in the crop index
     number: int  # of the sample in the run, from 0; seeds its augmentation and clicks
@@ -49,15 +49,16 @@ class BalancedBatches:
     """Batches of `Draw` that depend on the seed alone, and can start at any step.
 
     An (organ, data set) with n samples is drawn with weight sqrt(n), spread evenly over its
-    samples. So 500 livers do not outweigh 5 pancreata, and the network does not overfit the 5.
+    samples. 500 livers are drawn 10 times as often as 5 pancreata, not 100 times; a single pancreas
+    is drawn 10 times as often as a single liver, not 100 times as with equal weights.
 
-    A step draws ``batch_size * passes * world`` samples. They depend on this product alone, so
-    that passes and ranks share the samples of one large batch.
+    A step draws ``batch_size * passes * world`` samples. With one seed the samples depend only on
+    this product, so that passes and ranks share the samples of one large batch.
 
     Args:
         samples: rows of the crop index.
         steps: optimizer steps of the run; ``start`` of them are done.
-        passes: batches in a step, whose gradients are added up.
+        passes: micro-batches in a step, whose gradients are added up.
         rank: number of this process.
         world: how many processes there are.
     """
@@ -99,8 +100,8 @@ class CropDataset(Dataset):
     """Crops of a cache, by their number in the index or by a `Draw`.
 
     An item is a dict: ``image`` (1, S, S, S) float32, normalised; ``label`` (1, S, S, S) bool,
-    never empty; ``id``, the sample's id; ``number``, of the `Draw`; ``crop``, which image and mask
-    were cut and where. The axes are the network's: right, anterior, superior::
+    never empty; ``id``, the sample's id; ``number``, of the `Draw`; ``crop``, the identity of
+    image and mask, and the grid of the cut. The axes are the network's: right, anterior, superior::
 
         index = read_index(Path("work_dir/crops"))
         CropDataset(index, CropRule())[0]["image"].shape    # (1, 128, 128, 128)
@@ -110,8 +111,8 @@ class CropDataset(Dataset):
         rule: size S and spacing of the crops.
         augment: ``none``: centred on the target. ``basic``: place, zoom, flips and contrast vary
             with the `Draw`. ``torchio``: also rotation, bias field, gamma and noise.
-        zoom_share: share of the augmented crops whose spacing suits the size of the target.
-        seed: of the augmentation, beside the number of the `Draw`.
+        zoom_share: share of the augmented crops whose spacing is chosen from the target's size.
+        seed: seeds the augmentation, together with the number of the `Draw`.
 
     Raises:
         InputError: on reading an item: a file of the cache is missing, damaged or has changed.
@@ -141,7 +142,7 @@ class CropDataset(Dataset):
         else:
             rng = stream(self.seed, draw.number, AUGMENTING)
             crop = target.cut(place(target.row, self.rule, rng, self.zoom_share))
-            if not crop.label.any():  # such as a ring with the cube in its middle
+            if not crop.label.any():  # such as a crop inside the hole of a ring
                 crop = target.cut_centred(self.rule)
         image, label = (torch.from_numpy(part)[None] for part in (crop.image, crop.label))
         if self.augment == "torchio":
@@ -156,7 +157,7 @@ class CropDataset(Dataset):
 
 
 def collate(items: list[dict]) -> dict:
-    """Stack tensors and list all else; one unreadable item replaces the batch by its error."""
+    """Stack tensors, list other values; if an item is unreadable, return its error instead."""
     for item in items:
         if "error" in item:
             return item
@@ -170,7 +171,7 @@ def collate(items: list[dict]) -> dict:
 
 
 class _Guarded(Dataset):
-    """Returns an `InputError` as an item: raised in a worker process, it would get a traceback."""
+    """Returns an `InputError` as an item; raised in a worker, the error would gain a traceback."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset

@@ -1,11 +1,12 @@
-"""How the student learns from its teacher (FastSAM3D, arXiv:2403.09827): losses and stages.
+"""Distillation of the teacher into the student (FastSAM3D, arXiv:2403.09827): losses, stages.
 
 Four stages follow each other:
 
-* layers: the output of student block i is fitted to that of the teacher's block at the same
-  relative depth, one block more at a time;
+* layers: the output of student block i is fitted to the output of the teacher's block at the same
+  relative depth; training starts with block 1 and adds one block at a time;
 * embedding: the whole encoder is fitted to the teacher's image embedding;
-* masks: also the masks, decoded by the teacher's decoder;
+* masks: as embedding, plus losses on the masks that a frozen copy of the teacher's decoder predicts
+  from the student's embedding;
 * decoder: as masks, and the decoder is trained too.
 """
 
@@ -27,7 +28,7 @@ from utils.training.teacher_outputs import hidden_name, teacher_outputs
 
 
 class Stage(NamedTuple):
-    """What a step trains: the first ``blocks`` blocks, or with 0 the whole encoder."""
+    """A stage, and how many encoder blocks it trains, from the first on; 0 = all blocks."""
 
     name: str  # layers, embedding, masks, decoder
     blocks: int = 0
@@ -38,8 +39,9 @@ class DistillationPlan:
     """Which steps belong to which stage, as shares of all steps, and the weights of the losses.
 
     The stages are layers, embedding, masks, decoder, in this order; masks get the steps that the
-    others leave. Where both weights of the masks are 0, the embedding gets these steps. Losses are
-    relative or means over voxels, so their weights can be compared.
+    other stages leave. Where both weights of the masks are 0, the embedding gets these steps. The
+    embedding loss is relative and the mask losses are means over voxels, so that their weights can
+    be compared.
 
     >>> plan = DistillationPlan(steps=10, layers=(2, 4), layer_share=0.4, embedding_share=0.2)
     >>> [plan.stage(step).name for step in (0, 4, 6)]
@@ -51,7 +53,7 @@ class DistillationPlan:
         truth_weight: of the masks against the truth.
 
     Raises:
-        InputError: a share is not possible.
+        InputError: a share or ``steps`` is out of range, or the decoder has no loss.
     """
 
     steps: int
@@ -89,7 +91,7 @@ class DistillationPlan:
 
     @property
     def layered_steps(self) -> int:
-        """The number of steps that go layer by layer."""
+        """The number of steps of the stage layers."""
         return round(self.layer_share * self.steps) if self.layers else 0
 
     def stage(self, step: int) -> Stage:
@@ -106,8 +108,8 @@ class DistillationPlan:
 def matching_layers(student: SamConfig, teacher: SamConfig) -> tuple[int, ...]:
     """Return the teacher's block for each of the student's, at the same relative depth.
 
-    Blocks count from 1: a student of six blocks under a teacher of twelve gets 2, 4, 6, 8, 10, 12.
-    Empty where the tokens of the two have different widths.
+    Blocks count from 1: for six student blocks and twelve teacher blocks the result is 2, 4, 6, 8,
+    10, 12. The result is empty where the tokens of student and teacher have different widths.
     """
     if student.encoder.embed_dim != teacher.encoder.embed_dim:
         return ()
@@ -122,9 +124,9 @@ def _same_depth(student: int, teacher: int) -> tuple[int, ...]:
 def copy_teacher_blocks(teacher: Sam3D, student: Sam3D) -> list[str]:
     """Copy the teacher's encoder into the student's; return the names of the copied tensors.
 
-    Stem, position embedding and neck are copied unchanged, each student block from the teacher's
-    block at the same relative depth. Tensors that the student lacks or has in another shape are
-    left out.
+    Stem, position embedding and neck are copied unchanged. Each student block is copied from the
+    teacher's block at the same relative depth. Student tensors that the teacher lacks or has in
+    another shape are not changed.
     """
     source = teacher.image_encoder.state_dict()
     target = student.image_encoder.state_dict()
@@ -142,12 +144,13 @@ def copy_teacher_blocks(teacher: Sam3D, student: Sam3D) -> list[str]:
 
 
 class EncoderDistillation(Task):
-    """Fit the student's encoder to the teacher's outputs for the same crop, which the batch holds.
+    """Fit the student's encoder to the teacher's outputs for the same crops, held by the batch.
 
-    The decoder is the teacher's and fixed until the last stage; gradients pass through it to the
-    encoder. The student is given the teacher's clicks, and its masks are fitted to the teacher's
-    and to the truth. Beside the losses, the agreement with the teacher is reported: the cosine of
-    the embeddings and the DSC of the last masks.
+    The decoder starts as a copy of the teacher's and is frozen until the last stage; gradients pass
+    through it to the encoder. The student's decoder gets the teacher's clicks and the teacher's
+    previous masks. The student's masks are fitted to the teacher's masks and to the truth. The
+    agreement with the teacher is also reported: the cosine of the embeddings and the DSC of the
+    last masks.
     """
 
     def __init__(self, model: Sam3D, plan: DistillationPlan) -> None:
@@ -169,11 +172,11 @@ class EncoderDistillation(Task):
         return self.plan.stage(step)
 
     def is_scored(self, stage: Stage) -> bool:
-        """Say whether the stage is validated: in the first ones, parts of the encoder are new."""
+        """Return whether the stage is validated; earlier stages leave the encoder unfinished."""
         return stage.name in (("masks", "decoder") if self.plan.decodes else ("embedding",))
 
     def begin(self, stage: Stage) -> None:
-        """Require gradients only of what the stage trains."""
+        """Require gradients only of the parameters that the stage trains."""
         self._stage = stage
         encoder = self.model.image_encoder
         self.model.requires_grad_(False)
@@ -251,11 +254,11 @@ class EncoderDistillation(Task):
 class OnlineDistillation(EncoderDistillation):
     """Distillation without stored outputs: the teacher runs on each batch before the student.
 
-    So each crop may be augmented anew. The teacher is neither trained nor saved.
+    Crops may therefore be augmented. The teacher is neither trained nor saved.
 
     Args:
         teacher: on the device of the batches.
-        num_clicks: clicks for each sample, into the teacher's own errors.
+        num_clicks: clicks for each sample, placed in the errors of the teacher's masks.
         seed: of the clicks.
     """
 
@@ -290,7 +293,7 @@ class OnlineDistillation(EncoderDistillation):
 
 
 def require_stored_layers(stored: Sequence[int], wanted: Sequence[int], folder: object) -> None:
-    """Refuse to distil layer by layer where the hidden states of a layer are not stored."""
+    """Raise an `InputError` if the hidden states of a ``wanted`` block are not stored."""
     missing = sorted(set(wanted) - set(stored))
     if missing:
         raise InputError(

@@ -1,4 +1,4 @@
-"""A run's log as JSON lines, one row for each step; a resumed run continues it. Rank 0 writes."""
+"""Logs as JSON lines, each row with its ``step``; a resumed run appends. Only rank 0 writes."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def append_row(path: Path, row: dict) -> None:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Read a file of JSON lines; a last line that a kill or a full disk cut short is skipped."""
+    """Read JSON lines up to the first broken one, which a kill or a full disk has cut short."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

@@ -4,9 +4,10 @@ Reads   --folder      image_encoder.onnx and export.json of segment_anything/exp
         --calibrate   a crop cache of preparelabel.py, for the ranges of the activations
 Writes  --folder      image_encoder_int8.onnx; its difference from float32 is added to export.json
 
-Convolutions and products with weights are integer, with one scale for each output channel. Each
-activation has one range, which the crops decide. The convolution of the image itself stays float32
-(it has one input channel, so little work), as do attention, norms and activation functions.
+Convolutions and matrix products with weights use integers, with one scale for each output channel.
+Each activation has one range, measured on the crops. The first convolution, on the image, stays
+float32, since one input channel costs little. Attention, norms and activation functions also stay
+float32.
 
     python -m segment_anything.export --checkpoint work_dir/student/student.pth --out onnx
     python -m utils.training.quantise_encoder --folder onnx --calibrate work_dir/crops
@@ -48,7 +49,7 @@ def quantise(source: Path, target: Path, crops: Iterator[np.ndarray]) -> None:
     Args:
         source: ONNX file of the float32 encoder.
         target: file to write.
-        crops: (1, 1, S, S, S) float32 each; they decide the ranges of the activations.
+        crops: (1, 1, S, S, S) float32 each; the ranges of the activations are measured on them.
 
     Raises:
         OnnxError: a package is missing.
@@ -87,7 +88,7 @@ def quantise(source: Path, target: Path, crops: Iterator[np.ndarray]) -> None:
 
 
 def mean_difference(files: tuple[Path, Path], crops: Iterator[np.ndarray]) -> float:
-    """Return the mean relative difference of two encoders: norm of a - b over norm of b."""
+    """Return the mean over crops of |a - b| / |b|, for the embeddings a, b of two encoders."""
     sessions = [open_session(path) for path in files]
     found = []
     for crop in crops:
@@ -131,7 +132,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> tuple[Path, float]:
-    """Quantise as ``args`` say; return the new file and its relative difference from float32."""
+    """Quantise the encoder; return the new file and its relative difference from float32."""
     facts = read_facts(args.folder)
     size = facts["config"]["encoder"]["img_size"]
     rule = CropRule(**({"size": size} | (facts["crop_rule"] or {})))
@@ -152,7 +153,7 @@ def run(args: argparse.Namespace) -> tuple[Path, float]:
 @exit_on_input_error
 def main() -> int:
     args = parse_args()
-    logging.disable(logging.WARNING)  # ONNX Runtime advises steps that are done here
+    logging.disable(logging.WARNING)  # ONNX Runtime recommends steps that are done here already
     path, difference = run(args)
     print(f"{path}: differs from {ENCODER} by {difference:.1e} of the norm")
     return 0

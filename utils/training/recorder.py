@@ -15,8 +15,8 @@ class Recorder:
 
     Args:
         path: metrics.jsonl; TensorBoard's events go to the same folder.
-        start: steps done before; later rows are from a run that was killed and are removed.
-        device: of the training; ranks exchange the scalars there.
+        start: steps done before; rows of later steps are from a killed run and are removed.
+        device: of the training; ranks average the scalars there.
     """
 
     def __init__(self, path: Path, start: int, device: torch.device) -> None:
@@ -32,7 +32,7 @@ class Recorder:
         """Write the row of a step and return it.
 
         Args:
-            scalars: of each micro-batch of this rank, with the same keys.
+            scalars: a dict for each micro-batch of this rank, all with the same keys.
             step: steps done, counted from 1.
             more: further scalars, equal on all ranks.
         """
@@ -52,7 +52,7 @@ class Recorder:
 
     @property
     def first_loss(self) -> float:
-        """The loss of the run's first step; NaN before it."""
+        """The loss of the run's first step; NaN before this step."""
         return self._losses[0] if self._losses else math.nan
 
     @property

@@ -1,4 +1,4 @@
-"""The random streams of a run: independent of each other, and of earlier draws."""
+"""The random streams of a run; they are independent of each other and of earlier steps."""
 
 from typing import Literal
 

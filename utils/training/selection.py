@@ -17,8 +17,8 @@ class Selection:
 
     Args:
         out_dir: folder of the run.
-        start: steps done before; later rows are from a run that was killed and are removed.
-        patience: validations without a better one after which the run has stalled; 0 = never.
+        start: steps done before; rows of later steps are from a killed run and are removed.
+        patience: the run has stalled after so many validations without a new best; 0 = never.
     """
 
     def __init__(self, out_dir: Path, start: int, patience: int) -> None:
@@ -31,8 +31,8 @@ class Selection:
 
         Args:
             step: steps done.
-            scores: with ``score``, which decides.
-            payload: returns what ``best.pt`` is to hold.
+            scores: by name; networks are compared by ``score``.
+            payload: returns the content of ``best.pt``.
         """
         best = max((row["score"] for row in self.rows), default=-math.inf)
         self.rows.append({"step": step} | scores)

@@ -1,6 +1,6 @@
 """Run the teacher on a centred crop of every target, and store its outputs for distillation.
 
-utils/training/teacher_store.py says what is stored, and reads it.
+utils/training/teacher_store.py lists the stored tensors and reads them.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from utils.volumes.geometry import CropRule
 logger = logging.getLogger(__name__)
 
 STORE_PRECISIONS = ("float16", "bfloat16", "float32")
-#: Outputs whose names begin so are large: these are stored in ``StoreConfig.precision``.
+#: Outputs with these name prefixes are large and are stored in ``StoreConfig.precision``.
 LARGE = ("image_embedding", "low_res_masks", "hidden_")
 
 
@@ -80,13 +80,13 @@ def add_store_arguments(parser: argparse.ArgumentParser) -> None:
         "--store-precision",
         choices=STORE_PRECISIONS,
         default="float16",
-        help="of embeddings, masks and hidden states (default: float16)",
+        help="dtype of stored embeddings, masks and hidden states (default: float16)",
     )
     store.add_argument(
         "--shard-mb",
         type=positive_int,
         default=256,
-        help="size of each file in MiB; a killed run loses at most the outputs of one file "
+        help="size of each file in MiB; a killed run loses at most the outputs of one file a rank "
         "(default: 256)",
     )
 
@@ -112,12 +112,12 @@ def bytes_per_sample(network: SamConfig, config: StoreConfig) -> int:
 
 
 def require_layers(teacher: Sam3D, config: StoreConfig) -> None:
-    """Refuse layers that the teacher lacks."""
+    """Raise an `InputError` if ``config.layers`` has blocks that the teacher lacks."""
     depth = teacher.config.encoder.depth
     beyond = [n for n in config.layers if not 1 <= n <= depth]
     if beyond:
         raise InputError(
-            f"--store-layers {beyond[0]}: the teacher has blocks 1 to {depth}; expected those."
+            f"--store-layers {beyond[0]}: the teacher has blocks 1 to {depth}; expected these."
         )
 
 
@@ -136,13 +136,13 @@ def store_outputs(
 ) -> TeacherStore:
     """Run the teacher on a centred crop of every target, and store its outputs in ``out_dir``.
 
-    Outputs that are stored already are kept. Those of another teacher, under other flags, or of a
-    target that has changed since are computed again, and the old ones removed at the end. A killed
-    run resumes where it stopped. Of n ranks, each stores every n-th sample.
+    Outputs that are stored already are kept. Outputs of another teacher, of other flags or of a
+    changed target are computed again, and the old outputs are removed at the end. A killed run
+    continues where it stopped. Of n ranks, each rank stores every n-th sample.
 
     Args:
         rule: how crops are cut for this teacher.
-        precision: what the teacher computes in; ``config.precision`` is what is stored.
+        precision: dtype of the teacher's computation; ``config.precision`` is the dtype on disk.
         batch_size: crops in a pass of the teacher.
         workers: processes that load crops; 0 = none.
 
@@ -169,11 +169,11 @@ def store_outputs(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a call of `store_outputs` is to store, and what of it was stored before.
+    """What a call of `store_outputs` has to store, and which samples were stored before.
 
     Attributes:
-        common: what holds for all samples: teacher, crop rule, `StoreConfig.content`.
-        maker: the digest of ``common``, by which rows of other runs are told apart.
+        common: facts shared by all samples: teacher, crop rule, `StoreConfig.content`.
+        maker: digest of ``common``; rows with another digest are not used.
         targets: the image and the mask of each sample, by its id.
         stored: the ids of the samples that were stored before.
     """
@@ -188,7 +188,7 @@ class _Plan:
 def _plan(
     teacher: Sam3D, index: CropIndex, folder: Path, rule: CropRule, config: StoreConfig
 ) -> _Plan:
-    """Find out what is to be stored, and what of it is there."""
+    """List the samples to store, and the samples that are stored already."""
     common = {"teacher": fingerprint(teacher), "rule": rule.to_dict()} | config.content
     maker = blake2b(json.dumps(common).encode(), digest_size=8).hexdigest()
     targets = {s["sample_id"]: [s["image"], s["mask"]] for s in index.samples}
@@ -196,7 +196,7 @@ def _plan(
 
 
 def _current_rows(folder: Path, maker: str, targets: dict[str, list[str]]) -> dict[str, dict]:
-    """Return the rows on disk, by sample id, of this maker and of targets as they are now."""
+    """Return the rows on disk, by sample id, that match ``maker`` and the present ``targets``."""
 
     def is_current(row: dict) -> bool:
         return row["whose"] == maker and targets.get(row["sample_id"]) == row["target"]
@@ -205,7 +205,7 @@ def _current_rows(folder: Path, maker: str, targets: dict[str, list[str]]) -> di
 
 
 def _require_space(plan: _Plan, bytes_each: int) -> None:
-    """Log how much is to be stored; refuse to start where the disk has too little space."""
+    """Log the size of the missing outputs; raise an `InputError` if the disk has less space."""
     need = bytes_each * (len(plan.targets) - len(plan.stored))
     logger.info(
         "teacher outputs: %d samples of %s, %d are stored already; %s to write",
@@ -260,7 +260,7 @@ def _outputs_of(
     precision: torch.dtype,
 ) -> Iterator[tuple[str, dict, dict[str, Tensor]]]:
     """Yield each sample's id, crop, and tensors as they are stored."""
-    # By name, so that a sample's clicks do not depend on what else is in the cache.
+    # Seed by name, so that a sample's clicks do not depend on the other targets in the cache.
     names = [zlib.crc32(sample_id.encode()) for sample_id in batch["id"]]
     rngs = [stream(config.seed, name, CLICKING) for name in names]
     image = batch["image"].to(device)
@@ -279,23 +279,23 @@ def _outputs_of(
         if too_large:
             raise InputError(
                 f"{sample_id}: {too_large[0]} holds numbers too large for {config.precision}; "
-                "expected finite ones.\nGive --store-precision bfloat16 or float32; if that does "
-                "not help, the teacher is broken."
+                "expected finite ones.\nGive --store-precision bfloat16 or float32. If the numbers "
+                "are still not finite, train the teacher again."
             )
         yield sample_id, crop, tensors
 
 
 def _finish(plan: _Plan) -> None:
-    """Write the index of all samples and remove the outputs that it does not need.
+    """Write the index of all samples, and remove outputs that are not in the index.
 
     Raises:
-        InputError: outputs are missing that were there before.
+        InputError: stored outputs have disappeared during this run.
     """
     rows = _current_rows(plan.folder, plan.maker, plan.targets)
     lost = [sample_id for sample_id in plan.targets if sample_id not in rows]
     if lost:
         raise InputError(
-            f"{plan.folder}: {len(lost)} samples that were stored are gone, {lost[0]} first; "
+            f"{plan.folder}: outputs of {len(lost)} samples have disappeared, {lost[0]} first; "
             "expected no other program to write here.\nRun again, one run at a time."
         )
     finish(plan.folder, plan.common, (rows[sample_id] for sample_id in plan.targets))

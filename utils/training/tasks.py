@@ -1,7 +1,7 @@
-"""Tasks: what a network is trained for. A task turns a batch into a loss and named scalars.
+"""Training tasks: a task holds a network and turns a batch into a loss and named scalars.
 
 `InteractiveTask` trains the teacher (SAM-Med3D, arXiv:2310.15161); the student's tasks are in
-utils/training/distillation.py. One loop, utils/training/trainer.py, runs them all.
+utils/training/distillation.py. One loop, utils/training/trainer.py, trains all of them.
 """
 
 from collections.abc import Hashable
@@ -21,7 +21,7 @@ class Task(nn.Module):
     """A network in training, and the stages of its training.
 
     ``forward`` takes a batch (`collate`) and returns a dict of scalar tensors: ``loss``, through
-    which gradients flow, and others to be logged. ``model`` is what is validated and saved.
+    which gradients flow, and others for the log. ``model`` is the network to validate and save.
     """
 
     model: Sam3D
@@ -35,27 +35,28 @@ class Task(nn.Module):
         return None
 
     def is_scored(self, stage: Hashable) -> bool:
-        """Say whether the network is validated, and may become the best one, in this stage."""
+        """Return whether this stage is validated, so that best.pt may be saved."""
         return True
 
     def begin(self, stage: Hashable) -> None:
-        """Prepare for a stage: only what it trains requires gradients."""
+        """Prepare for a stage: let only the parameters that it trains require gradients."""
 
 
 class InteractiveTask(Task):
     """Segment from simulated clicks: encode once, then n turns of click and decode.
 
-    A click lies in the error of the mask before it. In a share of the samples the first prompt is a
-    box, given as a click in its middle and a coarse mask (utils/prompts/box.py). In some turns no
-    click is added, and the network refines its own mask; the last turn is one of them, as in SAM.
+    A click lies in the error of the previous turn's mask. In a share of the samples the first
+    prompt is a box, given as a click in its middle and a coarse mask (utils/prompts/box.py). In
+    ``free_turns`` turns no click is added, and the network refines the mask of the previous turn;
+    the last turn is such a turn, as in SAM.
 
     Args:
-        num_clicks: turns in a step; the loss is the mean over them.
-        loss_size: edge of the grid on which the loss is computed; the released recipe uses the
-            full input.
-        seed: of clicks, boxes and turns without a click.
+        num_clicks: turns in a step; the loss is the mean over the turns.
+        loss_size: edge of the grid on which the loss is computed; SAM-Med3D uses the full input
+            size.
+        seed: seeds clicks, boxes and the choice of turns without a click.
         decoder_lr_scale: learning rate of the decoder relative to the encoder's; a tenth in the
-            paper.
+            SAM-Med3D's paper.
         box_share: share of the samples that start from a box.
         free_turns: turns without a new click; the first turn always has one.
     """
@@ -87,7 +88,7 @@ class InteractiveTask(Task):
         ]
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        """Return the mean loss over the turns, and those of the first and the last turn."""
+        """Return the mean loss over the turns, and the losses of the first and the last turn."""
         image, label = batch["image"], batch["label"]
         rngs = [stream(self.seed, n, CLICKING) for n in batch["number"]]
         coarse = coarsen(label, self.model.config.low_res_size)
@@ -128,7 +129,7 @@ class InteractiveTask(Task):
 
 
 def _give_boxes(starts: list[Box | None], coords: Tensor, masks: Tensor, size: int) -> None:
-    """Turn the first prompt of samples with a box into its middle and its coarse mask, in place.
+    """Replace the first prompt of samples with a box by the box's middle and mask, in place.
 
     Args:
         starts: the box of each sample, or None.

@@ -1,4 +1,4 @@
-"""The teacher's outputs for a batch: its embedding, and its masks under simulated clicks."""
+"""The teacher's outputs for a batch: image embedding, and masks after simulated clicks."""
 
 from collections.abc import Sequence
 
@@ -20,14 +20,14 @@ def teacher_outputs(
     *,
     layers: Sequence[int] = (),
 ) -> dict[str, Tensor]:
-    """Encode a batch once, then click ``num_clicks`` times into the teacher's own errors.
+    """Encode a batch once, then decode ``num_clicks`` clicks, each in the error of the last mask.
 
     With ``num_clicks`` 0 there are only the outputs of the encoder.
 
     Args:
         image: (B, 1, S, S, S) on the teacher's device.
-        label: (B, 1, S, S, S) bool; decides where the clicks lie.
-        rngs: a generator for each sample.
+        label: (B, 1, S, S, S) bool; the clicks are placed by it.
+        rngs: a generator for each sample's clicks.
         layers: blocks whose output is returned too, counted from 1.
 
     Returns:

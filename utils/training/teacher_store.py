@@ -1,14 +1,15 @@
-"""The teacher's outputs on disk, as distillation reads them; store_writer.py writes them.
+"""Read the stored teacher outputs for distillation; store_writer.py writes them.
 
 Stored for each sample, with g tokens and s low-resolution cells along each axis:
 
-* ``image_embedding`` (C, g, g, g), ``low_res_masks`` (clicks, s, s, s) logits and, where asked for,
-  ``hidden_<n>`` (g, g, g, C), the output of block n counted from 1; float16 unless chosen otherwise
+* ``image_embedding`` (C, g, g, g), ``low_res_masks`` (clicks, s, s, s) logits and, with
+  --store-layers, ``hidden_<n>`` (g, g, g, C), the output of block n counted from 1; float16 unless
+  --store-precision is given
 * ``click_coords`` (clicks, 3) in crop voxels, ``click_labels`` (clicks,) in {1, 0, -1} and
   ``predicted_iou`` (clicks,)
 
-The crop of a sample is centred on its target and not augmented. ``teacher.pt``, beside the outputs,
-is the teacher itself.
+The crop of a sample is centred on its target and not augmented. The teacher's
+network is ``teacher.pt`` in the same folder.
 """
 
 import json
@@ -39,7 +40,7 @@ class TeacherStore:
         TeacherOutputs(store, index, CropRule())[0]     # a crop with its tensors
 
     Attributes:
-        shards: reads the tensors of a sample by its id; the head of this module lists them.
+        shards: reads the tensors of a sample by its id; this module's docstring lists them.
         samples: rows of the `CropIndex`, in its order.
     """
 
@@ -53,7 +54,7 @@ class TeacherStore:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the teacher that made them, see `segment_anything.fingerprint`."""
+        """Fingerprint of the teacher of these outputs; see `segment_anything.fingerprint`."""
         return self.shards.common["teacher"]
 
     @property
@@ -67,12 +68,12 @@ def open_store(folder: Path, index: CropIndex, rule: CropRule) -> TeacherStore:
 
     Args:
         folder: --teacher-dir of preparelabel.py.
-        index: the crop cache; every sample in it must have outputs, of its present image and mask.
-        rule: how crops are cut; must be the rule that the outputs were made with.
+        index: the crop cache; every sample needs stored outputs of its present image and mask.
+        rule: how crops are cut; must equal the rule of the stored outputs.
 
     Raises:
-        InputError: there are no stored outputs, they are not finished, or they are of other crops;
-            names the first such sample.
+        InputError: there are no stored outputs, they are incomplete, or they are of other crops;
+            the message names the first such sample.
     """
     shards = open_shards(folder)
     if shards.common["rule"] != rule.to_dict():
@@ -98,7 +99,7 @@ def open_store(folder: Path, index: CropIndex, rule: CropRule) -> TeacherStore:
 
 
 def require_teacher(store: TeacherStore, teacher: Sam3D) -> None:
-    """Refuse stored outputs of another teacher than ``teacher``.
+    """Raise an `InputError` if the stored outputs are not of ``teacher``.
 
     Raises:
         InputError: the fingerprints differ.
@@ -107,7 +108,8 @@ def require_teacher(store: TeacherStore, teacher: Sam3D) -> None:
         raise InputError(
             f"{store.folder}: holds outputs of teacher {store.fingerprint}, and its {TEACHER} is "
             f"{fingerprint(teacher)}; expected one and the same.\nA run of preparelabel.py was "
-            "stopped before it had replaced the outputs: run it again, or distil with --online."
+            "stopped before all outputs were replaced: run preparelabel.py again, or distil with "
+            "--online."
         )
 
 
@@ -115,11 +117,11 @@ class TeacherOutputs(Dataset):
     """Crops with the teacher's outputs: dicts as of `CropDataset`, with the stored tensors added.
 
     Args:
-        layered_draws: hidden states, which are most of the data, are loaded only for the first so
-            many draws of a run.
+        layered_draws: number of draws, from the start of a run, for which hidden states are loaded;
+            hidden states are most of the data.
 
     Raises:
-        InputError: a file is unreadable, or its outputs are of another crop.
+        InputError: on reading an item: a file is unreadable, or outputs are of another crop.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class TeacherOutputs(Dataset):
     def __getitem__(self, draw: Draw | int) -> dict:
         item = self.crops[draw]
         row, cut = self.store.shards.rows[item["id"]], item["crop"]
-        # The row was read from JSON, which turns tuples into lists: compare like with like.
+        # JSON has turned the row's tuples into lists; `_plain` does the same to the crop's grid.
         if (row["target"], row["grid"]) != ([cut["image"], cut["mask"]], _plain(cut["grid"])):
             raise InputError(
                 f"{self.store.folder}: holds outputs of {item['id']} on the crop {row['grid']}, "

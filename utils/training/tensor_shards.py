@@ -5,9 +5,9 @@
                                         (row) for each sample: its shard, checksums, further facts
     rows-<rank>-<random>.jsonl          rows of a run that is not finished
 
-A shard is written whole, then the rows of its samples: a killed run loses only the samples of the
-shard that it was collecting. Shards are memory-mapped: reading a sample does not read the others.
-Checksums are compared on reading.
+A complete shard is written first, then the rows of its samples. A killed rank therefore loses only
+the samples of its unwritten shard. Shards are memory-mapped: reading one sample does not read the
+others. Checksums are compared on reading.
 """
 
 import json
@@ -49,7 +49,7 @@ class Shards:
         """Return the tensors of one sample whose names are ``wanted``.
 
         Raises:
-            InputError: its shard is missing or damaged, or a checksum differs.
+            InputError: the shard is missing or damaged, or a checksum differs.
         """
         row = self.rows[sample_id]
         path = self.folder / row["shard"]
@@ -72,12 +72,12 @@ class ShardWriter:
     Args:
         folder: of the shards.
         rank: of this process; part of the files' names.
-        shard_bytes: a shard is written as soon as it holds this much.
+        shard_bytes: a shard is written as soon as its tensors have this size.
     """
 
     def __init__(self, folder: Path, rank: int, shard_bytes: int) -> None:
         self._folder, self._rank, self._shard_bytes = folder, rank, shard_bytes
-        # A file of this writer alone: another writer may have left its last line half written.
+        # Each writer has its own file: the last line of a killed writer may be incomplete.
         self._lines = folder / f"rows-{rank}-{uuid.uuid4().hex[:12]}.jsonl"
         self._tensors: dict[str, Tensor] = {}
         self._rows: list[dict] = []
@@ -99,7 +99,7 @@ class ShardWriter:
         """Write the samples added since the last shard."""
         if not self._rows:
             return
-        # A random name, so that no row of an earlier index can refer to this file.
+        # The name is random, so that no row of an earlier index refers to this file.
         path = self._folder / f"shard-{self._rank}-{uuid.uuid4().hex[:12]}.safetensors"
         with atomic_path(path) as temporary:
             temporary.write_bytes(save(self._tensors))
@@ -147,7 +147,7 @@ def written_rows(folder: Path, wanted: Callable[[dict], bool]) -> dict[str, dict
 
 
 def finish(folder: Path, common: dict, rows: Iterable[dict]) -> None:
-    """Write the index of ``rows``, and remove shards that none of them needs."""
+    """Write the index of ``rows``, and remove shards that no row refers to."""
     rows = list(rows)
     lines = [{"common": common, "samples": len(rows)}, *rows]
     with atomic_path(folder / INDEX) as temporary:
@@ -166,6 +166,6 @@ def _opened(path: Path, _changed: int) -> safe_open:
 
 def _damaged(path: Path, sample_id: str, found: str) -> InputError:
     return InputError(
-        f"{path}: the outputs of {sample_id} are not readable ({found}), expected them as stored."
-        "\nDelete the file and run preparelabel.py again: it computes these samples anew."
+        f"{path}: the outputs of {sample_id} are not readable ({found}), expected an intact file."
+        "\nDelete the file and run preparelabel.py again, which computes these samples anew."
     )

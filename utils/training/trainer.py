@@ -1,9 +1,10 @@
 """The one training loop, for teacher and student: steps, mixed precision, checkpoints, metrics.
 
-A run is a fixed number of optimizer steps. All random choices of step n follow from the seed and n
-alone, so a resumed run sees the batches, clicks and augmentations of an uninterrupted one. Under
-torchrun each rank takes its share of every batch, and the gradient is the mean over the ranks: n
-ranks with batch size b take the same steps as one rank with batch size n * b. Rank 0 writes.
+A run has a fixed number of optimizer steps, or fewer with --patience. All random choices of step n
+follow from the seed and n alone. A resumed run therefore has the same batches, clicks and
+augmentations as an uninterrupted run. Under torchrun each rank takes its share of every batch, and
+the gradient is the mean over the ranks: n ranks with batch size b take the same steps as one rank
+with batch size n * b. Rank 0 alone writes files.
 """
 
 import gc
@@ -34,7 +35,7 @@ from utils.training.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-#: Scores a network; the result's ``score`` says which of two networks is better (the higher one).
+#: Returns a network's scores by name; of two networks the one with the higher ``score`` is better.
 Validate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -44,14 +45,14 @@ class DivergedError(InputError):
 
 @dataclass(frozen=True)
 class FitReport:
-    """What `fit` returns: losses, time, and where the network is."""
+    """What `fit` returns: losses, time, and the paths of the checkpoints."""
 
     path: Path  # last.pt
-    steps: int  # optimizer steps done, those before a resumption included
+    steps: int  # optimizer steps done, including steps before a resumed start
     first_loss: float
     last_loss: float  # mean over the last 20 steps
     minutes: float  # of this call
-    best: Path | None = None  # the best checkpoint by validation, where there was one
+    best: Path | None = None  # best.pt; None without a validation
 
 
 def fit(
@@ -80,15 +81,15 @@ def fit(
         )
 
     Args:
-        dataset: indexed by `Draw`; gives dicts with ``id``, of which `collate` makes a batch.
-        samples: the dataset's rows; their ``organ`` and ``dataset`` decide how often each is drawn.
+        dataset: indexed by `Draw`; items are dicts with ``id``, which `collate` joins to a batch.
+        samples: the dataset's rows; `BalancedBatches` weights them by ``organ`` and ``dataset``.
         out_dir: an existing folder.
-        payload: returns what a checkpoint holds beside the training state: weights, config.
+        payload: returns a checkpoint's content without the training state: weights, config.
         resume: resume from ``out_dir/last.pt`` if it exists.
         validate: called every ``config.validate_every`` steps and after the last.
 
     Raises:
-        DivergedError: loss or gradient is not finite; names the step and the samples.
+        DivergedError: loss or gradient is not finite; the message names step and samples.
         InputError: a sample cannot be read, or ``last.pt`` belongs to another run.
         WriteError: the disk is full, or ``out_dir`` cannot be written to.
     """
@@ -134,7 +135,7 @@ class _Run:
         for step, batches in steps:
             if self.selection.has_stalled:
                 logger.info(
-                    "stopped at step %d: the last %d validations were no better than one before",
+                    "stopped at step %d: the last %d validations did not exceed an earlier one",
                     self.done,
                     config.patience,
                 )
@@ -177,7 +178,7 @@ class _Run:
         return self.recorder.add(scalars, step=step + 1, lr=lr, gradient_norm=norm)
 
     def _task_of_stage(self, step: int) -> nn.Module:
-        """Return the task as the ranks share it, made ready for the stage of ``step``."""
+        """Return the task prepared for the stage of ``step``; several ranks get it in DDP."""
         stage = self.task.stage(step)
         if self._wrapped is None or stage != self.stage:
             self.stage, self._wrapped = stage, None
@@ -199,14 +200,14 @@ class _Run:
         )
         if start > self.config.steps:
             raise InputError(
-                f"{self.last}: has {start} steps already, expected at most --steps "
+                f"{self.last}: holds {start} steps, expected at most --steps "
                 f"{self.config.steps}.\n"
                 "Give the --steps of the stopped run, or train anew in another --out-dir."
             )
         return start
 
     def _require_new(self) -> int:
-        """Refuse to overwrite the network of an earlier run; return the steps done, 0."""
+        """Raise an `InputError` if ``last.pt`` exists; return the steps done, 0."""
         if self.last.exists():
             raise InputError(
                 f"{self.last}: holds the network of an earlier run, expected no such file.\n"
@@ -218,7 +219,7 @@ class _Run:
 class _Optimizer:
     """AdamW with its learning-rate schedule and loss scaler.
 
-    ``state`` holds these three, by the names that they have in a checkpoint.
+    ``state`` holds these three objects, by their names in a checkpoint.
     """
 
     def __init__(self, task: Task, config: FitConfig, device: torch.device) -> None:
@@ -274,7 +275,7 @@ class _Optimizer:
         self._scaler.unscale_(self._adamw)
         parameters = [p for group in self._adamw.param_groups for p in group["params"]]
         norm = float(nn.utils.clip_grad_norm_(parameters, self._config.clip))
-        if not self._scaler.is_enabled():  # a scaler skips such steps by itself
+        if not self._scaler.is_enabled():  # an enabled scaler skips steps with such gradients
             _require_finite("gradient", norm, step, sample_ids)
         self._scaler.step(self._adamw)
         self._scaler.update()
@@ -306,8 +307,8 @@ def _require_finite(what: str, value: float, step: int, sample_ids: list[str]) -
     if not math.isfinite(value):
         raise DivergedError(
             f"{what} is {value} at step {step}, samples {sample_ids}.\n"
-            "Expected a finite number: look at these crops, lower --lr, or use --precision "
-            "float32; the checkpoint saved before holds finite weights."
+            "Expected a finite number: inspect these crops, lower --lr, or use --precision "
+            "float32. last.pt, if it exists, holds the finite weights of an earlier step."
         )
 
 

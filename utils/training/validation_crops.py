@@ -1,7 +1,7 @@
 """Validation during training: DSC after clicks on crops of other patients.
 
-It is quick: centred crops from a cache, the challenge's clicks, DSC on the grid of the crop. Ranks
-share the crops. Whole volumes are scored after training, by utils/validation/.
+To be quick, the validation uses centred crops from a cache, the challenge's clicks, and DSC on the
+grid of the crop. Ranks share the crops. After training, utils/validation/ scores whole volumes.
 """
 
 import argparse
@@ -32,14 +32,14 @@ SCORED_CLICKS = (1, 3, 5)
 
 
 class CropValidation:
-    """Scores a network on held-out crops; the higher ``score`` is the better network.
+    """Scores a network on held-out crops; a higher ``score`` is better.
 
     Args:
         index: the held-out crops.
-        train: the crops of the training, which must be of other cases.
+        train: the training crops; their cases must differ from the held-out cases.
         rule: how crops are cut.
-        most: how many crops are scored, evenly spaced over the index; 0 = all.
-        device, precision: where the network runs, and in what it computes.
+        most: largest number of crops to score, evenly spaced over the index; 0 = all.
+        device, precision: device and dtype of the network's computation.
 
     Raises:
         InputError: a case is in ``train`` too.
@@ -112,8 +112,8 @@ def add_crop_validation_arguments(parser: argparse.ArgumentParser) -> None:
         "--val-share",
         type=float,
         default=0.0,
-        help="instead of --val-datas, hold out this share of the patients in --crops-dir; give "
-        "teacher and student the same (default: 0)",
+        help="instead of --val-datas, hold out this share of the patients in --crops-dir; use "
+        "the same share for teacher and student (default: 0)",
     )
     group.add_argument(
         "--val-crops",
@@ -127,7 +127,7 @@ def build_validation_cache(args: argparse.Namespace, *, keep: bool) -> None:
     """Build the crop cache of ``--val-datas`` beside ``--crops-dir``; call it before ranks join.
 
     Args:
-        keep: use a cache that exists as it is, without reading a NIfTI file.
+        keep: use an existing cache unchanged, without reading a NIfTI file.
 
     Raises:
         InputError: flags of the validation are given without ``--validate-every``.
@@ -135,7 +135,7 @@ def build_validation_cache(args: argparse.Namespace, *, keep: bool) -> None:
     if not args.validate_every and (args.val_share or args.patience):
         raise InputError(
             "--val-share, --patience: found without --validate-every, so that nothing is "
-            "validated; expected it beside them. Give --validate-every N, the steps between "
+            "validated; expected --validate-every too. Give --validate-every N, the steps between "
             "validations."
         )
     if not args.validate_every or args.val_share or rank() > 0:
@@ -150,7 +150,7 @@ def build_validation_cache(args: argparse.Namespace, *, keep: bool) -> None:
 def open_validation(
     args: argparse.Namespace, index: CropIndex, rule: CropRule, device: torch.device
 ) -> tuple[CropIndex, CropValidation | None]:
-    """Return the crops to train on and, with ``--validate-every``, the validation on the others."""
+    """Return the crops to train on and, with ``--validate-every``, the validation."""
     if not args.validate_every:
         return index, None
     if args.val_share:
@@ -167,11 +167,12 @@ def open_validation(
 def split_by_patient(index: CropIndex, share: float) -> tuple[CropIndex, CropIndex]:
     """Hold out about ``share`` of the patients; return the training and the held-out targets.
 
-    A patient is the name of a case without the name of its data set, so that all organs and
-    modalities of a patient stay together. The name alone decides: every run and rank splits alike.
+    A patient is identified by the case's name without the data set's name, so that all organs and
+    modalities of a patient stay together. The split depends on this name alone; it is the same in
+    every run and on every rank.
 
     Raises:
-        InputError: one of the two is empty.
+        InputError: no target is left to train on, or none to validate on.
     """
 
     def is_held_out(sample: dict) -> bool:
@@ -193,7 +194,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def _require_other_cases(index: CropIndex, train: CropIndex) -> None:
-    """Refuse to validate on a case that is trained on, whichever the organ."""
+    """Raise an `InputError` if a case is in both indices, with the same or another organ."""
 
     def cases(samples: Sequence[dict]) -> set[tuple[str, str]]:
         return {(s["dataset"], s["case"].rsplit("/", 1)[-1]) for s in samples}
@@ -202,5 +203,5 @@ def _require_other_cases(index: CropIndex, train: CropIndex) -> None:
     if both:
         raise InputError(
             f"{index.folder}: {len(both)} cases are in {train.folder} too, {both[0]} first. "
-            "Expected patients that are not trained on: correct --img-datas or --val-datas."
+            "Expected cases that are not trained on: correct --img-datas or --val-datas."
         )
