@@ -192,8 +192,8 @@ class ChallengeProtocol(ValidationProtocol):
     def __init__(self, args: argparse.Namespace) -> None:
         if args.images is None:
             raise InputError(
-                "--protocol challenge: found no --images. It needs --images, a folder of challenge NPZ: "
-                "name it."
+                "--protocol challenge: found no --images. It needs --images, a folder of challenge "
+                "NPZ: give its path."
             )
         self.args = args
 
