@@ -256,7 +256,7 @@ def test_worker_that_is_killed_ends_the_run_with_a_message(make_case):
 
     assert result.returncode == 1
     assert "WorkerDiedError: a worker process was killed" in result.stderr
-    assert "run again with fewer, --workers" in result.stderr
+    assert "Run again with a smaller --workers" in result.stderr
 
 
 @pytest.mark.parametrize(
