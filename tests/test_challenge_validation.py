@@ -1,6 +1,5 @@
 """Both validation scripts with --protocol challenge, on small cases."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from small_cases import ball
 from small_networks import RULE, save_student, save_teacher, small_student
+from validation_helpers import rows, run
 
 import validation
 import validation_student
@@ -43,15 +43,6 @@ def flags(tmp_path) -> list:
         *("--json", tmp_path / "classes.json", "--pictures", 1, "--num-clicks", 2),
         *("--checkpoint", save_student(tmp_path / "student.pth"), "--out-dir", tmp_path / "out"),
     ]
-
-
-def run(script, flags):
-    return script.run(script.parse_args(list(map(str, flags))))
-
-
-def rows(path: Path) -> list[dict]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_it_leaves_tables_predictions_and_a_report(flags, tmp_path, capsys):

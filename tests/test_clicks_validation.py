@@ -1,6 +1,5 @@
 """Both validation scripts with --protocol clicks: resuming, workers, report and pictures."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from small_cases import write_prepared
 from small_networks import RULE, save_student, save_teacher, small_student
+from validation_helpers import rows, run
 
 import validation
 import validation_student
@@ -26,15 +26,6 @@ def flags(tmp_path) -> list:
         *("--val-datas", *folders, "--num-clicks", 2, "--pictures", 0),
         *("--checkpoint", save_student(tmp_path / "student.pth"), "--out-dir", tmp_path / "out"),
     ]
-
-
-def run(script, flags):
-    return script.run(script.parse_args(list(map(str, flags))))
-
-
-def rows(path: Path) -> list[dict]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def without_times(table: list[dict]) -> list[dict]:

@@ -71,8 +71,6 @@ class ScoreJob(ABC):
     """One case to score."""
 
     case: str  # unique in the run; a relative path without a suffix
-    image_path: Path
-    label_path: Path
     out_dir: Path
     settings: RunSettings
 
@@ -87,9 +85,9 @@ class ScoreJob(ABC):
         """The files that scoring leaves beside the scores."""
 
     @property
+    @abstractmethod
     def sources(self) -> tuple[Path, ...]:
         """The files that the scores depend on."""
-        return self.image_path, self.label_path
 
     def key(self) -> dict:
         """Return the settings and file stamps that kept scores must match to be used again."""

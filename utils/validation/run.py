@@ -1,6 +1,6 @@
 """Both validation scripts: score all cases by a protocol; leave scores, tables, pictures, a report.
 
-The network is opened once here and once in each worker process. Scores, predictions and pictures do
+The network is opened once in each process. Scores, predictions and pictures do
 not depend on the number of workers. Times do, and are those of the run that scored the case.
 """
 
@@ -29,7 +29,7 @@ from utils.validation.report import worst_cases, write_report
 from utils.validation.run_challenge import ChallengeProtocol
 from utils.validation.run_clicks import ClicksProtocol
 from utils.validation.scores import CaseScore
-from utils.validation.worker import score_all
+from utils.validation.worker import open_once, score_all
 from utils.volumes.geometry import CropRule
 
 PROTOCOLS: dict[str, type[ValidationProtocol]] = {
@@ -50,7 +50,7 @@ def validate(args: argparse.Namespace) -> Summary:
     """
     protocol = PROTOCOLS[args.protocol](args)
     network = NetworkFile(args.checkpoint, args.network, args.teacher, args.encoder)
-    facts, rule = _facts(network)
+    _, rule, facts = open_once(network)
     start_run(args, args.out_dir)
     settings = _settings(network, facts, rule, args, protocol)
     jobs = protocol.jobs(settings)
@@ -87,12 +87,6 @@ def draw_worst(jobs: Sequence[ScoreJob], scores: Sequence[CaseScore], count: int
     of_case = {job.case: job for job in jobs}
     drawn = (of_case[score.case].overlay(score) for score in worst_cases(scores, count))
     return [overlay for overlay in drawn if overlay]
-
-
-def _facts(network: NetworkFile) -> tuple[NetworkFacts, CropRule]:
-    """Return the facts and the crops of the network; the workers open it again."""
-    model, rule = network.open()
-    return NetworkFacts.of(model), rule
 
 
 def _settings(

@@ -43,6 +43,8 @@ from utils.volumes.labels import as_label
 class ChallengeJob(ScoreJob):
     """A challenge file with its truth."""
 
+    image_path: Path
+    label_path: Path
     class_file: Path
     boxes: bool  # begin with the boxes, if the case has any
 
@@ -58,8 +60,8 @@ class ChallengeJob(ScoreJob):
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """The files that the scores depend on."""
-        return (*super().sources, self.class_file)
+        """Image, label and class file."""
+        return self.image_path, self.label_path, self.class_file
 
     def make_ready(self) -> None:
         """Make the run's predictor."""

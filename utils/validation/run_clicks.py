@@ -67,6 +67,11 @@ class ClicksJob(ScoreJob):
         wanted = {self.prediction_path: self.predicts, self.picture_path: self.draws}
         return tuple(path for path, is_wanted in wanted.items() if is_wanted)
 
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Image and label."""
+        return self.sample.image_path, self.sample.label_path
+
     def make_ready(self) -> None:
         """Make the run's evaluator."""
         _evaluator(self.settings, self.max_instances)
@@ -187,8 +192,6 @@ class ClicksProtocol(ValidationProtocol):
         return [
             ClicksJob(
                 case=case.sample_id,
-                image_path=case.image_path,
-                label_path=case.label_path,
                 out_dir=self.args.out_dir,
                 settings=settings,
                 sample=case,

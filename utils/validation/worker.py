@@ -13,11 +13,13 @@ from functools import lru_cache
 import torch
 from tqdm import tqdm
 
-from segment_anything import Sam3D, fingerprint
+from segment_anything import Sam3D
 from utils.errors import InputError
 from utils.files.atomic import WriteError, atomic_path
+from utils.files.stamp import stamp
 from utils.run.executor import run_all
-from utils.validation.protocol import RunSettings, ScoreJob
+from utils.run.network import NetworkFile
+from utils.validation.protocol import NetworkFacts, RunSettings, ScoreJob
 from utils.validation.scores import CaseScore
 from utils.volumes.geometry import CropRule
 
@@ -89,7 +91,6 @@ def kept_score(job: ScoreJob) -> CaseScore | None:
         return None
 
 
-@lru_cache(maxsize=1)
 def opened(settings: RunSettings) -> tuple[Sam3D, CropRule]:
     """Return the run's network and its crops, opened once in each process.
 
@@ -97,11 +98,23 @@ def opened(settings: RunSettings) -> tuple[Sam3D, CropRule]:
         InputError: the file cannot be opened, or holds another network than at the run's start.
     """
     torch.set_num_threads(settings.threads)
-    model, rule = settings.network.open()
-    if fingerprint(model) != settings.fingerprint:
+    model, rule, facts = open_once(settings.network)
+    if facts.fingerprint != settings.fingerprint:
         raise InputError(
-            f"{settings.network.path}: holds network {fingerprint(model)}, expected "
+            f"{settings.network.path}: holds network {facts.fingerprint}, expected "
             f"{settings.fingerprint} as at the start of this run.\n"
             "Copy the file and validate the copy: a running training replaces its last.pt."
         )
     return model, rule
+
+
+def open_once(network: NetworkFile) -> tuple[Sam3D, CropRule, NetworkFacts]:
+    """Open a network; later calls in this process return the same one while its files stay."""
+    files = (network.path, network.decoder, network.encoder)
+    return _open(network, tuple(tuple(stamp(file)) for file in files if file and file.exists()))
+
+
+@lru_cache(maxsize=1)
+def _open(network: NetworkFile, stamps: tuple) -> tuple[Sam3D, CropRule, NetworkFacts]:
+    model, rule = network.open()
+    return model, rule, NetworkFacts.of(model)
