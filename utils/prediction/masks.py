@@ -118,13 +118,16 @@ def cell_means(shares: np.ndarray, cells: int) -> np.ndarray:
     Args:
         cells: divides S.
     """
+    from scipy import ndimage  # slow to import, and needed for mask prompts alone
+
     edge = shares.shape[0] // cells
     blocks = shares.reshape(cells, edge, cells, edge, cells, edge)
     mean = np.zeros((cells,) * 3, np.float32)
     for inside in np.ndindex((edge,) * 3):
         mean += blocks[:, inside[0], :, inside[1], :, inside[2]]
     mean /= edge**3
-    lost = (blocks.max(axis=(1, 3, 5)) >= THIN) & (_neighbourhood_max(mean) < 0.5)
+    fullest_nearby = ndimage.maximum_filter(mean, size=3)
+    lost = (blocks.max(axis=(1, 3, 5)) >= THIN) & (fullest_nearby < 0.5)
     return np.where(lost, np.float32(1), mean)
 
 
@@ -223,17 +226,6 @@ def compete(shape: tuple[int, int, int], targets: Iterable[tuple[int, LogitBox]]
         answer[logits.box][mine] = number
         best[logits.box][mine] = logits.values[mine]
     return answer
-
-
-def _neighbourhood_max(values: np.ndarray) -> np.ndarray:
-    """Return the maximum over the 3 x 3 x 3 cells about each cell."""
-    for axis in range(3):
-        pads = [(1, 1) if a == axis else (0, 0) for a in range(3)]
-        windows = np.lib.stride_tricks.sliding_window_view(
-            np.pad(values, pads, constant_values=-np.inf), 3, axis
-        )
-        values = windows.max(axis=-1)
-    return values
 
 
 def _value_at(array: np.ndarray, zyx: np.ndarray) -> float:
