@@ -73,9 +73,9 @@ def run(args: argparse.Namespace, clock: "Clock | None" = None) -> PredictReport
     clock = Clock() if clock is None else clock
     with clock.part("imports"), importing():  # here and not above, so that --help is quick
         from utils.cases.prediction import find_inputs, read_input
+        from utils.files.atomic import make_folder
         from utils.prediction.predictor import ready_predictor
         from utils.run.network import open_network
-        from utils.run.start import make_folder
     paths = find_inputs(args.input, args.output)
     make_folder(args.output)
     with clock.part("weights"):

@@ -34,12 +34,13 @@ from segment_anything import (
 )
 from utils.data_paths import img_datas
 from utils.errors import InputError, exit_on_input_error
+from utils.files.atomic import make_folder
 from utils.run.device import pick_precision
 from utils.run.flags import non_negative_int, positive_int
 from utils.run.network import open_network, trained_on
 from utils.run.network_flags import changed
 from utils.run.ranks import joined, rank
-from utils.run.start import make_folder, start_run
+from utils.run.start import start_run
 from utils.training.checkpoint import save_payload
 from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, build_cache, read_index

@@ -1,10 +1,12 @@
 """JSON text: values as `json` reads them, and repeated keys refused at any depth."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 
-from utils.files.strict_json import RepeatedKeyError, parse_json
+from utils.errors import InputError
+from utils.files.strict_json import JsonError, RepeatedKeyError, parse_json, read_json
 
 
 @pytest.mark.parametrize("text", ['{"a": [1, {"b": null}], "c": {}}', "[1.5]", '"a"', "{}"])
@@ -29,3 +31,50 @@ def test_keys_that_an_object_has_twice_are_named_in_their_order(text):
 def test_what_is_no_json_is_a_value_error():
     with pytest.raises(ValueError, match="Expecting"):
         parse_json("{")
+
+
+@pytest.mark.parametrize("start", ["\ufeff", "\ufeff".encode()])
+def test_a_byte_order_mark_is_skipped(start):
+    text = '{"a": "é"}'
+    assert parse_json(start + (text if isinstance(start, str) else text.encode())) == {"a": "é"}
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[%s]" % ("9" * 5000), b"\xff", "[1] 2", "", b'"\xed\xa0\x80"']
+)
+def test_hostile_text_is_a_json_error(text):
+    with pytest.raises(JsonError):
+        parse_json(text)
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    voxels: dict[str, list[int] | None]
+
+
+def test_a_value_becomes_the_kind_asked_for():
+    row = parse_json('{"name": "a", "voxels": {"b": [1], "c": null}, "more": 1}', Row)
+
+    assert row == Row("a", {"b": [1], "c": None})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", '{"name": "a"}', '{"name": 1, "voxels": {}}', '{"name": "a", "voxels": {"b": 1}}'],
+)
+def test_a_value_of_another_kind_is_a_json_error(text):
+    with pytest.raises(JsonError, match="xpected|missing"):
+        parse_json(text, Row)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [(None, "no such file"), (b"{", "Expecting"), (b'{"a":1,"a":2}', "twice")]
+)
+def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path, content, found):
+    path = tmp_path / "facts.json"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(InputError, match=f"{path}: .*{found}.*\n?.*a table of facts"):
+        read_json(path, "a table of facts")

@@ -6,6 +6,7 @@ other exception that ends a script is a bug and keeps its traceback.
 
 import functools
 import sys
+import unicodedata
 from collections.abc import Callable
 
 
@@ -24,10 +25,31 @@ def exit_on_input_error(main: Callable[[], int | None]) -> Callable[[], None]:
         try:
             sys.exit(main() or 0)
         except (InputError, OSError) as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            print(printable(f"{type(error).__name__}: {error}"), file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted; finished work is kept", file=sys.stderr)
             sys.exit(130)
 
     return wrapped
+
+
+#: Unicode's categories of characters that can colour, hide, reorder or overwrite a terminal's text,
+#: and of bytes in a file's name that are no UTF-8 (Cs), which cannot be printed at all.
+UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def printable(text: str) -> str:
+    """Return a text for a terminal or a log: unprintable characters but line ends become escapes.
+
+    A file's name may hold any of them.
+    """
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character == "\n" or unicodedata.category(character) not in UNPRINTABLE:
+        return character
+    return character.encode("unicode_escape").decode("ascii")

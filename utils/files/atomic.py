@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import time
 import uuid
 import zlib
@@ -42,10 +43,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise WriteError(_unwritable(path, error)) from error
+        raise unwritable(path, error) from error
     finally:
         if temporary.parent.is_dir():
             temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make an output folder, with its parents, and check that files can be written to it.
+
+    Raises:
+        WriteError: the folder cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, prefix=".tmp-"):
+            pass
+    except OSError as error:
+        raise unwritable(folder / "", error) from error
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -72,16 +87,17 @@ def is_abandoned(temporary: Path) -> bool:
     return False
 
 
-def _machine() -> str:
-    return f"{zlib.crc32(platform.node().encode()):08x}"
-
-
-def _unwritable(path: Path, error: OSError) -> str:
+def unwritable(path: Path, error: OSError) -> WriteError:
+    """Return the error for a ``path`` that could not be written, with the room that is left."""
     folder = next(p for p in path.absolute().parents if p.is_dir())
     free_mib = shutil.disk_usage(folder).free / 2**20
-    return (
+    return WriteError(
         f"{path}: cannot be written ({error}).\n"
         f"Expected a folder that can be written to, with room ({free_mib:,.0f} MiB are free "
         f"in {folder}).\nFree space or fix the permissions there, or choose another output "
         "folder; then run again: finished work is kept."
     )
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"

@@ -1,9 +1,26 @@
-"""Parse JSON and refuse repeated keys; `json` alone silently keeps a key's last value."""
+"""Read JSON that may be damaged, hostile or of another program: right in full, or an `InputError`.
+
+`json` alone keeps the last value of a repeated key, fails with `RecursionError` on deep nesting,
+and says nothing about the types of what it has read. Every JSON file of this project is read here.
+"""
 
 import json
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from utils.errors import InputError
+from utils.files.safe_read import open_regular, reading
+
+T = TypeVar("T")
 
 
-class RepeatedKeyError(ValueError):
+class JsonError(ValueError):
+    """A text is not JSON, has a key twice, is nested too deeply, or has a value of a wrong type."""
+
+
+class RepeatedKeyError(JsonError):
     """One object of a JSON text has a key twice; ``keys`` holds all such keys, in their order."""
 
     def __init__(self, keys: list[str]) -> None:
@@ -11,18 +28,53 @@ class RepeatedKeyError(ValueError):
         self.keys = keys
 
 
-def parse_json(text: str | bytes) -> object:
-    """Return what a JSON text holds.
+def parse_json(text: str | bytes, kind: type[T] = object) -> T:
+    """Return what a JSON text holds, as ``kind``.
+
+    Args:
+        text: bytes are UTF-8; a byte order mark at the start is skipped.
+        kind: a type that the value is converted to and checked against, such as ``dict[str, int]``
+            or a dataclass. An object's keys that a dataclass lacks are ignored.
 
     Raises:
         RepeatedKeyError: an object has a key twice.
-        ValueError, RecursionError: it is not JSON, or is nested too deeply.
+        JsonError: the text is no JSON, is nested too deeply, or its value is not of this kind.
     """
-    return json.loads(text, object_pairs_hook=_object_of)
+    try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
+        content = json.loads(text, object_pairs_hook=_object_of)
+        return content if kind is object else msgspec.convert(content, kind)
+    except JsonError:
+        raise
+    except RecursionError as error:
+        raise JsonError("it is nested too deeply") from error
+    except ValueError as error:  # json's, UTF-8's and msgspec's errors are ValueErrors
+        raise JsonError(str(error)) from error
+
+
+def read_json(path: Path, expected: str, kind: type[T] = object) -> T:
+    """Return what a JSON file holds, as ``kind``; see `parse_json`.
+
+    Args:
+        expected: what the file should be, for the message.
+
+    Raises:
+        InputError: the file is missing or unreadable, or its content is refused by `parse_json`.
+    """
+    with reading(path, expected), open_regular(path) as file:
+        text = file.read()
+    try:
+        return parse_json(text, kind)
+    except JsonError as error:
+        raise InputError(
+            f"{path}: cannot be used as JSON: {error}.\nExpected {expected}: repair the file, or "
+            "write it again."
+        ) from error
 
 
 def _object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        raise RepeatedKeyError([key for key in dict.fromkeys(keys) if keys.count(key) > 1])
-    return dict(pairs)
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise RepeatedKeyError([key for key in content if keys.count(key) > 1])
+    return content

@@ -1,6 +1,8 @@
 """Flags of all scripts with a network. This module does not import torch: --help stays quick."""
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -49,15 +51,41 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def positive_int(text: str) -> int:
     """Parse the value of a flag: an integer of 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"found {value}, expected 1 or more")
-    return value
+    return _number(text, int, "1 or more", lambda value: value >= 1)
 
 
 def non_negative_int(text: str) -> int:
     """Parse the value of a flag: an integer of 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"found {value}, expected 0 or more")
+    return _number(text, int, "0 or more", lambda value: value >= 0)
+
+
+def positive_float(text: str) -> float:
+    """Parse the value of a flag: a finite number above 0."""
+    return _number(text, float, "a number above 0", lambda value: value > 0)
+
+
+def non_negative_float(text: str) -> float:
+    """Parse the value of a flag: a finite number of 0 or more."""
+    return _number(text, float, "a number of 0 or more", lambda value: value >= 0)
+
+
+def finite_float(text: str) -> float:
+    """Parse the value of a flag: a finite number."""
+    return _number(text, float, "a finite number", lambda value: True)
+
+
+def share(text: str) -> float:
+    """Parse the value of a flag: a share from 0 to 1, both included."""
+    return _number(text, float, "a share from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def _number(
+    text: str, kind: type[int | float], expected: str, allowed: Callable[[float], bool]
+) -> int | float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or not allowed(value):
+        raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
     return value

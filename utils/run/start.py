@@ -21,19 +21,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def make_folder(folder: Path) -> None:
-    """Make an output folder and check that it can be written to; only rank 0 does so.
-
-    Raises:
-        WriteError: the folder cannot be written to.
-    """
-    if rank() > 0:
-        return
-    with atomic_path(folder / "probe") as temporary:
-        temporary.touch()
-    (folder / "probe").unlink()
-
-
 def start_run(args: argparse.Namespace, out_dir: Path) -> None:
     """Seed the run and log to stderr; rank 0 also writes args.json and run.log to ``out_dir``.
 

@@ -1,0 +1,73 @@
+"""One owner of an output folder at a time, by a lock of the operating system.
+
+The lock vanishes with its process, also if that is killed. So no lock is ever left behind: the file
+``.lock`` that stays in the folder only names the last owner.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.errors import InputError, printable
+from utils.files.atomic import unwritable
+
+LOCK = ".lock"
+UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # some network file systems
+
+logger = logging.getLogger(__name__)
+
+
+class FolderInUseError(InputError):
+    """Another process owns the folder."""
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Own ``folder`` during the block; the folder is made if it is missing.
+
+    Where the file system has no locks, a warning is logged and the block runs without one.
+
+    Raises:
+        FolderInUseError: another process, or another block of this one, owns the folder.
+        WriteError: the folder cannot be written to.
+    """
+    path = Path(folder) / LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with file:
+        _lock(file.fileno(), path)
+        file.truncate(0)
+        file.write(_owner())
+        file.flush()
+        yield
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = printable(path.read_text("utf-8", "replace")[:300]) or "another process"
+        raise FolderInUseError(
+            f"{path.parent}: is in use by {owner}.\nExpected a folder that no other run writes to: "
+            "wait until that run has ended, stop it, or name another folder."
+        ) from error
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise unwritable(path, error) from error
+        logger.warning("%s: this file system has no locks; start no second run there", path.parent)
+
+
+def _owner() -> str:
+    command = " ".join(sys.argv)[:200]
+    began = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"process {os.getpid()} on {platform.node()}, since {began} ({command})"
