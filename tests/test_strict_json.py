@@ -64,7 +64,7 @@ def test_a_value_becomes_the_kind_asked_for():
     ["[]", '{"name": "a"}', '{"name": 1, "voxels": {}}', '{"name": "a", "voxels": {"b": 1}}'],
 )
 def test_a_value_of_another_kind_is_a_json_error(text):
-    with pytest.raises(JsonError, match="xpected|missing"):
+    with pytest.raises(JsonError, match=r"xpected|missing"):
         parse_json(text, Row)
 
 
