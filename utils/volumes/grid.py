@@ -48,10 +48,7 @@ class _Placed:
     @property
     def gap_mm(self) -> float:
         """The largest distance between a voxel's places by nibabel and by ITK, in mm."""
-        ends = [(0, n - 1) for n in self.shape[::-1]]
-        corners = np.array([[*corner, 1] for corner in product(*ends)])
-        apart = corners @ (self.affine - self.itk_affine).T
-        return float(np.linalg.norm(apart[:, :3], axis=1).max())
+        return apart_mm(self.affine, self.itk_affine, self.shape)
 
     @property
     def views_differ(self) -> bool:
@@ -148,6 +145,17 @@ def require_same_grid(
         f"Expected one grid: prepare {case_id} again from files that belong together, or leave it "
         "out."
     )
+
+
+def apart_mm(first: np.ndarray, second: np.ndarray, shape: tuple[int, int, int]) -> float:
+    """Return the largest distance in mm between a voxel's places by two affines.
+
+    Args:
+        shape: (D, H, W) of the volume.
+    """
+    ends = [(0, n - 1) for n in shape[::-1]]
+    corners = np.array([[*corner, 1] for corner in product(*ends)])
+    return float(np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max())
 
 
 def is_same_affine(first: np.ndarray, second: np.ndarray) -> bool:
