@@ -9,6 +9,7 @@ several times as fast as zlib. A file that cannot be used raises `InputError`, w
 with the file; a file that cannot be written raises `WriteError`.
 """
 
+import logging
 import math
 import struct
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from utils.volumes.grid import Grid, Volume, is_same_affine
 
 EXPECTED = "a complete 3-D NIfTI file"
 DAMAGED = (ImageFileError, HeaderDataError, WrapStructError)  # nibabel raises these
+SILENT = logging.Logger("silent", level=logging.CRITICAL + 1)
 MAX_SIDE_MM = 1000.0  # of a voxel whose unit is not mm: above it the unit is a mistake
 COMPRESSION = 2  # of ISA-L's 0 to 3: 3 is far slower on labels and no smaller
 BLOCK = 2**22  # bytes at a time
@@ -62,8 +64,8 @@ def read_nifti(path: Path, max_voxels: int = MAX_VOXELS, channel: Channel | None
         InputError: the file is missing, damaged, not one 3-D volume, or too large.
     """
     with _opened(path) as stream:
-        image = _image_of(stream)
-        grid = _grid_of(image, path, channel)
+        image, forms = _image_of(stream)
+        grid = _grid_of(image, forms, path, channel)
         if math.prod(grid.shape) > max_voxels:
             raise InputError(
                 f"{path}: has {math.prod(grid.shape):,} voxels. Expected at most {max_voxels:,}: "
@@ -83,7 +85,7 @@ def read_nifti(path: Path, max_voxels: int = MAX_VOXELS, channel: Channel | None
 def read_nifti_grid(path: Path, channel: Channel | None = None) -> Grid:
     """Read shape, affine and forms of a NIfTI file from its header, without the voxels."""
     with _opened(path) as stream:
-        return _grid_of(_image_of(stream), path, channel)
+        return _grid_of(*_image_of(stream), path, channel)
 
 
 def write_nifti(
@@ -108,8 +110,7 @@ def write_nifti(
     header = _header_of(path, array.shape, array.dtype, affine)
     if forms is not None:
         _set_forms(header, forms)
-        if not is_same_affine(forms.in_mm(header.get_best_affine()), affine):
-            raise ValueError(f"{path}: the forms are not those of the affine {affine.tolist()}")
+        _require_place(path, header, affine, forms)
     voxels = memoryview(array.reshape(-1).view(np.uint8))
     with (
         atomic_path(path) as temporary,
@@ -157,10 +158,13 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         yield igzip.IGzipFile(fileobj=file, mode="rb") if zipped else file
 
 
-def _image_of(stream: BinaryIO) -> nib.Nifti1Image:
+def _image_of(stream: BinaryIO) -> tuple[nib.Nifti1Image, Forms]:
     nifti2 = stream.read(4) in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # its header takes 540 bytes
     stream.seek(0)
-    return (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_stream(stream)
+    kind = nib.Nifti2Image if nifti2 else nib.Nifti1Image
+    forms = _forms_of(kind.header_class.from_fileobj(stream, check=False))
+    stream.seek(0)
+    return kind.from_stream(stream), forms
 
 
 def _header_of(
@@ -192,24 +196,35 @@ def _set_forms(header: nib.Nifti1Header, forms: Forms) -> None:
     header["pixdim"], header["xyzt_units"] = forms.pixdim, forms.xyzt_units
 
 
+def _require_place(path: Path, header: nib.Nifti1Header, affine: np.ndarray, forms: Forms) -> None:
+    read_again = header.copy()
+    read_again.check_fix(logger=SILENT, error_level=100)  # as nibabel does on reading
+    if not is_same_affine(forms.in_mm(read_again.get_best_affine()), affine):
+        raise ValueError(f"{path}: the forms are not those of the affine {affine.tolist()}")
+
+
 def _forms_of(header: nib.Nifti1Header) -> Forms:
+    """Return the header's forms; ``header`` should be unchecked, with signs and codes as stored."""
+
     def numbers(*names: str) -> np.ndarray:
         return np.array([header[name] for name in names], np.float64)
 
+    def code(name: str) -> int:
+        return max(-32768, min(int(header[name]), 32767))  # NIfTI-1 holds 16 bits, NIfTI-2 32
+
     return Forms(
         srow=numbers("srow_x", "srow_y", "srow_z"),
-        sform_code=int(header["sform_code"]),
+        sform_code=code("sform_code"),
         quaternion=numbers("quatern_b", "quatern_c", "quatern_d"),
         offset=numbers("qoffset_x", "qoffset_y", "qoffset_z"),
-        qform_code=int(header["qform_code"]),
+        qform_code=code("qform_code"),
         pixdim=np.array(header["pixdim"], np.float64),
         xyzt_units=int(header["xyzt_units"]) & 0xFF,
     )
 
 
-def _grid_of(image: nib.Nifti1Image, path: Path, channel: Channel | None) -> Grid:
+def _grid_of(image: nib.Nifti1Image, forms: Forms, path: Path, channel: Channel | None) -> Grid:
     shape = _shape_of(image, path, channel)
-    forms = _forms_of(image.header)
     affine = forms.in_mm(np.asarray(image.affine, dtype=np.float64))
     if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
         raise InputError(

@@ -69,8 +69,11 @@ class Forms:
         return self.qform
 
     def _made_of(self, axes: np.ndarray, origin: np.ndarray) -> np.ndarray:
-        """Join unit axes (3, 3), the voxel sizes of ``pixdim`` and an origin; in mm."""
-        sizes = np.where(self.pixdim[1:4] == 0, 1.0, np.abs(self.pixdim[1:4]))
+        """Join unit axes (3, 3), voxel sizes and an origin, as ITK does; in mm.
+
+        A negative size turns its axis, as in some old files; nibabel drops the sign.
+        """
+        sizes = np.where(self.pixdim[1:4] == 0, 1.0, self.pixdim[1:4])
         affine = np.eye(4)
         affine[:3, :3], affine[:3, 3] = axes * sizes, origin
         return self.in_mm(affine)
@@ -98,7 +101,8 @@ class Forms:
             return f"{codes} both do not count"
         if self.sform_code > 0 and self.qform_code > 0:
             return f"{codes} differ"
-        return "the sform's voxel sizes are not those of pixdim"
+        sizes = ", ".join(f"{size:g}" for size in self.pixdim[1:4])
+        return f"pixdim names other voxel sizes ({sizes})"
 
 
 def _unit_axes(matrix: np.ndarray) -> np.ndarray | None:

@@ -105,7 +105,7 @@ class Agreement(NamedTuple):
     """How an image and its label share one grid."""
 
     everywhere: bool  # nibabel and ITK both show the label on the image
-    notes: list[str]  # what is odd about the headers, with the file in front
+    notes: list[str]  # what is odd about the headers, file by file
 
 
 def require_same_grid(
@@ -118,8 +118,8 @@ def require_same_grid(
     two paths and takes the case id from ``label_path``.
     """
     notes = [
-        f"{path.name}: {line}"
-        for path, grid in ((Path(label_path), label), (Path(image_path), image))
+        f"{role} {Path(path).name}: {line}"
+        for role, path, grid in (("label", label_path, label), ("image", image_path, image))
         for line in grid.notes
     ]
     is_shared = [is_same_affine(a, b) for a, b in product(image.places, label.places)]
