@@ -6,9 +6,10 @@ differently where the forms differ:
 
 * nibabel, and with it this project, takes the sform, else the qform. Where both codes are 0 it puts
   the middle of the volume at the origin, with x growing to the patient's left.
-* ITK (3D Slicer, ITK-SNAP, SimpleITK) takes the sform where that is orthogonal and its code is 1 or
-  the qform's is 0, else the qform. Voxel sizes are always those of ``pixdim``. Where both codes are
-  0 it puts the first voxel at the origin, along LPS.
+* ITK 5 (3D Slicer, ITK-SNAP, SimpleITK) takes the sform where that is orthogonal and its code is 1
+  or the qform's is 0, else the qform. Voxel sizes are always those of ``pixdim``. Where both codes
+  are 0 it puts the first voxel at the origin, along LPS. (It may also take an sform of another code
+  that mirrors the qform about one first voxel; that depends on rounding and is left out here.)
 
 So a file on the grid of an input keeps all of the input's fields: then it lies on the input in
 every viewer.
