@@ -277,5 +277,6 @@ def _why_no_volume(shape: tuple[int, ...], dtype: np.dtype, count: int) -> tuple
     if len(shape) == 4:
         found = f"a series of {further[0]} volumes (time points or channels)"
         return found, "split it into one file for each"
-    found = f"vectors of {further[1]} numbers" if further[0] == 1 else f"{len(shape)}-D data"
+    is_vector = len(shape) == 5 and further[0] == 1
+    found = f"vectors of {further[1]} numbers" if is_vector else f"{len(shape)}-D data"
     return found, "split it into one file for each component or time point"
