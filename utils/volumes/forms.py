@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MILLIMETRES = 2  # NIfTI's code
 UNIT_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # of NIfTI's codes for metres, millimetres, micrometres
 UNIT_NAMES = {1: "metres", 2: "millimetres", 3: "micrometres"}
 SPATIAL_UNITS = 7  # bits of ``xyzt_units`` that hold the unit of length
@@ -43,7 +44,7 @@ class Forms:
     def unit(self) -> int:
         """NIfTI's code of the unit of length; mm where the header names none."""
         code = self.xyzt_units & SPATIAL_UNITS
-        return code if code in UNIT_MM else 2
+        return code if code in UNIT_MM else MILLIMETRES
 
     def in_mm(self, affine: np.ndarray) -> np.ndarray:
         """Return an affine in the header's unit as one in mm."""
