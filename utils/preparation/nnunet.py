@@ -1,7 +1,9 @@
 """Step 1 for other sources: nnU-Net data sets, or folders of images and labels, into the same tree.
 
 Reads   --nnunet   folders DatasetXXX_Name with dataset.json (nnU-Net v2 or v1),
-                   imagesTr/<case>_0000.nii.gz, one file per channel, and labelsTr/<case>.nii.gz
+                   imagesTr/<case>_0000.nii.gz, one file per channel, and labelsTr/<case>.nii.gz;
+                   or folders TaskXX_Name of the Medical Decathlon, as they are downloaded:
+                   imagesTr/<case>.nii.gz holds all channels
         --images --labels   or two folders with files of the same names, subfolders included; then
                    --dataset and --classes say what the files hold
 Writes  --out      <organ>/<data set>/{imagesTr,labelsTr}/<case>.nii.gz, as the three scripts for
@@ -9,17 +11,17 @@ Writes  --out      <organ>/<data set>/{imagesTr,labelsTr}/<case>.nii.gz, as the 
                    every organ with a voxel in the case, and the image beside it. Each file is
                    written once; other organs and channels get hard links. Next: preparelabel.py.
 
-In an nnU-Net folder with several channels each channel becomes a data set,
-DatasetXXX_Name_<channel>. With one channel the data set has the folder's name. A region, "whole
+In a folder with several channels each channel becomes a data set, DatasetXXX_Name_<channel>, unless
+--channels names some of them. With one channel the data set has the folder's name. A region, "whole
 tumor": [1, 2, 3], is the union of its values. Voxels of nnU-Net's "ignore" label belong to no
-class. Cases without a label (also those of imagesTs) are left out. Training clamps HU only in data
-sets whose name begins with CT: give a link to an nnU-Net folder of CT, CT_Spleen ->
-Dataset009_Spleen.
+class. Cases without a label (also those of imagesTs) are left out. Training clamps HU in data sets
+whose channel dataset.json calls CT, or whose name begins with CT.
 
-Voxels, dtype and affine are kept. --spacing resamples: images linearly, without smoothing, and
-rounded where the dtype is whole numbers; labels to the nearest voxel. The axes and the volume's
-first corner stay; its far sides move by at most half a new voxel. A worker holds all channels of
-one case in memory.
+Voxels, dtype and the header's forms are kept. A label that shares only one form with its image, as
+one drawn in 3D Slicer may, gets the image's. --spacing resamples: images linearly, without
+smoothing, and rounded where the dtype is whole numbers; labels to the nearest voxel. The axes and
+the volume's first corner stay; its far sides move by at most half a new voxel. A worker holds all
+channels of one case in memory.
 
 A case that cannot be used is listed, the other cases are done, and the exit code is 1. Inputs are
 never changed. A second run skips unchanged cases and redoes those that other flags change; it
@@ -92,7 +94,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     nnunet = parser.add_argument_group("nnU-Net data sets")
     nnunet.add_argument(
-        "--nnunet", type=Path, nargs="+", metavar="DIR", help="folders DatasetXXX_Name"
+        "--nnunet",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="folders DatasetXXX_Name or TaskXX_Name",
     )
     nnunet.add_argument(
         "--channels",
