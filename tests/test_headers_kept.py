@@ -165,6 +165,35 @@ def test_categorize_keeps_the_header_of_a_label_and_notes_what_it_rounded(make_c
     assert "qform (code 1) and sform (code 4) differ" in notes
 
 
+def test_labels_a_rounding_error_from_whole_are_read_from_prepared_trees(caplog):
+    write_kind(Path("img/a.nii"), "one form, codes 2 and 1", IMAGE)
+    write_kind(Path("seg/a.nii"), "one form, codes 2 and 1", LABEL)
+    prepare()
+    (case,) = find_cases([TREE / "liver/MR_Ours"])
+    scaled = nib.Nifti1Image(LABEL.T * 0.9999999997, nib.load(case.label_path).affine)
+    scaled.to_filename(case.label_path)
+
+    _, label = read_case(case)
+
+    assert label.array.dtype == np.uint8
+    np.testing.assert_array_equal(label.array, LABEL)
+    assert "a.nii.gz: label values up to 3.0e-10 from whole numbers were rounded" in caplog.text
+
+
+def test_a_label_of_a_tree_that_a_viewer_shows_beside_its_image_is_told(caplog):
+    write_kind(Path("img/a.nii"), "scanner and MNI", IMAGE)
+    write_kind(Path("seg/a.nii"), "scanner and MNI", LABEL)
+    prepare()
+    (case,) = find_cases([TREE / "liver/MR_Ours"])
+    read_case(case)
+    assert not caplog.text
+
+    draw_with_itk(case.image_path, case.label_path)
+    read_case(case)
+
+    assert "lie on one grid by one of their forms, but nibabel shows them apart" in caplog.text
+
+
 def test_classify_notes_what_it_rounded(make_case):
     label = np.zeros((4, 6, 9))
     label[1:3] = 0.9999999997

@@ -217,7 +217,7 @@ def channel_of(path: Path, case_id: str, role: str, channels: list[int]) -> Chan
         channels: numbers of all channels of the data set, rising.
     """
     number = role.removeprefix(IMAGE_ROLE)
-    if not number or not re.fullmatch(rf"{re.escape(case_id)}\.nii(\.gz)?", path.name):
+    if not number or not path.name.startswith(f"{case_id}."):
         return None
     return Channel(channels.index(int(number[1:])), len(channels))
 
