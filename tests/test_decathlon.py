@@ -99,7 +99,7 @@ def test_a_3d_task_is_prepared_and_ct_by_what_its_description_says():
 
     np.testing.assert_array_equal(image_of("Task09_Spleen"), channel(0))
     cases = find_cases([TREE / "tumour/Task02_Heart", TREE / "tumour/Task09_Spleen"])
-    assert [(c.dataset, c.modality, c.is_ct) for c in cases] == [
+    assert [(c.dataset, c.modality, bool(c.is_ct)) for c in cases] == [
         ("Task02_Heart", "MRI", False),
         ("Task09_Spleen", "CT", True),
     ]
@@ -171,4 +171,4 @@ def test_the_modality_of_a_data_set_is_kept_and_a_damaged_one_refused():
 def test_a_case_is_ct_by_its_name_or_its_description(dataset, modality, is_ct):
     case = Case("liver", dataset, "a", Path("i"), Path("l"), modality)
 
-    assert case.is_ct == is_ct
+    assert bool(case.is_ct) == is_ct
