@@ -21,7 +21,7 @@ import numpy as np
 
 MILLIMETRES = 2  # NIfTI's code
 UNIT_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # of NIfTI's codes for metres, millimetres, micrometres
-UNIT_NAMES = {1: "metres", 2: "millimetres", 3: "micrometres"}
+UNIT_NAMES = {1: "metres", 3: "micrometres"}
 SPATIAL_UNITS = 7  # bits of ``xyzt_units`` that hold the unit of length
 SCANNER = 1  # the code of scanner coordinates
 ORTHOGONAL = 1e-4  # ITK's tolerance for the products of an sform's unit axes
@@ -110,7 +110,7 @@ class Forms:
 def _unit_axes(matrix: np.ndarray) -> np.ndarray | None:
     """Return the columns of (3, 3) scaled to length 1; None if they are not orthogonal."""
     lengths = np.linalg.norm(matrix, axis=0)
-    if not np.isfinite(lengths).all() or not lengths.all():
+    if not lengths.all():
         return None
     axes = matrix / lengths
-    return axes if np.abs(axes @ axes.T - np.eye(3)).max() <= ORTHOGONAL else None
+    return axes if np.abs(axes @ axes.T - np.eye(3)).max() <= ORTHOGONAL else None  # NaN: None
