@@ -1,7 +1,7 @@
 """Answers of predict.py: marked, so that a later run knows them and keeps every other file.
 
-The mark is a comment of the file's format, which readers skip: in the header of gzip (``.nii.gz``),
-at the end of a ZIP archive (``.npz``), in the header of an NRRD file. It holds a digest of all other
+The mark is a comment of the file's format, which readers skip: in gzip's header (``.nii.gz``), at
+the end of a ZIP archive (``.npz``), in the header of an NRRD file. It holds a digest of all other
 bytes. So a file of another program has no valid mark, and neither has an answer that was corrected
 by hand.
 """
