@@ -114,6 +114,15 @@ def is_ct(dataset: str) -> bool:
     return modality_of(dataset).startswith("CT")
 
 
+def names_ct(modality: str) -> bool:
+    """Tell whether a modality, as a data set's description calls it, is CT.
+
+    >>> [names_ct(name) for name in ("CT", "ct (portal venous)", "CTA", "MRI", "CT1", "")]
+    [True, True, True, False, False, False]
+    """
+    return re.match(r"(ct|cta|cbct|ncct|cect)(?![a-z0-9])", modality.lower()) is not None
+
+
 def organ_slug(name: str) -> str:
     """Return the folder name of a class: "Left gluteus Maximus" -> "left_gluteus_maximus".
 

@@ -11,6 +11,7 @@ from utils.cases.challenge import read_challenge_case, write_segs
 from utils.errors import InputError
 from utils.prompts.files import find_prompts, gives_prompts, image_stem
 from utils.prompts.kinds import Prompt
+from utils.volumes.forms import Forms
 from utils.volumes.geometry import affine_from_spacing
 from utils.volumes.intensity import looks_hounsfield, map_intensity
 
@@ -29,6 +30,7 @@ class PredictionCase:
     prompts: dict[int, list[Prompt]]  # target's number in the answer -> its prompts
     hounsfield: bool  # values are Hounsfield units
     dtype: np.dtype | None = None  # of the answer; None: the smallest that holds the numbers
+    forms: Forms | None = None  # of the image's NIfTI header, which the answer's repeats
 
     def write(self, folder: Path, answer: np.ndarray) -> Path:
         """Write target numbers (D, H, W) into ``folder``; return the file.
@@ -43,7 +45,7 @@ class PredictionCase:
         else:
             from utils.files.nifti import write_nifti
 
-            write_nifti(path, answer, self.affine)
+            write_nifti(path, answer, self.affine, self.forms)
         return path
 
 
@@ -121,10 +123,12 @@ def _read_nifti(path: Path, args: argparse.Namespace) -> PredictionCase:
     from utils.files.nifti import read_nifti  # imports nibabel, which challenge files do not need
 
     volume = read_nifti(path)
-    targets = find_prompts(args, path, volume.shape, volume.affine)
+    targets = find_prompts(args, path, volume.shape, volume.affine, volume.itk_affine)
     prompts = {target.id: target.prompts for target in targets}
     name = f"{image_stem(path)}.nii.gz"
-    return PredictionCase(name, volume.array, volume.affine, prompts, hounsfield=False)
+    return PredictionCase(
+        name, volume.array, volume.affine, prompts, hounsfield=False, forms=volume.forms
+    )
 
 
 def _require_own_answers(paths: list[Path]) -> None:

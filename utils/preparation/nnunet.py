@@ -40,10 +40,12 @@ from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from utils.cases.label_table import organ_slug
+from utils.cases.prepared import write_modality
 from utils.errors import InputError, exit_on_input_error
 from utils.files.nifti import read_nifti, read_nifti_grid, write_nifti
 from utils.preparation.cleaning import CleaningRule, add_cleaning_arguments, clean_target
@@ -56,7 +58,7 @@ from utils.preparation.loop import (
     plan_job,
     prepare,
 )
-from utils.preparation.nnunet_dataset import IMAGE_ROLE, only_file
+from utils.preparation.nnunet_dataset import IMAGE_ROLE, channel_of, images_of, only_file
 from utils.preparation.nnunet_sources import (
     Recipe,
     Source,
@@ -67,10 +69,18 @@ from utils.preparation.nnunet_sources import (
 from utils.preparation.records import CaseFacts
 from utils.preparation.resampling import Resampling
 from utils.volumes.grid import Grid, Volume, require_same_grid
-from utils.volumes.labels import as_label, count_values
+from utils.volumes.labels import checked_label, count_values
 
 LABEL_ROLE = "label"  # role of a case's label among its sources, beside `IMAGE_ROLE`
 LOST = "no voxel is left at this spacing"
+
+
+class SourceVolumes(NamedTuple):
+    """What the files of a case hold."""
+
+    label: Volume
+    images: dict[str, Volume]  # by data set, one for each channel
+    remarks: list[str]  # what is odd about the files
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -152,13 +162,14 @@ def plan_case(key: str, files: list[Path], source: Source) -> CaseJob:
     case_id = key.split("/")[1]
     sources = {LABEL_ROLE: only_file(files)}
     for role in source.recipe.folders:
-        name = case_id + role.removeprefix(IMAGE_ROLE)
-        if name not in source.images.files:
+        images = images_of(source.images, case_id, role)
+        if not images:
+            name = case_id + role.removeprefix(IMAGE_ROLE)
             raise InputError(
                 f"{sources[LABEL_ROLE]}: has no image {name}.nii.gz. Expected it, or {name}.nii, "
                 "in the folder of images: add it, or take the label away."
             )
-        sources[role] = only_file(source.images.files[name])
+        sources[role] = only_file(images)
     return CaseJob(key, source.name, sources, settings=asdict(source.recipe))
 
 
@@ -170,7 +181,7 @@ def space_of(job: CaseJob, *, max_voxels: int) -> int:
         label, *images = job.sources.values()
         source = read_nifti_grid(label)
         grid = Resampling.of(source, job.settings["spacing_xyz"]).grid
-        size = sum(path.stat().st_size for path in images)
+        size = sum(path.stat().st_size for path in set(images))
         if label.suffix == ".gz":  # two binary labels share every boundary
             size += 2 * label.stat().st_size
     except (InputError, OSError):
@@ -185,11 +196,11 @@ def space_of(job: CaseJob, *, max_voxels: int) -> int:
 def prepare_case(job: CaseJob, entry: Entry, *, out: Path, max_voxels: int) -> CaseFacts:
     """Write labels and images of a case, after all files are read and found to fit together."""
     recipe = Recipe(**job.settings)
-    label, images = read_sources(job, recipe, max_voxels)
+    label, images, remarks = read_sources(job, recipe, max_voxels)
     counts = count_values(label.array)
     _require_known(job, recipe, counts)
     resampling = Resampling.of(label, recipe.spacing_xyz)
-    grid = resampling.grid
+    grid = resampling.grid if resampling.changes else label.grid
     _require_size(job, grid, max_voxels)
     present = [
         name
@@ -208,28 +219,42 @@ def prepare_case(job: CaseJob, entry: Entry, *, out: Path, max_voxels: int) -> C
         notes += [f"{name}: {line}" for line in lines]
         if size := int(np.count_nonzero(target)):
             sizes[name] = size
-            _write_once(places("labelsTr", [name], images), target, grid.affine)
+            _write_once(places("labelsTr", [name], images), target, grid)
         else:
             for kind in ("labelsTr", "imagesTr"):
                 for output in places(kind, [name], images):
                     entry.drop(output)
     for dataset, image in images.items() if sizes else ():
-        affine = grid.affine if resampling.changes else image.affine
         outputs = places("imagesTr", sizes, [dataset])
-        _write_once(outputs, resampling.apply(image.array, order=1), affine)
+        where = grid if resampling.changes else image.grid
+        _write_once(outputs, resampling.apply(image.array, order=1), where)
+        write_modality(out, dataset, recipe.modalities.get(dataset, ""))
     z, y, x = grid.spacing_zyx
-    return CaseFacts(grid.shape, (x, y, z), sizes, tuple(notes))
+    return CaseFacts(grid.shape, (x, y, z), sizes, tuple(notes), tuple(remarks))
 
 
-def read_sources(job: CaseJob, recipe: Recipe, max_voxels: int) -> tuple[Volume, dict[str, Volume]]:
-    """Read the label of a case and, for each data set, its image; they must share one grid."""
-    path = job.sources[LABEL_ROLE]
+def read_sources(job: CaseJob, recipe: Recipe, max_voxels: int) -> SourceVolumes:
+    """Read the label of a case and, for each data set, its image; they must share one grid.
+
+    Where a viewer shows the label beside its image, as one drawn in 3D Slicer on an image whose
+    forms differ, the label gets the place of the first image.
+    """
+    path, case_id = job.sources[LABEL_ROLE], job.case_id.split("/")[1]
     label, images = read_nifti(path, max_voxels), {}
-    label = Volume(as_label(label.array, path), label.affine)
+    array, remarks = checked_label(label.array, path)
+    place = label.grid
     for role, dataset in recipe.folders.items():
-        images[dataset] = read_nifti(job.sources[role], max_voxels)
-        require_same_grid(images[dataset], label, job.sources[role], path)
-    return label, images
+        source = job.sources[role]
+        channel = channel_of(source, case_id, role, recipe.channels)
+        image = images[dataset] = read_nifti(source, max_voxels, channel)
+        agreement = require_same_grid(image, label, source, path)
+        remarks += agreement.notes
+        place = place if agreement.everywhere else images[next(iter(images))].grid
+    for role, dataset in recipe.folders.items():
+        require_same_grid(images[dataset], place, job.sources[role], path)
+    return SourceVolumes(
+        Volume(array, place.affine, place.forms), images, list(dict.fromkeys(remarks))
+    )
 
 
 def target_of(
@@ -250,9 +275,9 @@ def target_of(
     return target, lines if lines or target.any() else [LOST]
 
 
-def _write_once(places: list[Path], array: np.ndarray, affine: np.ndarray) -> None:
+def _write_once(places: list[Path], array: np.ndarray, grid: Grid) -> None:
     """Write the first of ``places``, and link it to the others."""
-    write_nifti(places[0], array, affine)
+    write_nifti(places[0], array, grid.affine, grid.forms)
     link_to_first(places)
 
 

@@ -4,6 +4,9 @@ nnU-Net v2 has ``channel_names`` {number: name} and ``labels`` {name: value, or 
 v1 has ``modality`` and {value: name}. Classes and channels, also those given by flags ("1=liver"),
 become folders of the tree: no name may be a path, and no two may become one folder.
 
+nnU-Net keeps each channel in a file of its own, <case>_0000.nii.gz. A Medical Decathlon folder has
+one file a case, <case>.nii.gz, with the channels along its fourth axis.
+
 Any fault raises `InputError`, whose message begins with the file or flag.
 """
 
@@ -16,6 +19,7 @@ from pathlib import Path
 
 from utils.cases.label_table import MAX_SLUG_BYTES, organ_slug
 from utils.errors import InputError
+from utils.files.nifti import Channel
 from utils.files.safe_read import open_regular, reading
 from utils.files.strict_json import RepeatedKeyError, parse_json
 from utils.preparation.find_files import FoundFiles, find_files
@@ -197,6 +201,25 @@ def find_nifti(folder: Path) -> FoundFiles:
             "the path, or convert the files."
         )
     return FoundFiles(dict(sorted(files.items())), found.problems)
+
+
+def images_of(images: FoundFiles, case_id: str, role: str) -> list[Path]:
+    """Return the files of a channel: those of the channel alone, else those of all channels."""
+    files = images.files
+    return files.get(case_id + role.removeprefix(IMAGE_ROLE)) or files.get(case_id) or []
+
+
+def channel_of(path: Path, case_id: str, role: str, channels: list[int]) -> Channel | None:
+    """Return which volume of a file is a channel; None where the file holds this channel alone.
+
+    Args:
+        role: of the image, such as image_0002.
+        channels: numbers of all channels of the data set, rising.
+    """
+    number = role.removeprefix(IMAGE_ROLE)
+    if not number or not re.fullmatch(rf"{re.escape(case_id)}\.nii(\.gz)?", path.name):
+        return None
+    return Channel(channels.index(int(number[1:])), len(channels))
 
 
 def only_file(paths: list[Path]) -> Path:

@@ -32,6 +32,8 @@ class Recipe:
     """
 
     classes: dict[str, list[int]]  # class name -> label values whose union it is
+    channels: list[int]  # numbers of all channels of the data set, chosen or not
+    modalities: dict[str, str]  # data set -> what dataset.json calls its channel
     ignored: list[int]  # label values that are allowed and belong to no class
     instances: bool  # values are instance numbers of the one class
     folders: dict[str, str]  # role of an image -> its data set
@@ -93,11 +95,19 @@ def nnunet_source(folder: Path, args: argparse.Namespace) -> Source:
     require_folder_name(name, "the data set's folder")
     description = read_description(folder / "dataset.json")
     folders = folders_of(name, description.channels)
+    modalities = dict(zip(folders.values(), description.channels.values(), strict=True))
     if args.channels:
         chosen = chosen_channels(folder, description.channels, args.channels)
         folders = {role: folders[role] for role in chosen}
     labels, images = (find_nifti(folder / kind) for kind in ("labelsTr", "imagesTr"))
-    recipe = _recipe_of(args, description.classes, description.ignored, folders)
+    recipe = Recipe(
+        classes=description.classes,
+        channels=sorted(description.channels),
+        modalities={dataset: modalities[dataset] for dataset in folders.values()},
+        ignored=description.ignored,
+        folders=folders,
+        **_settings_of(args),
+    )
     return Source(name, labels, images, recipe)
 
 
@@ -111,7 +121,14 @@ def pairs_source(args: argparse.Namespace) -> Source:
             f"{args.images}: is given for images and for labels. Expected two folders, with files "
             "of the same names: move images and labels into folders of their own."
         )
-    recipe = _recipe_of(args, classes, ignored, {IMAGE_ROLE: args.dataset})
+    recipe = Recipe(
+        classes=classes,
+        channels=[],
+        modalities={},
+        ignored=ignored,
+        folders={IMAGE_ROLE: args.dataset},
+        **_settings_of(args),
+    )
     return Source(args.dataset, labels, images, recipe)
 
 
@@ -119,21 +136,19 @@ def cases_with_image(source: Source) -> set[str]:
     """Return the cases that have an image, of any channel."""
     if IMAGE_ROLE in source.recipe.folders:
         return set(source.images.files)
-    return {CHANNEL.sub("", name) for name in source.images.files}
+    cases = source.labels.files
+    return {name if name in cases else CHANNEL.sub("", name) for name in source.images.files}
 
 
-def _recipe_of(
-    args: argparse.Namespace,
-    classes: dict[str, list[int]],
-    ignored: list[int],
-    folders: dict[str, str],
-) -> Recipe:
-    """Join the facts of a data set and the settings of the flags."""
+def _settings_of(args: argparse.Namespace) -> dict:
+    """Return the fields of a `Recipe` that flags set."""
     spacing = args.spacing
     if spacing and (len(spacing) not in (1, 3) or not all(1e-6 <= s <= 1e6 for s in spacing)):
         raise InputError(
             f"--spacing is {spacing}. Expected one number or three, X Y Z, from 1e-6 to 1e6 mm."
         )
-    spacing_xyz = spacing * (3 // len(spacing)) if spacing else None
-    cleaning = cleaning_rule(args).to_dict()
-    return Recipe(classes, ignored, args.instances, folders, spacing_xyz, cleaning)
+    return {
+        "instances": args.instances,
+        "spacing_xyz": spacing * (3 // len(spacing)) if spacing else None,
+        "cleaning": cleaning_rule(args).to_dict(),
+    }
