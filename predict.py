@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, clock: "Clock | None" = None) -> PredictReport
         from utils.cases.inputs import find_inputs, require_safe_answers
         from utils.files.atomic import WriteError, make_folder
         from utils.prediction.predictor import ready_predictor
-        from utils.run.failures import explain, is_out_of_memory, new_log, release_memory
+        from utils.run.failures import explain, new_log, release_memory
         from utils.run.network import open_network
     paths = find_inputs(args.input, args.output)
     require_safe_answers(paths, args)
@@ -119,13 +119,12 @@ def run(args: argparse.Namespace, clock: "Clock | None" = None) -> PredictReport
         except Exception as error:  # one case must not stop the others
             failures.append(explain(str(path), error, log))
             logger.error("%s", failures[-1])
-            exhausted = is_out_of_memory(error)
         else:
             continue
-        if exhausted:  # after the error, which holds the memory, is gone
-            predictor.session = predictor.decoder = None
-            predictor.reset()
-            release_memory()
+        # The error, which holds the case's memory, is gone by now.
+        predictor.session = predictor.decoder = None
+        predictor.reset()
+        release_memory()
     return PredictReport(written, failures, clock)
 
 

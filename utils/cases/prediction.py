@@ -87,9 +87,9 @@ def _mapped(path: Path, case: PredictionCase, args: argparse.Namespace) -> Predi
     modality, source = _modality_of(path, args)
     mapped = map_intensity(case.image, args.intensity, args.window, modality)
     why = f"{modality} by {source}" if modality else mapped.why
-    logger.info("%s: %s%s", path.name, mapped.done, f" ({why})" if why else "")
     if mapped.warning:
         logger.warning("%s: %s", path.name, mapped.warning)
+    logger.info("%s: %s%s", path.name, mapped.done, f" ({why})" if why else "")
     return replace(case, image=mapped.image, hounsfield=mapped.hounsfield)
 
 

@@ -189,7 +189,7 @@ def _mapped_ct(volume: np.ndarray) -> Mapped:
 
 def _by_percentiles(volume: np.ndarray) -> Mapped:
     """Map the percentiles of the voxels above 0; of all but 0 where many are below, as z-scores."""
-    signed = _share(_sampled(volume), (-np.inf, 0)) >= 0.1
+    signed = volume.max() > 0 and _share(_sampled(volume), (-np.inf, 0)) >= 0.1
     body = volume != 0 if signed else volume > 0
     known = volume[body]
     low, high = np.percentile(known, PERCENTILES) if known.size else (volume.min(), volume.max())
