@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from utils.errors import exit_on_input_error
+from utils.errors import exit_on_input_error, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,14 +187,24 @@ class Clock(dict[str, float]):
             self[name] = self.get(name, 0.0) + time.perf_counter() - start
 
 
+class PrintableHandler(logging.StreamHandler):
+    """Shows messages alone; control characters in the names of files become escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message without control characters."""
+        return printable(super().format(record))
+
+
 @exit_on_input_error
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handlers = [PrintableHandler(sys.stderr)]
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)
     clock = Clock()
     with clock.part("imports"), importing():
         args = parse_args()
     report = run(args, clock)
-    print(f"{len(report.written)} answers in {args.output}, {len(report.failures)} cases failed")
+    answers, failed = len(report.written), len(report.failures)
+    print(printable(f"{answers} answers in {args.output}, {failed} cases failed"))
     if args.timing:
         parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in report.seconds.items())
         print(f"seconds: {parts}; together {sum(report.seconds.values()):.2f}")

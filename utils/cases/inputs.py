@@ -17,6 +17,7 @@ from utils.errors import InputError
 from utils.files.answers import require_apart, require_replaceable
 from utils.files.dicom import dicom_files, is_dicom_folder
 from utils.files.images import IMAGE_SUFFIXES, ITK_SUFFIXES, image_stem, image_suffix
+from utils.files.itk import data_files, simple_itk
 from utils.prompts.files import prompt_file
 
 FORMATS = {"nifti": ".nii.gz", "nrrd": ".nrrd"}  # values of --format, with the answers' endings
@@ -67,6 +68,8 @@ def require_safe_answers(paths: Sequence[Path], args: argparse.Namespace) -> Non
         InputError: two inputs would have one answer, or an answer would replace an input, or a file
             that is no answer (unless --overwrite is given).
     """
+    if args.format == "nrrd":
+        simple_itk()  # said now and not after the first case
     names: dict[str, Path] = {}
     for path in paths:
         name = answer_name(path, args.format)
@@ -122,8 +125,6 @@ def _companions(path: Path, args: argparse.Namespace | None = None) -> list[Path
         return []
     found = [prompt_file(path, args.prompts if args else None)]
     if image_suffix(path) in ITK_SUFFIXES:
-        from utils.files.itk import data_files
-
         with suppress(InputError, OSError):  # it will be named as a failed case
             found += data_files(path)
     return found
