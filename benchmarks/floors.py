@@ -43,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=positive_int, default=1)
     add("--runs", type=positive_int, default=20, help="timed runs of each part (default: 20)")
     add("--kernels", type=non_negative_int, default=8, help="kernels a part to list (default: 8)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--json", type=Path, help="also write the numbers to this file")
     return parser.parse_args(argv)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.files.atomic import atomic_path
+from utils.run.device import synchronise
 
 SAMPLED_EVERY_S = 0.002  # seconds between two readings of the resident set by `PeakMemory`
 STATM = Path("/proc/self/statm")
@@ -57,7 +58,7 @@ def cpu_name() -> str:
 
 def synchroniser(device: torch.device) -> Callable[[], None] | None:
     """Return a call that waits for the device's work; None for a CPU, which needs no waiting."""
-    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+    return None if device.type == "cpu" else partial(synchronise, device)
 
 
 def alternate(

@@ -36,7 +36,7 @@ def test_a_constant_or_empty_image_stays():
 
 
 def test_hounsfield_units_get_the_soft_tissue_window():
-    mapped = map_intensity(volume(-1000, -160, 20, 239, 240, 3000))
+    mapped = map_intensity(volume(-1000, -160, 20, 239, 240, 3000), modality="ct")
     assert mapped.image.dtype == np.uint8
     assert mapped.image.ravel()[:6].tolist() == [0, 0, 115, 254, 255, 255]
     assert mapped.done == "window level 40, width 400 to 0..255"

@@ -226,7 +226,7 @@ def test_hounsfield_units_are_windowed_unless_told_otherwise(tmp_path, student, 
     array = (image(np.int16) - 100) * 8
     path = write_scan(tmp_path / "scans", array=array, targets=[{"id": 1, "points": []}])
     for flags, said in (
-        ("", "scan.nii.gz: window level 40, width 400"),
+        ("--modality ct", "scan.nii.gz: window level 40, width 400"),
         ("--window -600 1500", "window level -600, width 1500"),
         ("--intensity as-is", "intensities kept"),
     ):

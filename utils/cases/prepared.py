@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.cases.label_table import is_ct, names_ct
+from utils.cases.label_table import is_ct
 from utils.errors import InputError
 from utils.files.atomic import atomic_path
 from utils.files.nifti import read_nifti
@@ -46,9 +46,9 @@ class Case:
         return f"{self.organ}/{self.dataset}/{self.case_id}"
 
     @property
-    def is_ct(self) -> bool:
-        """Whether the data set is CT, so that values may be Hounsfield units."""
-        return is_ct(self.dataset) or names_ct(self.modality)
+    def is_ct(self) -> bool | None:
+        """Whether the data set is CT; None where neither its name nor its source says."""
+        return is_ct(self.dataset, self.modality)
 
 
 @dataclass(frozen=True)

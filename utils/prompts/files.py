@@ -37,6 +37,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.errors import InputError
+from utils.files.images import image_stem
 from utils.files.safe_read import open_regular, reading
 from utils.prompts.kinds import BoxPrompt, Click, Prompt, PromptError, checked_box, checked_click
 from utils.volumes.forms import LPS
@@ -220,8 +221,6 @@ def find_prompts(
     Raises:
         InputError: there are no prompts, or prompts in two places.
     """
-    name = f"{image_stem(image_path)}.json"
-    path = image_path.with_name(name) if args.prompts is None else args.prompts
     if args.fg or args.bg or args.box:
         if args.prompts:
             raise InputError(
@@ -231,7 +230,7 @@ def find_prompts(
         space = PromptSpace(args.coordinates, shape, affine, itk_affine)
         space.warn_of_forms(str(image_path))
         return [_flag_target(args, space)]
-    path = path / name if path.is_dir() else path
+    path = prompt_file(image_path, args.prompts)
     if not path.exists():
         raise InputError(
             f"{image_path}: has no prompts, found no {path}. Expected that file: write it, name "
@@ -240,9 +239,12 @@ def find_prompts(
     return read_prompt_file(path, shape, affine, itk_affine)
 
 
-def image_stem(path: Path) -> str:
-    """Return a file's name without ``.nii.gz``, ``.nii`` or ``.npz``."""
-    return re.sub(r"\.(nii\.gz|nii|npz)$", "", path.name)
+def prompt_file(image_path: Path, given: Path | None) -> Path:
+    """Return the file of an image's prompts: beside it, or as ``--prompts`` gives it."""
+    name = f"{image_stem(image_path)}.json"
+    if given is None:
+        return image_path.with_name(name)
+    return given / name if given.is_dir() else given
 
 
 def _flag_target(args: argparse.Namespace, space: PromptSpace) -> TargetPrompts:
