@@ -6,6 +6,7 @@ Reads   --nnunet   folders DatasetXXX_Name with dataset.json (nnU-Net v2 or v1),
                    imagesTr/<case>.nii.gz holds all channels
         --images --labels   or two folders with files of the same names, subfolders included; then
                    --dataset and --classes say what the files hold
+                   Files may also be NRRD, MetaImage, or folders <case> of DICOM slices
 Writes  --out      <organ>/<data set>/{imagesTr,labelsTr}/<case>.nii.gz, as the three scripts for
                    challenge files do: a binary uint8 label (--instances: the numbers, uint16) for
                    every organ with a voxel in the case, and the image beside it. Each file is
@@ -15,7 +16,7 @@ In a folder with several channels each channel becomes a data set, DatasetXXX_Na
 --channels names some of them. With one channel the data set has the folder's name. A region, "whole
 tumor": [1, 2, 3], is the union of its values. Voxels of nnU-Net's "ignore" label belong to no
 class. Cases without a label (also those of imagesTs) are left out. Training clamps HU in data sets
-whose channel dataset.json calls CT, or whose name begins with CT.
+whose channel dataset.json or DICOM header calls CT, or whose name begins with CT.
 
 Voxels, dtype and the header's forms are kept. A label that shares only one form with its image, as
 one drawn in 3D Slicer may, gets the image's. --spacing resamples: images linearly, without
@@ -49,7 +50,8 @@ import numpy as np
 from utils.cases.label_table import organ_slug
 from utils.cases.prepared import write_modality
 from utils.errors import InputError, exit_on_input_error
-from utils.files.nifti import read_nifti, read_nifti_grid, write_nifti
+from utils.files.images import header_modality, read_image_grid
+from utils.files.nifti import write_nifti
 from utils.preparation.cleaning import CleaningRule, add_cleaning_arguments, clean_target
 from utils.preparation.ledger import CaseJob, Entry, Ledger
 from utils.preparation.loop import (
@@ -60,7 +62,6 @@ from utils.preparation.loop import (
     plan_job,
     prepare,
 )
-from utils.preparation.nnunet_dataset import IMAGE_ROLE, channel_of, images_of, only_file
 from utils.preparation.nnunet_sources import (
     Recipe,
     Source,
@@ -70,6 +71,15 @@ from utils.preparation.nnunet_sources import (
 )
 from utils.preparation.records import CaseFacts
 from utils.preparation.resampling import Resampling
+from utils.preparation.volume_files import (
+    IMAGE_ROLE,
+    channel_of,
+    images_of,
+    only_volume,
+    read_volume,
+    sources_of,
+    volume_of,
+)
 from utils.volumes.grid import Grid, Volume, require_same_grid
 from utils.volumes.labels import checked_label, count_values
 
@@ -82,6 +92,7 @@ class SourceVolumes(NamedTuple):
 
     label: Volume
     images: dict[str, Volume]  # by data set, one for each channel
+    modalities: dict[str, str]  # by data set; empty where neither dataset.json nor header says
     remarks: list[str]  # what is odd about the files
 
 
@@ -146,6 +157,12 @@ def run(args: argparse.Namespace) -> PrepareSummary:
             plan_job(plan_case, f"{source.name}/{case_id}", files, source)
             for case_id, files in source.labels.files.items()
         ]
+        if left_out := source.labels.left_out + source.images.left_out:
+            print(
+                f"NOTE {source.name}: {len(left_out)} files are no images and are left out, "
+                f"{left_out[0]} first",
+                file=sys.stderr,
+            )
         unlabelled = sorted(cases_with_image(source) - source.labels.files.keys())
         if unlabelled:
             print(
@@ -166,16 +183,17 @@ def run(args: argparse.Namespace) -> PrepareSummary:
 def plan_case(key: str, files: list[Path], source: Source) -> CaseJob:
     """Find the images of a case."""
     case_id = key.split("/")[1]
-    sources = {LABEL_ROLE: only_file(files)}
+    label = only_volume(files)
+    sources = sources_of(LABEL_ROLE, label)
     for role in source.recipe.folders:
         images = images_of(source.images, case_id, role)
         if not images:
             name = case_id + role.removeprefix(IMAGE_ROLE)
             raise InputError(
-                f"{sources[LABEL_ROLE]}: has no image {name}.nii.gz. Expected it, or {name}.nii, "
+                f"{label}: has no image {name}.nii.gz. Expected it, or {name}.nii, "
                 "in the folder of images: add it, or take the label away."
             )
-        sources[role] = only_file(images)
+        sources |= sources_of(role, only_volume(images))
     return CaseJob(key, source.name, sources, settings=asdict(source.recipe))
 
 
@@ -184,10 +202,11 @@ def space_of(job: CaseJob, *, max_voxels: int) -> int:
     if job.problem:
         return 0
     try:
-        label, *images = job.sources.values()
-        source = read_nifti_grid(label)
+        label = volume_of(job.sources, LABEL_ROLE)
+        images = set(job.sources.values()) - {label}
+        source = read_image_grid(label)
         grid = Resampling.of(source, job.settings["spacing_xyz"]).grid
-        size = sum(path.stat().st_size for path in set(images))
+        size = sum(path.stat().st_size for path in images)
         if label.suffix == ".gz":  # two binary labels share every boundary
             size += 2 * label.stat().st_size
     except (InputError, OSError):
@@ -202,7 +221,7 @@ def space_of(job: CaseJob, *, max_voxels: int) -> int:
 def prepare_case(job: CaseJob, entry: Entry, *, out: Path, max_voxels: int) -> CaseFacts:
     """Write labels and images of a case, after all files are read and found to fit together."""
     recipe = Recipe(**job.settings)
-    label, images, remarks = read_sources(job, recipe, max_voxels)
+    label, images, modalities, remarks = read_sources(job, recipe, max_voxels)
     counts = count_values(label.array)
     _require_known(job, recipe, counts)
     resampling = Resampling.of(label, recipe.spacing_xyz)
@@ -234,7 +253,7 @@ def prepare_case(job: CaseJob, entry: Entry, *, out: Path, max_voxels: int) -> C
         outputs = places("imagesTr", sizes, [dataset])
         where = grid if resampling.changes else image.grid
         _write_once(outputs, resampling.apply(image.array, order=1), where)
-        write_modality(out, dataset, recipe.modalities.get(dataset, ""))
+        write_modality(out, dataset, modalities[dataset])
     z, y, x = grid.spacing_zyx
     return CaseFacts(grid.shape, (x, y, z), sizes, tuple(notes), tuple(remarks))
 
@@ -245,22 +264,22 @@ def read_sources(job: CaseJob, recipe: Recipe, max_voxels: int) -> SourceVolumes
     Where a viewer shows the label beside its image, as one drawn in 3D Slicer on an image whose
     forms differ, the label gets the place of the first image.
     """
-    path, case_id = job.sources[LABEL_ROLE], job.case_id.split("/")[1]
-    label, images = read_nifti(path, max_voxels), {}
+    path, case_id = volume_of(job.sources, LABEL_ROLE), job.case_id.split("/")[1]
+    label, images, modalities = read_volume(path, max_voxels), {}, dict(recipe.modalities)
     array, remarks = checked_label(label.array, path)
     place = label.grid
     for role, dataset in recipe.folders.items():
-        source = job.sources[role]
+        source = volume_of(job.sources, role)
         channel = channel_of(source, case_id, role, recipe.channels)
-        image = images[dataset] = read_nifti(source, max_voxels, channel)
+        image = images[dataset] = read_volume(source, max_voxels, channel)
+        modalities.setdefault(dataset, header_modality(source) or "")
         agreement = require_same_grid(image, label, source, path)
         remarks += agreement.notes
         place = place if agreement.everywhere else images[next(iter(images))].grid
     for role, dataset in recipe.folders.items():
-        require_same_grid(images[dataset], place, job.sources[role], path)
-    return SourceVolumes(
-        Volume(array, place.affine, place.forms), images, list(dict.fromkeys(remarks))
-    )
+        require_same_grid(images[dataset], place, volume_of(job.sources, role), path)
+    label = Volume(array, place.affine, place.forms)
+    return SourceVolumes(label, images, modalities, list(dict.fromkeys(remarks)))
 
 
 def target_of(

@@ -51,11 +51,6 @@ class Forms:
         return np.diag([*[UNIT_MM[self.unit]] * 3, 1.0]) @ affine
 
     @property
-    def sform(self) -> np.ndarray | None:
-        """The affine of the sform to RAS+ mm; None where its code is 0."""
-        return self.in_mm(np.vstack([self.srow, [0, 0, 0, 1]])) if self.sform_code > 0 else None
-
-    @property
     def qform(self) -> np.ndarray | None:
         """The affine of the qform to RAS+ mm; None where its code is 0."""
         return self._made_of(self._rotation(), self.offset) if self.qform_code > 0 else None

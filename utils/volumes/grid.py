@@ -47,8 +47,8 @@ class _Placed:
     @property
     def places(self) -> list[np.ndarray]:
         """The affines by which some program may place the voxels, nibabel's first."""
-        forms = [] if self.forms is None else [self.forms.sform, self.forms.qform]
-        return [self.affine, self.itk_affine, *(form for form in forms if form is not None)]
+        qform = None if self.forms is None else self.forms.qform
+        return [self.affine, self.itk_affine, *([] if qform is None else [qform])]
 
     @property
     def gap_mm(self) -> float:
