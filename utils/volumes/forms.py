@@ -60,7 +60,7 @@ class Forms:
         """The affine (x, y, z) to RAS+ mm by which ITK shows the voxels; None: ITK refuses them."""
         if self.sform_code <= 0 and self.qform_code <= 0:
             return self._made_of(LPS[:3, :3], np.zeros(3))
-        axes = _unit_axes(self.srow[:, :3]) if self.sform_code > 0 else None
+        axes = _unit_axes(self.srow[:, :3])
         if axes is not None and (self.sform_code == SCANNER or self.qform_code <= 0):
             return self._made_of(axes, self.srow[:, 3])
         return self.qform
