@@ -118,7 +118,7 @@ def test_a_slice_that_does_not_fit_is_refused(tmp_path, second, said):
 def test_a_picture_without_a_place_is_refused(tmp_path):
     folder = write_series(tmp_path / "series", voxels())
     path = folder / "000.dcm"
-    position, other_tag = b"\x20\x00\x32\x00DS", b"\x20\x00\x31\x00DS"
+    position, other_tag = b"\x20\x00\x32\x00", b"\x20\x00\x31\x00"
     assert position in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(position, other_tag))
     with pytest.raises(InputError, match=r"000\.dcm: has no position and orientation"):
