@@ -1,5 +1,7 @@
 """Write small DICOM series with SimpleITK, for tests."""
 
+import locale
+
 import numpy as np
 import SimpleITK
 
@@ -17,6 +19,7 @@ def write_series(
 ):
     """Write one file a slice; ``places`` are their distances along the normal in mm."""
     folder.mkdir(parents=True, exist_ok=True)
+    before = locale.setlocale(locale.LC_ALL)
     places = SPACING_XYZ[2] * np.arange(len(array)) if places is None else places
     axes = np.reshape(direction, (3, 3)).T
     writer = SimpleITK.ImageFileWriter()
@@ -41,4 +44,5 @@ def write_series(
         # The order of the names is not that of the slices.
         writer.SetFileName(str(folder / f"{(7 * k) % 997:03d}.dcm"))
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)  # GDCM's writer sets it to C
     return folder

@@ -188,6 +188,8 @@ def test_one_voxel_does_not_change_how_an_mr_is_mapped():
 def test_what_the_user_says_goes_before_the_values():
     assert "window" not in map_intensity(ct(), modality="mr").done
     assert "window" in map_intensity(ct()[ORGAN].reshape(-1, 1, 1), modality="ct").done
+    bone = np.where(RADIUS < 0.3, 400, -80) + NOISE  # a crop without air
+    assert "window" in map_intensity(bone, modality="ct").done
     for modality in MODALITIES:
         assert ("window" in map_intensity(ct(), modality=modality).done) == (modality == "ct")
 

@@ -4,6 +4,8 @@ Reads   --nnunet   folders DatasetXXX_Name with dataset.json (nnU-Net v2 or v1),
                    imagesTr/<case>_0000.nii.gz, one file per channel, and labelsTr/<case>.nii.gz
         --images --labels   or two folders with files of the same names, subfolders included; then
                    --dataset and --classes say what the files hold
+        Images and labels may also be .nii, .nrrd, .nhdr, .mha or .mhd, and an image a folder of the
+        slices of one DICOM series; these need the package SimpleITK.
 Writes  --out      <organ>/<data set>/{imagesTr,labelsTr}/<case>.nii.gz, as the three scripts for
                    challenge files do: a binary uint8 label (--instances: the numbers, uint16) for
                    every organ with a voxel in the case, and the image beside it. Each file is
@@ -12,9 +14,8 @@ Writes  --out      <organ>/<data set>/{imagesTr,labelsTr}/<case>.nii.gz, as the 
 In an nnU-Net folder with several channels each channel becomes a data set,
 DatasetXXX_Name_<channel>. With one channel the data set has the folder's name. A region, "whole
 tumor": [1, 2, 3], is the union of its values. Voxels of nnU-Net's "ignore" label belong to no
-class. Cases without a label (also those of imagesTs) are left out. Training clamps HU only in data
-sets whose name begins with CT: give a link to an nnU-Net folder of CT, CT_Spleen ->
-Dataset009_Spleen.
+class. Cases without a label (also those of imagesTs) are left out. Training clamps HU in data sets
+that are CT by their name (CT_Spleen), by dataset.json, or by the share of voxels that are air.
 
 Voxels, dtype and affine are kept. --spacing resamples: images linearly, without smoothing, and
 rounded where the dtype is whole numbers; labels to the nearest voxel. The axes and the volume's
@@ -47,7 +48,8 @@ import numpy as np
 from utils.cases.label_table import organ_slug
 from utils.cases.prepared import write_modality
 from utils.errors import InputError, exit_on_input_error
-from utils.files.nifti import read_nifti, read_nifti_grid, write_nifti
+from utils.files.images import image_suffix, parts_of, read_image, read_image_grid
+from utils.files.nifti import read_nifti, write_nifti
 from utils.preparation.cleaning import CleaningRule, add_cleaning_arguments, clean_target
 from utils.preparation.ledger import CaseJob, Entry, Ledger
 from utils.preparation.loop import (
@@ -160,17 +162,29 @@ def run(args: argparse.Namespace) -> PrepareSummary:
 def plan_case(key: str, files: list[Path], source: Source) -> CaseJob:
     """Find the images of a case."""
     case_id = key.split("/")[1]
-    sources = {LABEL_ROLE: only_file(files)}
+    sources = _files_of(LABEL_ROLE, only_file(files))
     for role in source.recipe.folders:
         images = images_of(source.images, case_id, role)
         if not images:
             name = case_id + role.removeprefix(IMAGE_ROLE)
             raise InputError(
-                f"{sources[LABEL_ROLE]}: has no image {name}.nii.gz. Expected it, or {name}.nii, "
-                "in the folder of images: add it, or take the label away."
+                f"{sources[LABEL_ROLE]}: has no image {name}.nii.gz. Expected it, or a file "
+                "of that name in another format, in the folder of images: add it, or take the "
+                "label away."
             )
-        sources[role] = only_file(images)
+        sources |= _files_of(role, only_file(images))
     return CaseJob(key, source.name, sources, settings=asdict(source.recipe))
+
+
+def _files_of(role: str, image: Path) -> dict[str, Path]:
+    """Return the files of an image by role: the first is ``role``, others have its name added."""
+    first, *others = parts_of(image)
+    return {role: first} | {f"{role} {path.name}": path for path in others}
+
+
+def _image_at(source: Path) -> Path:
+    """Return the image that a source file belongs to: itself, or its folder for DICOM."""
+    return source if image_suffix(source) else source.parent
 
 
 def space_of(job: CaseJob, *, max_voxels: int) -> int:
@@ -179,7 +193,7 @@ def space_of(job: CaseJob, *, max_voxels: int) -> int:
         return 0
     try:
         label, *images = job.sources.values()
-        source = read_nifti_grid(label)
+        source = read_image_grid(label)
         grid = Resampling.of(source, job.settings["spacing_xyz"]).grid
         size = sum(path.stat().st_size for path in set(images))
         if label.suffix == ".gz":  # two binary labels share every boundary
@@ -240,13 +254,16 @@ def read_sources(job: CaseJob, recipe: Recipe, max_voxels: int) -> SourceVolumes
     forms differ, the label gets the place of the first image.
     """
     path, case_id = job.sources[LABEL_ROLE], job.case_id.split("/")[1]
-    label, images = read_nifti(path, max_voxels), {}
+    label, images = read_image(_image_at(path), max_voxels), {}
     array, remarks = checked_label(label.array, path)
     place = label.grid
     for role, dataset in recipe.folders.items():
         source = job.sources[role]
         channel = channel_of(source, case_id, role, recipe.channels)
-        image = images[dataset] = read_nifti(source, max_voxels, channel)
+        if channel is None:
+            image = images[dataset] = read_image(_image_at(source), max_voxels)
+        else:
+            image = images[dataset] = read_nifti(source, max_voxels, channel)
         agreement = require_same_grid(image, label, source, path)
         remarks += agreement.notes
         place = place if agreement.everywhere else images[next(iter(images))].grid

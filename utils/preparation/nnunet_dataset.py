@@ -12,20 +12,22 @@ Any fault raises `InputError`, whose message begins with the file or flag.
 
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cases.label_table import MAX_SLUG_BYTES, organ_slug
-from utils.errors import InputError
+from utils.errors import InputError, printable
+from utils.files.dicom import is_dicom
+from utils.files.images import IMAGE_SUFFIXES, image_stem, image_suffix, parts_of
 from utils.files.nifti import Channel
 from utils.files.safe_read import open_regular, reading
 from utils.files.strict_json import RepeatedKeyError, parse_json
 from utils.preparation.find_files import FoundFiles, find_files
 from utils.volumes.labels import MAX_LABEL
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_ROLE = "image"  # role of an image among a case's files; of channel 0 it is image_0000
 CHANNEL = re.compile(r"_[0-9]{4}$")  # at the end of an image's name
 
@@ -56,7 +58,7 @@ def read_description(path: Path) -> Description:
     if not isinstance(content, dict):
         raise _malformed(path, f"holds {content!r:.60}", "an object with channels and labels")
     channels = content.get("channel_names", content.get("modality"))
-    ending = content.get("file_ending", None if "channel_names" in content else NIFTI_SUFFIXES[0])
+    ending = content.get("file_ending", None if "channel_names" in content else IMAGE_SUFFIXES[0])
     if not isinstance(channels, dict) or not channels:
         raise _malformed(
             path,
@@ -67,9 +69,9 @@ def read_description(path: Path) -> Description:
         if not re.fullmatch(r"0|[1-9][0-9]{0,3}", number):
             raise _malformed(path, f"has the channel {number!r:.60}", "numbers from 0 to 9999")
         _require_harmless(path, name)
-    if ending not in NIFTI_SUFFIXES:
+    if str(ending).lower() not in IMAGE_SUFFIXES:
         raise InputError(
-            f"{path}: 'file_ending' is {ending!r:.60}. Expected one of {NIFTI_SUFFIXES}: convert "
+            f"{path}: 'file_ending' is {ending!r:.60}. Expected one of {IMAGE_SUFFIXES}: convert "
             "images and labels to NIfTI, then correct the entry."
         )
     classes, ignored = checked_classes(path, _pairs_of(path, content.get("labels")))
@@ -187,18 +189,36 @@ def require_folder_name(name: str, what: str) -> None:
         )
 
 
-def find_nifti(folder: Path) -> FoundFiles:
-    """Find NIfTI files in and below a folder, by their names without ``.nii`` or ``.nii.gz``."""
-    found = find_files(folder, "", "a folder of NIfTI files")
+def find_images(folder: Path) -> FoundFiles:
+    """Find images in and below a folder, by their names without the ending.
+
+    A folder with DICOM files directly in it is one image. What is left out is printed.
+    """
+    found = find_files(folder, "", "a folder of images")
     files: dict[str, list[Path]] = {}
+    left_out, belonging = [], set()
     for path in (path for paths in found.files.values() for path in paths):
-        for suffix in NIFTI_SUFFIXES:
-            if path.name.endswith(suffix):
-                files.setdefault(path.name.removesuffix(suffix), []).append(path)
+        if image_suffix(path):
+            files.setdefault(image_stem(path), []).append(path)
+            belonging.update(parts_of(path))
+        elif is_dicom(path):
+            if path.parent not in files.setdefault(path.parent.name, []):
+                files[path.parent.name].append(path.parent)
+        else:
+            left_out.append(path)
     if not files and not found.problems:
         raise InputError(
-            f"{folder}: holds no .nii.gz or .nii file, subfolders included. Expected NIfTI: check "
-            "the path, or convert the files."
+            f"{folder}: holds no .nii.gz or .nii file, none that ends in "
+            f"{', '.join(IMAGE_SUFFIXES[2:])}, and no DICOM file, subfolders included. Expected "
+            "images: check the path, or convert the files."
+        )
+    if left_out := sorted(set(left_out) - belonging):
+        names = ", ".join(str(path.relative_to(folder)) for path in left_out[:5])
+        print(
+            printable(
+                f"NOTE {folder}: left out {len(left_out)} files that are no images, such as {names}"
+            ),
+            file=sys.stderr,
         )
     return FoundFiles(dict(sorted(files.items())), found.problems)
 
@@ -217,13 +237,13 @@ def channel_of(path: Path, case_id: str, role: str, channels: list[int]) -> Chan
         channels: numbers of all channels of the data set, rising.
     """
     number = role.removeprefix(IMAGE_ROLE)
-    if not number or not re.fullmatch(rf"{re.escape(case_id)}\.nii(\.gz)?", path.name):
+    if not number or not re.fullmatch(rf"{re.escape(case_id)}\.nii(\.gz)?", path.name, re.I):
         return None
     return Channel(channels.index(int(number[1:])), len(channels))
 
 
 def only_file(paths: list[Path]) -> Path:
-    """Return the one file that `find_nifti` found for a name; refuse several."""
+    """Return the one file that `find_images` found for a name; refuse several."""
     if len(paths) > 1:
         listed = "\n  ".join(map(str, paths[:5]))
         raise InputError(

@@ -17,7 +17,7 @@ from utils.preparation.nnunet_dataset import (
     IMAGE_ROLE,
     chosen_channels,
     classes_of_flags,
-    find_nifti,
+    find_images,
     folders_of,
     read_description,
     require_folder_name,
@@ -99,7 +99,7 @@ def nnunet_source(folder: Path, args: argparse.Namespace) -> Source:
     if args.channels:
         chosen = chosen_channels(folder, description.channels, args.channels)
         folders = {role: folders[role] for role in chosen}
-    labels, images = (find_nifti(folder / kind) for kind in ("labelsTr", "imagesTr"))
+    labels, images = (find_images(folder / kind) for kind in ("labelsTr", "imagesTr"))
     recipe = Recipe(
         classes=description.classes,
         channels=sorted(description.channels),
@@ -115,7 +115,7 @@ def pairs_source(args: argparse.Namespace) -> Source:
     """Find the files of a folder of images and a folder of labels; flags give name and classes."""
     require_folder_name(args.dataset, "--dataset")
     classes, ignored = classes_of_flags(args.classes, instances=args.instances)
-    images, labels = find_nifti(args.images), find_nifti(args.labels)
+    images, labels = find_images(args.images), find_images(args.labels)
     if args.images.samefile(args.labels):
         raise InputError(
             f"{args.images}: is given for images and for labels. Expected two folders, with files "
