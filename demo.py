@@ -78,7 +78,7 @@ def gather_cases(data: Path | None, out: Path) -> dict[str, Path]:
         )
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-        for old_link in folder.glob("*.npz"):
+        for old_link in filter(Path.is_symlink, folder.glob("*.npz")):
             old_link.unlink()
     for number, file in enumerate(files):
         (folders["val" if number % 5 == 1 else "train"] / file.name).symlink_to(file.resolve())

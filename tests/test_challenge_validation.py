@@ -183,3 +183,16 @@ def test_a_case_without_memory_is_named_and_the_others_are_scored(
     assert not any(record.exc_info for record in caplog.records)
     assert run(validation_student, flags).failures == {}
     assert not log.exists()
+
+
+def test_predictions_never_replace_the_images(flags, tmp_path):
+    """The images lie where the predictions would be written."""
+    folder = tmp_path / "out" / "predictions"
+    folder.parent.mkdir()
+    (tmp_path / "npz").rename(folder)
+    flags[flags.index("--images") + 1] = folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError, match="is the same file as the input"):
+        run(validation_student, flags)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions"]
