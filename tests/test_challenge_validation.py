@@ -196,3 +196,11 @@ def test_predictions_never_replace_the_images(flags, tmp_path):
         run(validation_student, flags)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions"]
+
+
+def test_endings_count_in_any_case(tmp_path):
+    folder = write_cases(tmp_path / "npz", 2)
+    (folder / "CT_A_1.npz").rename(folder / "CT_A_1.NPZ")
+    found = find_challenge_cases(folder, None)
+    assert [image.name for image, _ in found] == ["CT_A_0.npz", "CT_A_1.NPZ"]
+    assert all(image == label for image, label in found)
