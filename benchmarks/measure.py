@@ -5,6 +5,7 @@ Reports have medians with their spread, the machine, and the difference of the o
 nothing unless the outputs agree.
 """
 
+import argparse
 import ctypes
 import gc
 import json
@@ -165,6 +166,13 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
     """Return |found - expected| / |expected|, in float64."""
     found, expected = found.detach().double(), expected.detach().double()
     return ((found - expected).norm() / expected.norm()).item()
+
+
+def json_file(text: str) -> Path:
+    """Parse the value of ``--json``: a file that ends in .json, so never a checkpoint or image."""
+    if not text.lower().endswith(".json"):
+        raise argparse.ArgumentTypeError(f"found {text}, expected a file that ends in .json")
+    return Path(text)
 
 
 def write_json(path: Path, report: object) -> None:

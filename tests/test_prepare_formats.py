@@ -145,7 +145,9 @@ def test_what_is_left_out_is_counted_and_named(capsys):
 
     prepare()
 
-    assert "NOTE Ours: 2 files are no images and are left out" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "NOTE img: left out 1 files that are no images, such as notes.txt" in told
+    assert "NOTE seg: left out 1 files that are no images, such as table.csv" in told
 
 
 def test_one_volume_is_not_taken_for_all_channels():

@@ -10,14 +10,13 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from utils.errors import InputError
 from utils.files.answers import require_apart, require_replaceable
 from utils.files.dicom import dicom_files, is_dicom_folder
-from utils.files.images import IMAGE_SUFFIXES, ITK_SUFFIXES, image_stem, image_suffix
-from utils.files.itk import data_files, simple_itk
+from utils.files.images import IMAGE_SUFFIXES, image_stem, image_suffix, parts_of
+from utils.files.itk import simple_itk
 from utils.prompts.files import prompt_file
 
 FORMATS = {"nifti": ".nii.gz", "nrrd": ".nrrd"}  # values of --format, with the answers' endings
@@ -123,11 +122,7 @@ def _companions(path: Path, args: argparse.Namespace | None = None) -> list[Path
     """Return the files that belong to an image: its prompts, and its voxels in a file apart."""
     if is_challenge_file(path):
         return []
-    found = [prompt_file(path, args.prompts if args else None)]
-    if image_suffix(path) in ITK_SUFFIXES:
-        with suppress(InputError, OSError):  # it will be named as a failed case
-            found += data_files(path)
-    return found
+    return [prompt_file(path, args.prompts if args else None), *parts_of(path)]
 
 
 def _no_case(source: Path) -> InputError:

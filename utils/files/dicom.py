@@ -50,13 +50,13 @@ def dicom_files(folder: Path) -> list[Path]:
 
     They are known by their ending, or by the mark that DICOM files have at byte 128.
     """
-    return [path for path in sorted(folder.iterdir()) if _is_dicom(path)]
+    return [path for path in sorted(folder.iterdir()) if is_dicom(path)]
 
 
 def is_dicom_folder(folder: Path) -> bool:
     """Tell whether a folder holds a DICOM file."""
     try:
-        return any(map(_is_dicom, folder.iterdir()))
+        return any(map(is_dicom, folder.iterdir()))
     except OSError:
         return False
 
@@ -84,7 +84,8 @@ def series_modality(folder: Path, *, series: str | None = None) -> str | None:
     return _chosen(folder, series)[0].modality or None
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
+    """Tell whether a file is DICOM, by its ending or the mark at byte 128."""
     if path.name.startswith(".") or path.name.upper() == "DICOMDIR":
         return False
     try:

@@ -6,6 +6,7 @@ package SimpleITK, which is imported when the first of them is read.
 
 from pathlib import Path
 
+from utils.errors import InputError
 from utils.files.npz_archive import MAX_VOXELS
 from utils.volumes.grid import Grid, Volume
 
@@ -60,6 +61,22 @@ def read_image_grid(path: Path) -> Grid:
     from utils.files.nifti import read_nifti_grid
 
     return read_nifti_grid(path)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """Return the files that hold an image: itself, its voxels' file, or the slices of a folder."""
+    if path.is_dir():
+        from utils.files.dicom import dicom_files
+
+        return dicom_files(path)
+    if image_suffix(path) not in ITK_SUFFIXES:
+        return [path]
+    from utils.files.itk import data_files
+
+    try:
+        return [path, *data_files(path)]
+    except (InputError, OSError):  # whoever reads the image will say what is wrong with it
+        return [path]
 
 
 def header_modality(path: Path, *, series: str | None = None) -> str | None:
