@@ -1,5 +1,6 @@
 """Images and labels of other formats than NIfTI, into the tree of step 1."""
 
+import locale
 import shutil
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def write(path, array):
 def write_series(folder, array):
     """Write a CT series of one slice a file."""
     folder.mkdir(parents=True)
+    before = locale.setlocale(locale.LC_ALL)
     image = placed(array)
     axes = image.GetDirection()
     for k in range(array.shape[0]):
@@ -63,6 +65,7 @@ def write_series(folder, array):
         writer.KeepOriginalImageUIDOn()
         writer.SetFileName(str(folder / f"{k:03d}.dcm"))
         writer.Execute(piece)
+    locale.setlocale(locale.LC_ALL, before)  # GDCM's writer sets it to C
 
 
 def prepare():
