@@ -52,6 +52,7 @@ KINDS = {
     "metres": (OBLIQUE / 1000, 1, OBLIQUE / 1000, 1, {"xyzt_units": 1}),
     "metres, qform only": (None, 0, OBLIQUE / 1000, 1, {"xyzt_units": 1}),
     "no unit, seconds": (STRAIGHT, 1, STRAIGHT, 1, {"xyzt_units": 8}),
+    "voxel size 0": (None, 0, OBLIQUE, 1, {"pixdim": (1, 1.5, 0, 2)}),
     "negative voxel size": (None, 0, OBLIQUE, 1, {"pixdim": (1, -1.5, 1.25, 2)}),
     "negative voxel size, both codes 0": (None, 0, None, 0, {"pixdim": (1, 1.5, -1.25, 2)}),
 }

@@ -294,3 +294,14 @@ def test_markups_without_points_are_refused_too(tmp_path):
         path = write(tmp_path, {"markups": markups})
         with pytest.raises(InputError, match=r"is a markups file.*mm-lps.*\[x, y, z\]"):
             read_prompt_file(path, SHAPE, AFFINE)
+
+
+def test_a_click_outside_the_image_is_told_in_which_coordinates_it_is_inside():
+    x, y, z = world((5, 6, 7))
+    with pytest.raises(InputError, match=r"not a voxel.* As coordinates mm-lps, \(.*\) lies in"):
+        PromptSpace("mm", SHAPE, AFFINE).click((-x, -y, z), True)
+    with pytest.raises(InputError, match=r"As coordinates xyz, \(29, 19, 9\) lies in the image"):
+        PromptSpace("zyx", SHAPE, AFFINE).click((29, 19, 9), True)
+    with pytest.raises(InputError) as error:
+        PromptSpace("zyx", SHAPE, AFFINE).click((500, 500, 500), True)
+    assert "As coordinates" not in str(error.value)

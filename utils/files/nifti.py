@@ -29,7 +29,7 @@ from utils.files.atomic import atomic_path
 from utils.files.npz import require_real_and_finite
 from utils.files.npz_archive import MAX_VOXELS, Deflated
 from utils.files.safe_read import open_regular, reading
-from utils.volumes.forms import SCANNER, UNIT_MM, UNIT_NAMES, Forms
+from utils.volumes.forms import MILLIMETRES, SCANNER, UNIT_NAMES, Forms
 from utils.volumes.geometry import spacing_zyx
 from utils.volumes.grid import Grid, Volume, is_same_affine
 
@@ -232,7 +232,7 @@ def _grid_of(image: nib.Nifti1Image, forms: Forms, path: Path, channel: Channel 
             "independent finite axes: repair the header."
         )
     side = max(spacing_zyx(affine))
-    if UNIT_MM[forms.unit] != 1 and side > MAX_SIDE_MM:
+    if forms.unit != MILLIMETRES and side > MAX_SIDE_MM:
         raise InputError(
             f"{path}: the header's unit is {UNIT_NAMES[forms.unit]}, so a voxel is {side:.6g} mm "
             f"long. Expected at most {MAX_SIDE_MM:g} mm: correct the unit, as with nibabel's "

@@ -1,34 +1,27 @@
-"""An nnU-Net data set on disk: its dataset.json, checked, and its files.
+"""The description of an nnU-Net data set, dataset.json, checked.
 
 nnU-Net v2 has ``channel_names`` {number: name} and ``labels`` {name: value, or values of a region};
 v1 has ``modality`` and {value: name}. Classes and channels, also those given by flags ("1=liver"),
 become folders of the tree: no name may be a path, and no two may become one folder.
-
-nnU-Net keeps each channel in a file of its own, <case>_0000.nii.gz. A Medical Decathlon folder has
-one file a case, <case>.nii.gz, with the channels along its fourth axis.
 
 Any fault raises `InputError`, whose message begins with the file or flag.
 """
 
 import os
 import re
-import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cases.label_table import MAX_SLUG_BYTES, organ_slug
-from utils.errors import InputError, printable
-from utils.files.dicom import is_dicom
-from utils.files.images import IMAGE_SUFFIXES, image_stem, image_suffix, parts_of
-from utils.files.nifti import Channel
+from utils.errors import InputError
+from utils.files.images import IMAGE_SUFFIXES
 from utils.files.safe_read import open_regular, reading
 from utils.files.strict_json import RepeatedKeyError, parse_json
-from utils.preparation.find_files import FoundFiles, find_files
+from utils.preparation.volume_files import IMAGE_ROLE
 from utils.volumes.labels import MAX_LABEL
 
-IMAGE_ROLE = "image"  # role of an image among a case's files; of channel 0 it is image_0000
 CHANNEL = re.compile(r"_[0-9]{4}$")  # at the end of an image's name
 
 
@@ -58,7 +51,7 @@ def read_description(path: Path) -> Description:
     if not isinstance(content, dict):
         raise _malformed(path, f"holds {content!r:.60}", "an object with channels and labels")
     channels = content.get("channel_names", content.get("modality"))
-    ending = content.get("file_ending", None if "channel_names" in content else IMAGE_SUFFIXES[0])
+    ending = content.get("file_ending", None if "channel_names" in content else ".nii.gz")
     if not isinstance(channels, dict) or not channels:
         raise _malformed(
             path,
@@ -69,7 +62,7 @@ def read_description(path: Path) -> Description:
         if not re.fullmatch(r"0|[1-9][0-9]{0,3}", number):
             raise _malformed(path, f"has the channel {number!r:.60}", "numbers from 0 to 9999")
         _require_harmless(path, name)
-    if str(ending).lower() not in IMAGE_SUFFIXES:
+    if not isinstance(ending, str) or ending.lower() not in IMAGE_SUFFIXES:
         raise InputError(
             f"{path}: 'file_ending' is {ending!r:.60}. Expected one of {IMAGE_SUFFIXES}: convert "
             "images and labels to NIfTI, then correct the entry."
@@ -187,70 +180,6 @@ def require_folder_name(name: str, what: str) -> None:
             f"{what} is called {name!r:.250}. Expected a folder's name: printable, at most "
             f"{MAX_SLUG_BYTES} bytes, no path, no dot in front."
         )
-
-
-def find_images(folder: Path) -> FoundFiles:
-    """Find images in and below a folder, by their names without the ending.
-
-    A folder with DICOM files directly in it is one image. What is left out is printed.
-    """
-    found = find_files(folder, "", "a folder of images")
-    files: dict[str, list[Path]] = {}
-    left_out, belonging = [], set()
-    for path in (path for paths in found.files.values() for path in paths):
-        if image_suffix(path):
-            files.setdefault(image_stem(path), []).append(path)
-            belonging.update(parts_of(path))
-        elif is_dicom(path):
-            if path.parent not in files.setdefault(path.parent.name, []):
-                files[path.parent.name].append(path.parent)
-        else:
-            left_out.append(path)
-    if not files and not found.problems:
-        raise InputError(
-            f"{folder}: holds no .nii.gz or .nii file, none that ends in "
-            f"{', '.join(IMAGE_SUFFIXES[2:])}, and no DICOM file, subfolders included. Expected "
-            "images: check the path, or convert the files."
-        )
-    if left_out := sorted(set(left_out) - belonging):
-        names = ", ".join(str(path.relative_to(folder)) for path in left_out[:5])
-        print(
-            printable(
-                f"NOTE {folder}: left out {len(left_out)} files that are no images, such as {names}"
-            ),
-            file=sys.stderr,
-        )
-    return FoundFiles(dict(sorted(files.items())), found.problems)
-
-
-def images_of(images: FoundFiles, case_id: str, role: str) -> list[Path]:
-    """Return the files of a channel: those of the channel alone, else those of all channels."""
-    files = images.files
-    return files.get(case_id + role.removeprefix(IMAGE_ROLE)) or files.get(case_id) or []
-
-
-def channel_of(path: Path, case_id: str, role: str, channels: list[int]) -> Channel | None:
-    """Return which volume of a file is a channel; None where the file holds this channel alone.
-
-    Args:
-        role: of the image, such as image_0002.
-        channels: numbers of all channels of the data set, rising.
-    """
-    number = role.removeprefix(IMAGE_ROLE)
-    if not number or not re.fullmatch(rf"{re.escape(case_id)}\.nii(\.gz)?", path.name, re.I):
-        return None
-    return Channel(channels.index(int(number[1:])), len(channels))
-
-
-def only_file(paths: list[Path]) -> Path:
-    """Return the one file that `find_images` found for a name; refuse several."""
-    if len(paths) > 1:
-        listed = "\n  ".join(map(str, paths[:5]))
-        raise InputError(
-            f"{paths[0]}: is one of {len(paths)} files of one name:\n  {listed}\n"
-            "Expected one: move the others elsewhere, or give each case a name of its own."
-        )
-    return paths[0]
 
 
 def _pairs_of(path: Path, labels: object) -> list[tuple[str, list]]:

@@ -11,17 +11,15 @@ from pathlib import Path
 
 from utils.errors import InputError
 from utils.preparation.cleaning import cleaning_rule
-from utils.preparation.find_files import FoundFiles
 from utils.preparation.nnunet_dataset import (
     CHANNEL,
-    IMAGE_ROLE,
     chosen_channels,
     classes_of_flags,
-    find_images,
     folders_of,
     read_description,
     require_folder_name,
 )
+from utils.preparation.volume_files import IMAGE_ROLE, FoundVolumes, find_volumes
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,8 @@ class Source:
     """A data set to prepare."""
 
     name: str
-    labels: FoundFiles  # by case
-    images: FoundFiles  # by case, or by case and channel number where there are channels
+    labels: FoundVolumes  # by case
+    images: FoundVolumes  # by case, or by case and channel number where there are channels
     recipe: Recipe
 
 
@@ -99,7 +97,7 @@ def nnunet_source(folder: Path, args: argparse.Namespace) -> Source:
     if args.channels:
         chosen = chosen_channels(folder, description.channels, args.channels)
         folders = {role: folders[role] for role in chosen}
-    labels, images = (find_images(folder / kind) for kind in ("labelsTr", "imagesTr"))
+    labels, images = (find_volumes(folder / kind) for kind in ("labelsTr", "imagesTr"))
     recipe = Recipe(
         classes=description.classes,
         channels=sorted(description.channels),
@@ -115,7 +113,7 @@ def pairs_source(args: argparse.Namespace) -> Source:
     """Find the files of a folder of images and a folder of labels; flags give name and classes."""
     require_folder_name(args.dataset, "--dataset")
     classes, ignored = classes_of_flags(args.classes, instances=args.instances)
-    images, labels = find_images(args.images), find_images(args.labels)
+    images, labels = find_volumes(args.images), find_volumes(args.labels)
     if args.images.samefile(args.labels):
         raise InputError(
             f"{args.images}: is given for images and for labels. Expected two folders, with files "

@@ -30,7 +30,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,7 +86,19 @@ class PromptSpace:
         Raises:
             PromptError: the image has no such voxel.
         """
-        return checked_click(self.voxel(at), positive, self.shape)
+        try:
+            return checked_click(self.voxel(at), positive, self.shape)
+        except PromptError as error:
+            others = [name for name in COORDINATES if replace(self, coordinates=name)._holds(at)]
+            if not others:
+                raise
+            raise PromptError(
+                f"{error} As coordinates {' or '.join(others)}, {tuple(at)} lies in the image."
+            ) from error
+
+    def _holds(self, at: Triple) -> bool:
+        place = self.voxel(at)
+        return all(0 <= c < n and c == int(c) for c, n in zip(place, self.shape, strict=True))
 
     def box(self, corner: Triple, opposite: Triple) -> BoxPrompt:
         """Return the box that holds both corners, cut to the image.

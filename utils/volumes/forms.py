@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MILLIMETRES = 2  # NIfTI's code
 UNIT_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # of NIfTI's codes for metres, millimetres, micrometres
-UNIT_NAMES = {1: "metres", 2: "millimetres", 3: "micrometres"}
+UNIT_NAMES = {1: "metres", 3: "micrometres"}
 SPATIAL_UNITS = 7  # bits of ``xyzt_units`` that hold the unit of length
 SCANNER = 1  # the code of scanner coordinates
 ORTHOGONAL = 1e-4  # ITK's tolerance for the products of an sform's unit axes
@@ -43,16 +44,11 @@ class Forms:
     def unit(self) -> int:
         """NIfTI's code of the unit of length; mm where the header names none."""
         code = self.xyzt_units & SPATIAL_UNITS
-        return code if code in UNIT_MM else 2
+        return code if code in UNIT_MM else MILLIMETRES
 
     def in_mm(self, affine: np.ndarray) -> np.ndarray:
         """Return an affine in the header's unit as one in mm."""
         return np.diag([*[UNIT_MM[self.unit]] * 3, 1.0]) @ affine
-
-    @property
-    def sform(self) -> np.ndarray | None:
-        """The affine of the sform to RAS+ mm; None where its code is 0."""
-        return self.in_mm(np.vstack([self.srow, [0, 0, 0, 1]])) if self.sform_code > 0 else None
 
     @property
     def qform(self) -> np.ndarray | None:
@@ -64,7 +60,7 @@ class Forms:
         """The affine (x, y, z) to RAS+ mm by which ITK shows the voxels; None: ITK refuses them."""
         if self.sform_code <= 0 and self.qform_code <= 0:
             return self._made_of(LPS[:3, :3], np.zeros(3))
-        axes = _unit_axes(self.srow[:, :3]) if self.sform_code > 0 else None
+        axes = _unit_axes(self.srow[:, :3])
         if axes is not None and (self.sform_code == SCANNER or self.qform_code <= 0):
             return self._made_of(axes, self.srow[:, 3])
         return self.qform
@@ -109,7 +105,7 @@ class Forms:
 def _unit_axes(matrix: np.ndarray) -> np.ndarray | None:
     """Return the columns of (3, 3) scaled to length 1; None if they are not orthogonal."""
     lengths = np.linalg.norm(matrix, axis=0)
-    if not np.isfinite(lengths).all() or not lengths.all():
+    if not lengths.all():
         return None
     axes = matrix / lengths
-    return axes if np.abs(axes @ axes.T - np.eye(3)).max() <= ORTHOGONAL else None
+    return axes if np.abs(axes @ axes.T - np.eye(3)).max() <= ORTHOGONAL else None  # NaN: None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.volumes import geometry
-from utils.volumes.forms import UNIT_MM, UNIT_NAMES, Forms
+from utils.volumes.forms import MILLIMETRES, UNIT_NAMES, Forms
 
 # Headers in float32 keep seven digits; some tools round the spacing to five. All are relative.
 AXIS_TOLERANCE = 1e-4  # of a voxel's side, for each voxel along the axis
@@ -31,6 +31,11 @@ class _Placed:
         return geometry.spacing_zyx(self.affine)
 
     @property
+    def unit(self) -> int:
+        """NIfTI's code of the header's unit of length, which nibabel ignores; mm without forms."""
+        return MILLIMETRES if self.forms is None else self.forms.unit
+
+    @property
     def itk_affine(self) -> np.ndarray:
         """The affine by which ITK (3D Slicer, ITK-SNAP) places the voxels.
 
@@ -42,8 +47,8 @@ class _Placed:
     @property
     def places(self) -> list[np.ndarray]:
         """The affines by which some program may place the voxels, nibabel's first."""
-        forms = [] if self.forms is None else [self.forms.sform, self.forms.qform]
-        return [self.affine, self.itk_affine, *(form for form in forms if form is not None)]
+        qform = None if self.forms is None else self.forms.qform
+        return [self.affine, self.itk_affine, *([] if qform is None else [qform])]
 
     @property
     def gap_mm(self) -> float:
@@ -61,8 +66,8 @@ class _Placed:
         lines = []
         if self.forms is None:
             return lines
-        if UNIT_MM[self.forms.unit] != 1:
-            lines.append(f"the header's unit is {UNIT_NAMES[self.forms.unit]}: {_voxel_size(self)}")
+        if self.unit != MILLIMETRES:
+            lines.append(f"the header's unit is {UNIT_NAMES[self.unit]}: {_voxel_size(self)}")
         if self.forms.itk_affine is None:
             lines.append("ITK (3D Slicer, ITK-SNAP) refuses it: sform not orthogonal, no qform")
         elif self.views_differ:
@@ -125,7 +130,7 @@ def require_same_grid(
     is_shared = [is_same_affine(a, b) for a, b in product(image.places, label.places)]
     if image.shape == label.shape and any(is_shared):
         views = {
-            "nibabel": is_same_affine(image.affine, label.affine),
+            "nibabel": image.unit == label.unit and is_same_affine(image.affine, label.affine),
             "ITK": is_same_affine(image.itk_affine, label.itk_affine),
         }
         notes += [
