@@ -1,5 +1,6 @@
 """Images and labels of other formats than NIfTI, into the tree of step 1."""
 
+import locale
 import shutil
 from pathlib import Path
 
@@ -62,7 +63,9 @@ def write_series(folder, array):
         writer = sitk.ImageFileWriter()
         writer.KeepOriginalImageUIDOn()
         writer.SetFileName(str(folder / f"{k:03d}.dcm"))
+        before = locale.setlocale(locale.LC_ALL)
         writer.Execute(piece)
+        locale.setlocale(locale.LC_ALL, before)  # GDCM's writer sets it to C
 
 
 def prepare():
@@ -145,7 +148,9 @@ def test_what_is_left_out_is_counted_and_named(capsys):
 
     prepare()
 
-    assert "NOTE Ours: 2 files are no images and are left out" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "NOTE img: left out 1 files that are no images, such as notes.txt" in told
+    assert "NOTE seg: left out 1 files that are no images, such as table.csv" in told
 
 
 def test_one_volume_is_not_taken_for_all_channels():

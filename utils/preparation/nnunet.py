@@ -16,8 +16,8 @@ In a folder with several channels each channel becomes a data set, DatasetXXX_Na
 --channels names some of them. With one channel the data set has the folder's name. A region, "whole
 tumor": [1, 2, 3], is the union of its values. Voxels of nnU-Net's "ignore" label belong to no
 class. Cases without a label (also those of imagesTs) are left out. Training clamps HU in data sets
-that are CT by their name (CT_Spleen), by dataset.json or DICOM header, or else by the share of
-voxels that look like air.
+that are CT by their name (CT_Spleen), by dataset.json or the DICOM header, or by the share of
+voxels that are air.
 
 Voxels, dtype and the header's forms are kept. A label that shares only one form with its image, as
 one drawn in 3D Slicer may, gets the image's. --spacing resamples: images linearly, without
@@ -158,12 +158,6 @@ def run(args: argparse.Namespace) -> PrepareSummary:
             plan_job(plan_case, f"{source.name}/{case_id}", files, source)
             for case_id, files in source.labels.files.items()
         ]
-        if left_out := source.labels.left_out + source.images.left_out:
-            print(
-                f"NOTE {source.name}: {len(left_out)} files are no images and are left out, "
-                f"{left_out[0]} first",
-                file=sys.stderr,
-            )
         unlabelled = sorted(cases_with_image(source) - source.labels.files.keys())
         if unlabelled:
             print(
@@ -191,8 +185,8 @@ def plan_case(key: str, files: list[Path], source: Source) -> CaseJob:
         if not images:
             name = case_id + role.removeprefix(IMAGE_ROLE)
             raise InputError(
-                f"{label}: has no image {name}.nii.gz. Expected it, or {name}.nii, "
-                "in the folder of images: add it, or take the label away."
+                f"{label}: has no image {name}.nii.gz. Expected it, or a file of that name in "
+                "another format, in the folder of images: add it, or take the label away."
             )
         sources |= sources_of(role, only_volume(images))
     return CaseJob(key, source.name, sources, settings=asdict(source.recipe))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from utils.errors import InputError
 from utils.preparation.cleaning import cleaning_rule
+from utils.preparation.find_files import FoundFiles
 from utils.preparation.nnunet_dataset import (
     CHANNEL,
     chosen_channels,
@@ -19,7 +20,7 @@ from utils.preparation.nnunet_dataset import (
     read_description,
     require_folder_name,
 )
-from utils.preparation.volume_files import IMAGE_ROLE, FoundVolumes, find_volumes
+from utils.preparation.volume_files import IMAGE_ROLE, find_volumes
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Source:
     """A data set to prepare."""
 
     name: str
-    labels: FoundVolumes  # by case
-    images: FoundVolumes  # by case, or by case and channel number where there are channels
+    labels: FoundFiles  # by case
+    images: FoundFiles  # by case, or by case and channel number where there are channels
     recipe: Recipe
 
 

@@ -5,19 +5,19 @@ and lower case. nnU-Net keeps each channel in a file of its own, <case>_0000.nii
 Decathlon folder has one file a case, <case>.nii.gz, with the channels along its fourth axis.
 """
 
-from dataclasses import dataclass, field
+import sys
 from pathlib import Path
 
-from utils.errors import InputError
-from utils.files.dicom import dicom_files, is_dicom_folder
+from utils.errors import InputError, printable
+from utils.files.dicom import is_dicom
 from utils.files.images import (
     ITK_SUFFIXES,
     NIFTI_SUFFIXES,
     image_stem,
     image_suffix,
+    parts_of,
     read_image,
 )
-from utils.files.itk import data_files
 from utils.files.nifti import Channel, read_nifti
 from utils.preparation.find_files import FoundFiles, find_files
 from utils.volumes.grid import Volume
@@ -25,15 +25,10 @@ from utils.volumes.grid import Volume
 IMAGE_ROLE = "image"  # role of an image among a case's files; of channel 0 it is image_0000
 
 
-@dataclass
-class FoundVolumes(FoundFiles):
-    """Result of a search for volumes, by their names without ending."""
+def find_volumes(folder: Path) -> FoundFiles:
+    """Find volumes in and below a folder, by their names without ending.
 
-    left_out: list[Path] = field(default_factory=list)  # files that belong to no volume
-
-
-def find_volumes(folder: Path) -> FoundVolumes:
-    """Find volumes in and below a folder; a folder of DICOM slices counts under its own name.
+    A folder with DICOM files directly in it is one volume. What is left out is printed.
 
     Raises:
         InputError: the folder is missing, or holds no volume.
@@ -44,21 +39,23 @@ def find_volumes(folder: Path) -> FoundVolumes:
     for path in (path for paths in found.files.values() for path in paths):
         if image_suffix(path):
             files.setdefault(image_stem(path), []).append(path)
-            parts.update(_data_files(path))
+            parts.update(parts_of(path))
+        elif is_dicom(path):
+            if path.parent not in files.setdefault(path.parent.name, []):
+                files[path.parent.name].append(path.parent)
         else:
             others.append(path)
-    for parent in sorted({path.parent for path in others}):
-        if is_dicom_folder(parent):
-            files.setdefault(parent.name, []).append(parent)
-            parts.update(dicom_files(parent))
     if not files and not found.problems:
         raise InputError(
             f"{folder}: holds no {' or '.join(NIFTI_SUFFIXES)} file, nor one ending in "
             f"{', '.join(ITK_SUFFIXES)}, nor DICOM slices, subfolders included. Expected images: "
             "check the path, or convert the files."
         )
-    left_out = sorted(set(others) - parts)
-    return FoundVolumes(dict(sorted(files.items())), found.problems, left_out)
+    if left_out := sorted(set(others) - parts):
+        names = ", ".join(str(path.relative_to(folder)) for path in left_out[:5])
+        note = f"left out {len(left_out)} files that are no images, such as {names}"
+        print(printable(f"NOTE {folder}: {note}"), file=sys.stderr)
+    return FoundFiles(dict(sorted(files.items())), found.problems)
 
 
 def only_volume(paths: list[Path]) -> Path:
@@ -94,8 +91,8 @@ def channel_of(path: Path, case_id: str, role: str, channels: list[int]) -> Chan
 
 def sources_of(role: str, volume: Path) -> dict[str, Path]:
     """Return the files of a volume by role: its header or first slice, then its other files."""
-    files = dicom_files(volume) if volume.is_dir() else [volume, *_data_files(volume)]
-    return {role: files[0]} | {f"{role} part {n}": path for n, path in enumerate(files[1:], 1)}
+    first, *others = parts_of(volume)
+    return {role: first} | {f"{role} {path.name}": path for path in others}
 
 
 def volume_of(sources: dict[str, Path], role: str) -> Path:
@@ -118,11 +115,3 @@ def read_volume(path: Path, max_voxels: int, channel: Channel | None = None) -> 
             "a file for each channel, or NIfTI with all channels: convert it."
         )
     return read_image(path, max_voxels)
-
-
-def _data_files(path: Path) -> list[Path]:
-    """Return the files of voxels beside a header; none where the header cannot be read."""
-    try:
-        return data_files(path) if image_suffix(path) in ITK_SUFFIXES else []
-    except (InputError, OSError):
-        return []  # reading it will fail with a message
