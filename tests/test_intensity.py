@@ -143,7 +143,7 @@ NO_CT = {
     "MR with one voxel at -321": np.where(RADIUS.min() == RADIUS, -321, mr()),
     "MR with some voxels at -1000": np.where(RNG.random(GRID) < 2e-4, -1000, mr()),
     "noisy MR around 0 with one voxel at -1000": np.where(
-        RADIUS.min() == RADIUS, -1000, np.where(BODY, 300, 0) + 6 * NOISE
+        RADIUS.min() == RADIUS, -1000, np.where(BODY, 300, 0) + 3 * NOISE
     ),
     "air and tissue, and a tenth of the voxels far below": np.where(
         RNG.random(GRID) < 0.1, RNG.uniform(-4000, -1600, GRID), ct()
