@@ -1,5 +1,6 @@
 """Both validation scripts with --protocol challenge, on small cases."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import validation_student
 from segment_anything import student_payload
 from utils.cases.phantoms import boxes_of
 from utils.errors import InputError
+from utils.files.atomic import WriteError
 from utils.results.metrics import dsc
 from utils.validation.arguments import show
 from utils.validation.run_challenge import find_challenge_cases
@@ -204,3 +206,10 @@ def test_endings_count_in_any_case(tmp_path):
     found = find_challenge_cases(folder, None)
     assert [image.name for image, _ in found] == ["CT_A_0.npz", "CT_A_1.NPZ"]
     assert all(image == label for image, label in found)
+
+
+def test_a_full_disk_ends_the_run(flags, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    fail_once(monkeypatch, np, "savez_compressed", full)
+    with pytest.raises(WriteError, match="No space left"):
+        run(validation_student, flags)

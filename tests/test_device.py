@@ -67,3 +67,12 @@ def test_several_processes_cannot_share_an_apple_gpu(monkeypatch):
 def test_a_cpu_needs_no_waiting_and_tells_its_memory():
     synchronise(torch.device("cpu"))
     assert 1 < peak_memory_mib(torch.device("cpu")) < 2**20
+
+
+def test_only_gpus_that_are_there_are_taken(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert available_devices()[:4] == ["cpu", "cuda", "cuda:0", "cuda:1"]
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(InputError, match="cuda:2: found no such CUDA GPU"):
+        pick_device("cuda:2")

@@ -132,6 +132,7 @@ CT = {
     "a little gas in a crop of the abdomen": np.where(RADIUS < 0.03, -900, ct(soft=30))[
         12:28, 14:34, 16:40
     ],
+    "little beside the padding": np.where(np.indices(GRID)[0] != 20, -3024, ct()),
     "cone beam, noisy": ct() + RNG.normal(0, 90, GRID),
     "lung": np.where(ORGAN, -850, ct()),
     "no fat": np.where(BODY, 40.0, -1000.0) + NOISE,
@@ -141,6 +142,12 @@ NO_CT = {
     "MR": mr(),
     "MR with one voxel at -321": np.where(RADIUS.min() == RADIUS, -321, mr()),
     "MR with some voxels at -1000": np.where(RNG.random(GRID) < 2e-4, -1000, mr()),
+    "noisy MR around 0 with one voxel at -1000": np.where(
+        RADIUS.min() == RADIUS, -1000, np.where(BODY, 300, 0) + 3 * NOISE
+    ),
+    "air and tissue, and a tenth of the voxels far below": np.where(
+        RNG.random(GRID) < 0.1, RNG.uniform(-4000, -1600, GRID), ct()
+    ),
     "MR with ringing": ringing(mr()),
     "bright MR with ringing": ringing(mr(20000)),
     "z-scores": z_scored(mr()),

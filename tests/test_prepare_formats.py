@@ -39,7 +39,6 @@ def write(path, array):
 def write_series(folder, array):
     """Write a CT series of one slice a file."""
     folder.mkdir(parents=True)
-    before = locale.setlocale(locale.LC_ALL)
     image = placed(array)
     axes = image.GetDirection()
     for k in range(array.shape[0]):
@@ -64,8 +63,9 @@ def write_series(folder, array):
         writer = sitk.ImageFileWriter()
         writer.KeepOriginalImageUIDOn()
         writer.SetFileName(str(folder / f"{k:03d}.dcm"))
+        before = locale.setlocale(locale.LC_ALL)
         writer.Execute(piece)
-    locale.setlocale(locale.LC_ALL, before)  # GDCM's writer sets it to C
+        locale.setlocale(locale.LC_ALL, before)  # GDCM's writer sets it to C
 
 
 def prepare():
