@@ -54,7 +54,7 @@ from utils.preparation.loop import (
 )
 from utils.preparation.records import CaseFacts
 from utils.run.executor import run_all
-from utils.volumes.labels import as_label, count_values
+from utils.volumes.labels import checked_label, count_values
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -158,7 +158,7 @@ def categorize_case(
     """Write the labels of all organs of one case."""
     path, labels = job.sources["label"], table.labels_of(job.dataset)
     volume = read_nifti(path, max_voxels)
-    label = as_label(volume.array, path)
+    label, remarks = checked_label(volume.array, path)
     counts = count_values(label)
     _require_known(path, job.dataset, labels, set(counts))
     outputs = {
@@ -178,11 +178,11 @@ def categorize_case(
         else:
             sizes[name] = sum(counts.values()) if labels.instance else counts[value]
         if sizes[name]:
-            write_nifti(output, target, volume.affine)
+            write_nifti(output, target, volume.affine, volume.forms)
         else:
             entry.drop(output)
     z, y, x = volume.spacing_zyx
-    return CaseFacts(label.shape, (x, y, z), sizes, tuple(notes))
+    return CaseFacts(label.shape, (x, y, z), sizes, tuple(notes), tuple(remarks + volume.notes))
 
 
 def _require_known(path: Path, dataset: str, labels: DatasetLabels, values: set[int]) -> None:

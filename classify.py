@@ -40,7 +40,7 @@ from utils.preparation.loop import (
 )
 from utils.preparation.records import CaseFacts
 from utils.volumes.geometry import affine_from_spacing
-from utils.volumes.labels import as_label, count_values
+from utils.volumes.labels import checked_label, count_values
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -111,13 +111,14 @@ def classify_case(
     """Write ``out/<data set>/<case id>.nii.gz`` from the case's label file and image file."""
     path = job.sources["label"]
     arrays = read_npz(path, ("gts",), optional=("spacing",), max_voxels=max_voxels)
-    label = as_label(arrays.pop("gts"), path)
+    label, remarks = checked_label(arrays.pop("gts"), path)
     with NpzArchive(job.sources.get("image", path), max_voxels) as image:
         spacing_xyz = _spacing_of_case(path, label.shape, arrays.get("spacing"), image)
     output = out / job.dataset / f"{job.case_id}.nii.gz"
     entry.claim([output])
     write_nifti(output, label, affine_from_spacing(spacing_xyz))
-    return CaseFacts(label.shape, tuple(map(float, spacing_xyz)), _name_values(label, table, job))
+    classes = _name_values(label, table, job)
+    return CaseFacts(label.shape, tuple(map(float, spacing_xyz)), classes, remarks=tuple(remarks))
 
 
 def _spacing_of_case(

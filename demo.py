@@ -70,7 +70,7 @@ def gather_cases(data: Path | None, out: Path) -> dict[str, Path]:
         write_phantoms(folders["train"], TRAIN_PHANTOMS, seed=0)
         write_phantoms(folders["val"], VAL_PHANTOMS, seed=1, first_number=TRAIN_PHANTOMS + 1)
         return folders
-    files = sorted(data.glob("*.npz"))
+    files = sorted(path for path in data.glob("*") if path.suffix.lower() == ".npz")
     if len(files) < 2:
         raise InputError(
             f"{data}: found {len(files)} NPZ files, expected at least 2 with imgs, gts and "
@@ -78,10 +78,11 @@ def gather_cases(data: Path | None, out: Path) -> dict[str, Path]:
         )
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-        for old_link in folder.glob("*.npz"):
+        for old_link in filter(Path.is_symlink, folder.glob("*.npz")):
             old_link.unlink()
     for number, file in enumerate(files):
-        (folders["val" if number % 5 == 1 else "train"] / file.name).symlink_to(file.resolve())
+        link = folders["val" if number % 5 == 1 else "train"] / f"{file.stem}.npz"
+        link.symlink_to(file.resolve())
     return folders
 
 

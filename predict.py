@@ -1,10 +1,15 @@
-"""Segment challenge cases or NIfTI images from prompts; the challenge's container runs this script.
+"""Segment challenge cases or other images from prompts; the challenge's container runs this script.
 
-Reads   --input       a challenge NPZ (imgs, spacing, boxes, clicks), a NIfTI image, or a folder
+Reads   --input       a challenge NPZ (imgs, spacing, boxes, clicks); a NIfTI, NRRD or MetaImage
+                      file; a folder of DICOM slices; or a folder of any of these
         --checkpoint  a file of this project (student.pth), or a released file with --network
-        --prompts     for NIfTI: JSON in the format of utils/prompts/files.py; or --fg, --bg, --box
+        --prompts     for images: JSON in the format of utils/prompts/files.py; or --fg, --bg, --box
 Writes  --output      <name>.npz with segs (D, H, W): the k-th entry of the prompts has the value k;
-                      for NIfTI <name>.nii.gz on the image's grid: the targets' ids
+                      for images <name>.nii.gz (or --format nrrd) on their grid: the targets' ids
+
+Inputs are never written to. An answer replaces only an unchanged answer of this script; other files
+of its name are kept unless --overwrite is given. A case that cannot be answered is named, the other
+cases are answered, and the exit code is 1; tracebacks go to OUTPUT/errors_<time>.log.
 
     python predict.py --input inputs --output outputs --checkpoint student.pth
     python predict.py --input ct.nii.gz --output out --checkpoint student.pth --fg 40,210,260
@@ -20,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from utils.errors import InputError, exit_on_input_error
+from utils.errors import exit_on_input_error, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,12 +60,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--teacher", type=Path, help="take prompt encoder and mask decoder from this file")
     add_prompt_arguments(parser)
     add_intensity_arguments(parser)
+    add("--series", metavar="UID", help="DICOM series to read, for folders that hold several")
     group = parser.add_argument_group("answer and run")
     group.add_argument(
         "--segs-dtype",
         choices=("uint8", "uint16"),
         default="uint8",
         help="dtype of NPZ answers; uint8 holds 255 classes, like the evaluator (default: uint8)",
+    )
+    group.add_argument(
+        "--format",
+        choices=("nifti", "nrrd"),
+        default="nifti",
+        help="format of answers to images; nrrd needs SimpleITK (default: nifti)",
+    )
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files of other origin and changed answers in the output folder, too",
     )
     add_device_arguments(group)
     add_engine_arguments(group)
@@ -69,14 +86,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace, clock: "Clock | None" = None) -> PredictReport:
-    """Segment every case; log the errors of failed cases."""
+    """Segment every case; log the errors of failed cases.
+
+    Raises:
+        InputError: an input, flag or checkpoint cannot be used, or an answer would replace a file
+            that is kept; before anything is written.
+        WriteError: an answer cannot be written; those before it are.
+    """
     clock = Clock() if clock is None else clock
     with clock.part("imports"), importing():  # here and not above, so that --help is quick
-        from utils.cases.prediction import find_inputs, read_input
-        from utils.files.atomic import make_folder
+        from utils.cases.inputs import find_inputs, require_safe_answers
+        from utils.files.atomic import WriteError, make_folder
         from utils.prediction.predictor import ready_predictor
+        from utils.run.failures import explain, new_log, release_memory
         from utils.run.network import open_network
     paths = find_inputs(args.input, args.output)
+    require_safe_answers(paths, args)
     make_folder(args.output)
     with clock.part("weights"):
         model, rule = open_network(
@@ -85,19 +110,34 @@ def run(args: argparse.Namespace, clock: "Clock | None" = None) -> PredictReport
         predictor = ready_predictor(
             model, rule, device=args.device, precision=args.precision, engine=args.engine
         )
-    written, failures = [], []
+    written, failures, log = [], [], new_log(args.output)
     for path in progress(paths):
         try:
-            with clock.part("cases"):
-                case = read_input(path, args)
-            with clock.part("network"):
-                answer = segment(predictor, case)
-            with clock.part("writing"):
-                written.append(case.write(args.output, answer))
-        except (InputError, OSError) as error:
-            failures.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            written.append(answer(path, predictor, args, clock))
+        except WriteError:
+            raise
+        except Exception as error:  # one case must not stop the others
+            failures.append(explain(str(path), error, log))
             logger.error("%s", failures[-1])
+        else:
+            continue
+        # The error, which holds the case's memory, is gone by now.
+        predictor.session = predictor.decoder = None
+        predictor.reset()
+        release_memory()
     return PredictReport(written, failures, clock)
+
+
+def answer(path: Path, predictor: "Predictor", args: argparse.Namespace, clock: "Clock") -> Path:
+    """Read a case, segment it and write the answer; return the answer's file."""
+    from utils.cases.prediction import read_input
+
+    with clock.part("cases"):
+        case = read_input(path, args)
+    with clock.part("network"):
+        segmentation = segment(predictor, case)
+    with clock.part("writing"):
+        return case.write(args.output, segmentation, overwrite=args.overwrite)
 
 
 def segment(predictor: "Predictor", case: "PredictionCase") -> "np.ndarray":
@@ -147,14 +187,24 @@ class Clock(dict[str, float]):
             self[name] = self.get(name, 0.0) + time.perf_counter() - start
 
 
+class PrintableHandler(logging.StreamHandler):
+    """Shows messages alone; control characters in the names of files become escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message without control characters."""
+        return printable(super().format(record))
+
+
 @exit_on_input_error
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handlers = [PrintableHandler(sys.stderr)]
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)
     clock = Clock()
     with clock.part("imports"), importing():
         args = parse_args()
     report = run(args, clock)
-    print(f"{len(report.written)} answers in {args.output}, {len(report.failures)} cases failed")
+    answers, failed = len(report.written), len(report.failures)
+    print(printable(f"{answers} answers in {args.output}, {failed} cases failed"))
     if args.timing:
         parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in report.seconds.items())
         print(f"seconds: {parts}; together {sum(report.seconds.values()):.2f}")

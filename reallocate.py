@@ -160,15 +160,17 @@ def reallocate_case(job: CaseJob, entry: Entry, *, max_voxels: int) -> CaseFacts
         affine = affine_from_spacing(spacing_xyz)
         shape = npz.headers["imgs"].shape
         require_volume_shape(shape, source, "imgs")
+        grid, remarks = Grid(shape, affine), []
         for label in labels:
-            require_same_grid(Grid(shape, affine), read_nifti_grid(label), source, label)
+            remarks += require_same_grid(grid, read_nifti_grid(label), source, label).notes
         entry.claim(outputs)
         if deflated := npz.deflated("imgs"):
             write_deflated_nifti(outputs[0], deflated, affine)
         else:
             write_nifti(outputs[0], checked_arrays(npz, ("imgs",))["imgs"], affine)
     link_to_first(outputs)
-    return CaseFacts(shape, tuple(map(float, spacing_xyz)))
+    spacing_xyz = tuple(map(float, spacing_xyz))
+    return CaseFacts(shape, spacing_xyz, remarks=tuple(dict.fromkeys(remarks)))
 
 
 @exit_on_input_error

@@ -25,7 +25,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.measure import alternate, machine, machine_line, synchroniser, table, write_json
+from benchmarks.measure import (
+    alternate,
+    json_file,
+    machine,
+    machine_line,
+    synchroniser,
+    table,
+    write_json,
+)
 from benchmarks.rivals import SIZE, Prompts, network, prompts_for
 from segment_anything import InferenceEngine, sam_model_registry3D
 from utils.errors import exit_on_input_error
@@ -43,8 +51,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=positive_int, default=1)
     add("--runs", type=positive_int, default=20, help="timed runs of each part (default: 20)")
     add("--kernels", type=non_negative_int, default=8, help="kernels a part to list (default: 8)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("--json", type=Path, help="also write the numbers to this file")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add("--json", type=json_file, help="also write the numbers to this file")
     return parser.parse_args(argv)
 
 

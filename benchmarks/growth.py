@@ -22,7 +22,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import predict
-from benchmarks.measure import machine, machine_line, summary, table, write_json
+from benchmarks.measure import json_file, machine, machine_line, summary, table, write_json
 from segment_anything import checkpoint_payload, network_configs, sam_model_registry3D
 from utils.cases.prediction import read_input
 from utils.errors import exit_on_input_error
@@ -53,7 +53,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="volumes with 4 targets each; --targets are placed in a volume of the second shape",
     )
     add("--runs", type=positive_int, default=3, help="(default: 3)")
-    add("--json", type=Path, help="also write the numbers to this file")
+    add("--json", type=json_file, help="also write the numbers to this file")
     add_device_arguments(parser)
     add_engine_arguments(parser)
     return parser.parse_args(argv)

@@ -38,6 +38,7 @@ from benchmarks import growth
 from benchmarks.measure import (
     PeakMemory,
     alternate,
+    json_file,
     machine,
     machine_line,
     relative_difference,
@@ -81,10 +82,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--medim-precisions", nargs="+", default=["float32"], choices=PRECISIONS[1:])
     add("--medim", action=argparse.BooleanOptionalAction, default=True)
     add("--runs", type=positive_int, default=20, help="timed runs at batch 1 (default: 20)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--threads", type=int, default=0, help="CPU threads; 0 = PyTorch's choice (default: 0)")
     add("--growth", action=argparse.BooleanOptionalAction, default=True, help="time predict.py too")
-    add("--json", type=Path, help="also write the numbers to this file")
+    add("--json", type=json_file, help="also write the numbers to this file")
     return parser.parse_args(argv)
 
 

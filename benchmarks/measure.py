@@ -5,6 +5,7 @@ Reports have medians with their spread, the machine, and the difference of the o
 nothing unless the outputs agree.
 """
 
+import argparse
 import ctypes
 import gc
 import json
@@ -22,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.files.atomic import atomic_path
+from utils.run.device import synchronise
 
 SAMPLED_EVERY_S = 0.002  # seconds between two readings of the resident set by `PeakMemory`
 STATM = Path("/proc/self/statm")
@@ -57,7 +59,7 @@ def cpu_name() -> str:
 
 def synchroniser(device: torch.device) -> Callable[[], None] | None:
     """Return a call that waits for the device's work; None for a CPU, which needs no waiting."""
-    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+    return None if device.type == "cpu" else partial(synchronise, device)
 
 
 def alternate(
@@ -164,6 +166,13 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
     """Return |found - expected| / |expected|, in float64."""
     found, expected = found.detach().double(), expected.detach().double()
     return ((found - expected).norm() / expected.norm()).item()
+
+
+def json_file(text: str) -> Path:
+    """Parse the value of ``--json``: a file that ends in .json, so never a checkpoint or image."""
+    if not text.lower().endswith(".json"):
+        raise argparse.ArgumentTypeError(f"found {text}, expected a file that ends in .json")
+    return Path(text)
 
 
 def write_json(path: Path, report: object) -> None:

@@ -38,6 +38,7 @@ from benchmarks.literal_attention import literal_windows
 from benchmarks.measure import (
     PeakMemory,
     alternate,
+    json_file,
     machine,
     machine_line,
     summary,
@@ -105,7 +106,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what.add_argument(
         "--runs", type=positive_int, default=5, help="timed steps of each form (default: 5)"
     )
-    what.add_argument("--json", type=Path, help="also write the numbers to a file (default: none)")
+    what.add_argument(
+        "--json", type=json_file, help="also write the numbers to a file (default: none)"
+    )
     add_run_arguments(parser)
     return parser.parse_args(argv)
 

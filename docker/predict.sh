@@ -14,7 +14,8 @@ if [ $# -ne 1 ]; then
     echo "Build the image with --build-arg CHECKPOINT=FILE." >&2
     exit 1
 fi
-set -- --checkpoint "$1" --input inputs --output outputs --timing
+# outputs/ is for answers alone: one that was changed since, or is of another version, is replaced.
+set -- --checkpoint "$1" --input inputs --output outputs --overwrite --timing
 if [ -f "$teacher" ]; then set -- "$@" --teacher "$teacher"; fi
 if [ -n "${NETWORK:-}" ]; then set -- "$@" --network "$NETWORK"; fi
 

@@ -174,3 +174,11 @@ def test_a_cold_start_that_fails_says_why(tmp_path):
     flags = ["--checkpoints", str(tmp_path / "none.pth"), "--runs", "1", "--device", "cpu"]
     with pytest.raises(InputError, match="no such file"):
         cold_start.run(cold_start.parse_args(flags))
+
+
+@pytest.mark.parametrize("script", [cold_start, training])
+def test_numbers_are_not_written_over_a_checkpoint(tmp_path, script, capsys):
+    student = save_student(tmp_path / "student.pth")
+    with pytest.raises(SystemExit):
+        script.parse_args(["--json", str(student)])
+    assert "expected a file that ends in .json" in capsys.readouterr().err

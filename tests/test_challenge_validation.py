@@ -1,5 +1,6 @@
 """Both validation scripts with --protocol challenge, on small cases."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import pytest
 import torch
 from small_cases import ball
 from small_networks import RULE, save_student, save_teacher, small_student
-from validation_helpers import rows, run
+from validation_helpers import fail_once, rows, run
 
 import validation
 import validation_student
 from segment_anything import student_payload
 from utils.cases.phantoms import boxes_of
 from utils.errors import InputError
+from utils.files.atomic import WriteError
 from utils.results.metrics import dsc
 from utils.validation.arguments import show
 from utils.validation.run_challenge import find_challenge_cases
@@ -164,3 +166,50 @@ def test_what_the_checkpoint_was_trained_on_tells_seen_lesions(flags, tmp_path):
     run(validation_student, [*flags, "--trained-on", "tree/spleen/CT_A"])
     groups = {row["organ"]: row["group"] for row in rows(tmp_path / "out" / "targets.csv")}
     assert groups["liver_tumors"] == "unseen lesion"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_case_without_memory_is_named_and_the_others_are_scored(
+    flags, tmp_path, monkeypatch, caplog, error
+):
+    fail_once(monkeypatch, np, "savez_compressed", error)
+    summary = run(validation_student, flags)
+    assert show(summary) == 1
+    (failure,) = summary.failures.values()
+    assert "there is not enough memory" in failure
+    assert "\n" not in failure
+    assert [score.case for score in summary.scores] == ["CT_A_1", "CT_A_2"]
+    log = tmp_path / "out" / "cases" / "CT_A_0.log"
+    assert str(log) in failure
+    assert "Traceback (most recent call last)" in log.read_text()
+    assert not any(record.exc_info for record in caplog.records)
+    assert run(validation_student, flags).failures == {}
+    assert not log.exists()
+
+
+def test_predictions_never_replace_the_images(flags, tmp_path):
+    """The images lie where the predictions would be written."""
+    folder = tmp_path / "out" / "predictions"
+    folder.parent.mkdir()
+    (tmp_path / "npz").rename(folder)
+    flags[flags.index("--images") + 1] = folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError, match="is the same file as the input"):
+        run(validation_student, flags)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions"]
+
+
+def test_endings_count_in_any_case(tmp_path):
+    folder = write_cases(tmp_path / "npz", 2)
+    (folder / "CT_A_1.npz").rename(folder / "CT_A_1.NPZ")
+    found = find_challenge_cases(folder, None)
+    assert [image.name for image, _ in found] == ["CT_A_0.npz", "CT_A_1.NPZ"]
+    assert all(image == label for image, label in found)
+
+
+def test_a_full_disk_ends_the_run(flags, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    fail_once(monkeypatch, np, "savez_compressed", full)
+    with pytest.raises(WriteError, match="No space left"):
+        run(validation_student, flags)

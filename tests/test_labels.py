@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from utils.errors import InputError
-from utils.volumes.labels import InstanceRule, as_label, count_values
+from utils.volumes.labels import InstanceRule, as_label, checked_label, count_values
 
 
 def instances(**sizes):
@@ -69,3 +69,57 @@ def test_values_are_counted_without_the_background():
 def test_values_beyond_uint16_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"the value 65536. Expected at most 65535"):
         as_label(np.array([[[0, 65536]]]), tmp_path / "case.npz")
+
+
+@pytest.mark.parametrize("off", [0.9999999997, 1.0009, 0.9991, 1 - 1e-7])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_a_rounding_error_from_whole_are_rounded_with_a_note(tmp_path, off, dtype):
+    values = np.zeros((3, 2, 2), dtype)
+    values[1] = [[off, 40000], [1, -1e-5]]
+
+    label, notes = checked_label(values, tmp_path / "case.nii.gz")
+
+    expected = np.zeros((3, 2, 2), np.uint16)
+    expected[1] = [[1, 40000], [1, 0]]
+    assert label.dtype == np.uint16
+    np.testing.assert_array_equal(label, expected)
+    assert len(notes) == 1
+    assert "from whole numbers were rounded" in notes[0]
+    assert values[1, 0, 0] == dtype(off)  # the input is unchanged
+
+
+def test_the_note_names_the_largest_error_and_whole_values_have_none(tmp_path):
+    values = np.array([[[0.9999, 2.00005]], [[3, 1]]])
+
+    assert checked_label(values, tmp_path).notes == [
+        "label values up to 1.0e-04 from whole numbers were rounded"
+    ]
+    assert checked_label(np.array([[[0.0, 3.0]]]), tmp_path).notes == []
+    assert checked_label(np.array([[[0, 3]]], np.int16), tmp_path).notes == []
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (np.array([0, 1, 1.0011]), "1.0011"),
+        (np.array([0, 0.99609378]), "0.99609378"),
+        (np.array([1.0000001, 2, 0.1], np.float32), "0.1"),
+        (np.array([0, -0.5]), "-0.5"),
+        (np.array([123456.75]), "123456.75"),
+    ],
+    ids=str,
+)
+def test_fractions_are_refused_with_the_digits_that_tell_them(tmp_path, values, found):
+    with pytest.raises(InputError, match=rf"case\.npz: the label holds fractions, {found} among"):
+        checked_label(values.reshape(1, 1, -1), tmp_path / "case.npz")
+
+
+def test_rounding_is_logged_where_there_is_no_manifest(tmp_path, caplog):
+    as_label(np.array([[[1 + 1e-6]]]), tmp_path / "case.npz")
+
+    assert "case.npz: label values up to 1.0e-06" in caplog.text
+
+
+def test_large_values_are_shown_in_full(tmp_path):
+    with pytest.raises(InputError, match=r"the value 1234567\. Expected"):
+        as_label(np.array([[[1234567.0]]]), tmp_path / "case.npz")

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from utils.errors import InputError
 from utils.files.atomic import WriteError
 from utils.files.nifti import (
+    Channel,
     read_nifti,
     read_nifti_grid,
     write_deflated_nifti,
@@ -235,3 +236,79 @@ def test_every_flipped_byte_of_an_unzipped_header_is_refused_or_read(tmp_path):
             )
             with contextlib.suppress(InputError):
                 assert read_nifti(path, max_voxels=10**6).array.ndim == 3
+
+
+def put(path, array, affine=AFFINE):
+    """Write an array in NIfTI's own order of axes."""
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3, 4])
+def test_trailing_axes_of_length_one_are_dropped(tmp_path, axes):
+    path = put(tmp_path / "a.nii.gz", counting().T.reshape(9, 6, 4, *[1] * axes))
+
+    np.testing.assert_array_equal(read_nifti(path).array, counting())
+    assert read_nifti_grid(path).shape == (4, 6, 9)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 9), (4, 6, 1), (4, 1, 9), (1, 1, 1)])
+def test_a_single_slice_is_a_volume(tmp_path, shape):
+    path = put(tmp_path / "a.nii.gz", counting(shape).T)
+
+    np.testing.assert_array_equal(read_nifti(path).array, counting(shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [
+        ((9, 6), "a 2-D picture"),
+        ((9, 6, 4, 3), "a series of 3 volumes"),
+        ((9, 6, 4, 1, 3), "vectors of 3 numbers"),
+        ((9, 6, 4, 2, 3), "5-D data"),
+        ((9, 6, 4, 1, 1, 2), "6-D data"),
+    ],
+)
+def test_what_is_no_volume_is_named(tmp_path, shape, found):
+    path = put(tmp_path / "a.nii.gz", np.zeros(shape, np.int16))
+
+    for read in (read_nifti, read_nifti_grid):
+        with pytest.raises(InputError, match=rf"a\.nii\.gz: .* holds {found}.*Expected one 3-D"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "found"),
+    [
+        ([("R", "u1"), ("G", "u1"), ("B", "u1")], r"colours \(RGB\)"),
+        ([("R", "u1"), ("G", "u1"), ("B", "u1"), ("A", "u1")], r"colours \(RGB\)"),
+        (np.complex64, r"complex numbers \(complex64\)"),
+    ],
+)
+def test_colours_and_complex_numbers_are_named(tmp_path, dtype, found):
+    path = put(tmp_path / "a.nii.gz", np.zeros((9, 6, 4), dtype))
+
+    with pytest.raises(InputError, match=rf"a\.nii\.gz: .* holds {found}"):
+        read_nifti(path)
+
+
+@pytest.mark.parametrize("shape", [(9, 6, 4, 3), (9, 6, 4, 1, 3)])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_one_channel_of_several_is_read(tmp_path, shape, suffix):
+    channels = [counting(dtype=np.int16) + 1000 * n for n in range(3)]
+    path = put(tmp_path / f"a{suffix}", np.stack([c.T for c in channels], -1).reshape(shape))
+
+    for number, expected in enumerate(channels):
+        volume = read_nifti(path, channel=Channel(number, 3))
+        assert volume.array.dtype == np.int16
+        np.testing.assert_array_equal(volume.array, expected)
+    with pytest.raises(InputError, match="holds 3 volumes, where the data set has 2 channels"):
+        read_nifti(path, channel=Channel(0, 2))
+
+
+def test_a_channel_of_a_truncated_file_is_refused(tmp_path):
+    path = put(tmp_path / "a.nii.gz", np.stack([counting((8, 9, 10)).T] * 3, -1))
+    path.write_bytes(path.read_bytes()[:-4])
+
+    with pytest.raises(InputError, match=r"a\.nii\.gz: cannot be read"):
+        read_nifti(path, channel=Channel(0, 3))

@@ -58,7 +58,7 @@ MALFORMED = {
     "no channels": ({"labels": V2["labels"]}, "has the channels None"),
     "no labels": ({"modality": V1["modality"]}, "has the labels None"),
     "no file ending": ({k: V2[k] for k in ("labels", "channel_names")}, "'file_ending' is None"),
-    "another file ending": (V2 | {"file_ending": ".nrrd"}, "'.nrrd'.*convert"),
+    "another file ending": (V2 | {"file_ending": ".png"}, "'.png'.*convert"),
     "list of channels": (V2 | {"channel_names": ["CT"]}, r"has the channels \['CT'\]"),
     "channel without number": (V2 | {"channel_names": {"CT": "0"}}, "has the channel 'CT'"),
     "channel without name": (V2 | {"channel_names": {"0": 1}}, "has the name 1"),

@@ -5,9 +5,12 @@ import json
 import subprocess
 import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
+from header_kinds import write_kind
 from preparation_helpers import ROOT, state_of
 from small_cases import ball
 from small_networks import RULE, save_student, save_teacher, small_student
@@ -174,12 +177,56 @@ def test_nifti_and_npz_give_the_same_answer_to_the_same_prompts(tmp_path, studen
     np.testing.assert_array_equal(answer.array, segs)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_single_slice_is_answered(tmp_path, student, axis):
+    place = CENTRES[0]
+    array = image().take([place[axis]], axis)
+    flat = ",".join(str(0 if n == axis else c) for n, c in enumerate(place))
+    path = write_scan(tmp_path / "scans", array=array)
+    (written,) = predicted(path, tmp_path / "out", student, "--fg", flat).written
+    answer = read_nifti(written).array
+    assert answer.shape == array.shape
+    assert answer[tuple(map(int, flat.split(",")))] == 1
+
+
+def test_trailing_axes_are_dropped_and_a_picture_is_named_as_one(tmp_path, student, caplog):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name, array in (("five", image().T[..., None, None]), ("flat", image()[6].T)):
+        nib.save(nib.Nifti1Image(array, AFFINE), scans / f"{name}.nii.gz")
+    report = predicted(scans, tmp_path / "out", student, "--fg", "6,7,8")
+    assert [path.name for path in report.written] == ["five.nii.gz"]
+    assert nib.load(report.written[0]).shape == SHAPE[::-1]
+    (failure,) = report.failures
+    assert "flat.nii.gz" in failure
+    assert "holds a 2-D picture" in failure
+
+
+@pytest.mark.parametrize("coordinates", ["mm", "mm-lps"])
+def test_a_click_in_mm_lands_where_the_user_s_viewer_showed_it(
+    tmp_path, student, coordinates, caplog
+):
+    scan = tmp_path / "scans/scan.nii"
+    write_kind(scan, "scanner and MNI", image(np.int16))
+    z, y, x = CENTRES[1]
+    if coordinates == "mm":
+        place = (nib.load(scan).affine @ [x, y, z, 1])[:3]
+    else:
+        place = sitk.ReadImage(str(scan)).TransformIndexToPhysicalPoint((x, y, z))
+    flags = ("--fg", ",".join(map(str, place)), "--coordinates", coordinates)
+    (written,) = predicted(scan, tmp_path / "out", student, *flags).written
+    by_voxel = predicted(scan, tmp_path / "voxel", student, "--fg", f"{z},{y},{x}").written[0]
+    assert read_nifti(written).array[CENTRES[1]] == 1
+    np.testing.assert_array_equal(read_nifti(written).array, read_nifti(by_voxel).array)
+    assert "the forms of its header lie up to" in caplog.text
+
+
 def test_hounsfield_units_are_windowed_unless_told_otherwise(tmp_path, student, caplog):
     caplog.set_level("INFO")
     array = (image(np.int16) - 100) * 8
     path = write_scan(tmp_path / "scans", array=array, targets=[{"id": 1, "points": []}])
     for flags, said in (
-        ("", "scan.nii.gz: window level 40, width 400"),
+        ("--modality ct", "scan.nii.gz: window level 40, width 400"),
         ("--window -600 1500", "window level -600, width 1500"),
         ("--intensity as-is", "intensities kept"),
     ):

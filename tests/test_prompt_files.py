@@ -5,8 +5,11 @@ import json
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from header_kinds import KINDS, write_kind
 
 from utils.errors import InputError
+from utils.files.nifti import read_nifti
 from utils.prompts.files import (
     PromptSpace,
     add_prompt_arguments,
@@ -61,10 +64,12 @@ def test_a_file_gives_each_target_its_box_and_then_its_points_in_order(tmp_path)
 
 
 @pytest.mark.parametrize("affine", [AFFINE, OBLIQUE], ids=["axial", "oblique"])
-@pytest.mark.parametrize("coordinates", ["zyx", "xyz", "mm"])
+@pytest.mark.parametrize("coordinates", ["zyx", "xyz", "mm", "mm-lps"])
 def test_the_same_places_in_each_kind_of_coordinates(tmp_path, coordinates, affine):
     def said(zyx):
-        return {"zyx": list(zyx), "xyz": list(zyx[::-1]), "mm": world(zyx, affine)}[coordinates]
+        x, y, z = world(zyx, affine)
+        millimetres = {"mm": [x, y, z], "mm-lps": [-x, -y, z]}
+        return ({"zyx": list(zyx), "xyz": list(zyx[::-1])} | millimetres)[coordinates]
 
     box = {"from": said((2, 3, 4)), "to": said((5, 9, 20))}
     target = {"id": 1, "points": [{"at": said((5, 6, 7))}], "box": box}
@@ -208,3 +213,95 @@ def test_prompts_in_two_places_are_refused(tmp_path):
 @pytest.mark.parametrize("name", ["a.b.nii.gz", "a.b.nii", "a.b.npz"])
 def test_the_stem_is_the_name_without_the_suffix(tmp_path, name):
     assert image_stem(tmp_path / name) == "a.b"
+
+
+SHIFTED = AFFINE + np.array([[0, 0, 0, 12.0], [0] * 4, [0] * 4, [0] * 4])  # 6 voxels along x
+
+
+@pytest.mark.parametrize(("coordinates", "x"), [("mm", 7), ("mm-lps", 13)])
+def test_where_forms_differ_mm_means_nibabel_s_place_and_mm_lps_that_of_itk(
+    tmp_path, coordinates, x, caplog
+):
+    place = np.array(world((5, 6, 7))) * ([1, 1, 1] if coordinates == "mm" else [-1, -1, 1])
+    target = {"id": 1, "points": [{"at": place.tolist()}]}
+    path = write(tmp_path, {"coordinates": coordinates, "targets": [target]})
+
+    (read_back,) = read_prompt_file(path, SHAPE, AFFINE, SHIFTED)
+
+    assert read_back.prompts == [Click((5, 6, x), True)]
+    assert "scan.json: the forms of its header lie up to 12 mm apart" in caplog.text
+    assert f"make sure that {coordinates} fits the viewer" in caplog.text
+
+
+def test_forms_less_than_half_a_voxel_apart_and_voxel_coordinates_need_no_warning(tmp_path, caplog):
+    path = write(tmp_path, {"coordinates": "mm", "targets": []})
+    read_prompt_file(path, SHAPE, AFFINE, AFFINE + np.eye(4, k=3) * 0.49)
+    read_prompt_file(path, SHAPE, AFFINE)
+    assert not caplog.text
+
+    read_prompt_file(path, SHAPE, AFFINE, AFFINE + np.eye(4, k=3) * 0.51)
+    assert "0.51 mm apart" in caplog.text
+    caplog.clear()
+    path = write(tmp_path, {"coordinates": "xyz", "targets": []})
+    read_prompt_file(path, SHAPE, AFFINE, SHIFTED)
+    assert not caplog.text
+
+
+def test_flags_take_the_same_coordinates_and_warn_too(tmp_path, caplog):
+    x, y, z = world((5, 6, 7))
+    args = parsed("--fg", f"{-x},{-y},{z}", "--coordinates", "mm-lps")
+
+    (target,) = find_prompts(args, tmp_path / "scan.nii.gz", SHAPE, AFFINE, SHIFTED)
+
+    assert target.prompts == [Click((5, 6, 13), True)]
+    assert "scan.nii.gz: the forms of its header" in caplog.text
+
+
+def test_a_place_of_itk_in_an_image_with_odd_forms_is_the_voxel_that_itk_shows(tmp_path):
+    """The voxel's place by SimpleITK itself, given as mm-lps, comes back as the voxel."""
+    for number, kind in enumerate(KINDS):
+        path = tmp_path / f"{number}.nii"
+        write_kind(path, kind, np.zeros(SHAPE, np.int16))
+        volume = read_nifti(path)
+        place = sitk.ReadImage(str(path)).TransformIndexToPhysicalPoint((7, 6, 5))
+        space = PromptSpace("mm-lps", SHAPE, volume.affine, volume.itk_affine)
+
+        assert space.click(place, True) == Click((5, 6, 7), True), kind
+
+
+@pytest.mark.parametrize(("system", "said"), [("LPS", "mm-lps"), ("RAS", "mm"), (None, "mm-lps")])
+def test_markups_of_slicer_are_refused_with_what_to_write(tmp_path, system, said):
+    markup = {
+        "type": "Fiducial",
+        "coordinateSystem": system,
+        "controlPoints": [{"id": "1", "label": "F-1", "position": [8.0, 10.5, -10]}],
+    }
+    path = write(tmp_path, {"@schema": "https://x", "markups": [markup]}, "slicer.mrk.json")
+
+    with pytest.raises(
+        InputError, match=r"slicer\.mrk\.json: is a markups file of 3D Slicer"
+    ) as error:
+        read_prompt_file(path, SHAPE, AFFINE)
+
+    suggested = str(error.value).split(": write ")[1].split(", with one entry a point")[0]
+    path = write(tmp_path, suggested)
+    assert json.loads(suggested)["coordinates"] == said
+    assert json.loads(suggested)["targets"][0]["points"][0]["at"] == [8.0, 10.5, -10]
+
+
+def test_markups_without_points_are_refused_too(tmp_path):
+    for markups in ([], [{}], [5]):
+        path = write(tmp_path, {"markups": markups})
+        with pytest.raises(InputError, match=r"is a markups file.*mm-lps.*\[x, y, z\]"):
+            read_prompt_file(path, SHAPE, AFFINE)
+
+
+def test_a_click_outside_the_image_is_told_in_which_coordinates_it_is_inside():
+    x, y, z = world((5, 6, 7))
+    with pytest.raises(InputError, match=r"not a voxel.* As coordinates mm-lps, \(.*\) lies in"):
+        PromptSpace("mm", SHAPE, AFFINE).click((-x, -y, z), True)
+    with pytest.raises(InputError, match=r"As coordinates xyz, \(29, 19, 9\) lies in the image"):
+        PromptSpace("zyx", SHAPE, AFFINE).click((29, 19, 9), True)
+    with pytest.raises(InputError) as error:
+        PromptSpace("zyx", SHAPE, AFFINE).click((500, 500, 500), True)
+    assert "As coordinates" not in str(error.value)

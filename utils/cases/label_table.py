@@ -21,6 +21,7 @@ from pathlib import Path
 
 from utils.errors import InputError
 from utils.files.strict_json import RepeatedKeyError, parse_json
+from utils.volumes.intensity import named_modality
 from utils.volumes.labels import MAX_LABEL
 
 INSTANCE_KEY = "instance_label"
@@ -105,13 +106,17 @@ def modality_of(dataset: str) -> str:
     return dataset.split("_")[0]
 
 
-def is_ct(dataset: str) -> bool:
-    """Tell whether a data set or case is CT, by its `modality_of`.
+def is_ct(dataset: str, modality: str = "") -> bool | None:
+    """Tell whether a data set or case is CT, by its name; None where the name does not say.
 
-    A modality that only begins with CT counts too, such as CTA: a user's CT data sets may be named
-    so, and their values are Hounsfield units as well.
+    Args:
+        modality: what the source of the data set calls it, which counts where the name says none.
+
+    >>> is_ct("CT_AMOS_0004"), is_ct("MR_CT_x"), is_ct("Dataset009_Spleen", "CT"), is_ct("Spleen")
+    (True, False, True, None)
     """
-    return modality_of(dataset).startswith("CT")
+    said = named_modality(dataset) or named_modality(modality)
+    return None if said is None else said == "ct"
 
 
 def organ_slug(name: str) -> str:

@@ -1,20 +1,30 @@
-"""Cases of predict.py: find the input files, read image and prompts, write the answer."""
+"""Cases of predict.py: read image and prompts, write the answer."""
 
 import argparse
 import logging
+import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from utils.cases.challenge import read_challenge_case, write_segs
+from utils.cases.inputs import answer_name, is_challenge_file
 from utils.errors import InputError
-from utils.prompts.files import find_prompts, gives_prompts, image_stem
+from utils.files.answers import write_answer
+from utils.files.images import header_modality, image_stem, read_image
+from utils.files.strict_json import read_json
+from utils.prompts.files import find_prompts, gives_prompts
 from utils.prompts.kinds import Prompt
+from utils.volumes.forms import Forms
 from utils.volumes.geometry import affine_from_spacing
-from utils.volumes.intensity import looks_hounsfield, map_intensity
+from utils.volumes.grid import Grid
+from utils.volumes.intensity import holds_hounsfield, map_intensity, named_modality
 
-INPUT_SUFFIXES = (".npz", ".nii", ".nii.gz")
+#: What headers call the modalities of `utils.volumes.intensity`; others count as "other".
+HEADER_MODALITIES = {"CT": "ct", "MR": "mr", "MRI": "mr", "PT": "pet", "PET": "pet", "US": "us"}
+CHANNEL = re.compile(r"_([0-9]{4})$")  # at the end of the name of an image of nnU-Net
 
 logger = logging.getLogger(__name__)
 
@@ -23,64 +33,42 @@ logger = logging.getLogger(__name__)
 class PredictionCase:
     """An image, its prompts, and the form of the answer's file."""
 
-    answer_name: str  # the answer's file name, .npz or .nii.gz
+    answer_name: str  # the answer's file name, .npz, .nii.gz or .nrrd
     image: np.ndarray  # (D, H, W)
     affine: np.ndarray  # (x, y, z) voxel centres to RAS+ mm
     prompts: dict[int, list[Prompt]]  # target's number in the answer -> its prompts
     hounsfield: bool  # values are Hounsfield units
     dtype: np.dtype | None = None  # of the answer; None: the smallest that holds the numbers
+    forms: Forms | None = None  # of the image's NIfTI header, which the answer's repeats
 
-    def write(self, folder: Path, answer: np.ndarray) -> Path:
+    def write(self, folder: Path, answer: np.ndarray, *, overwrite: bool = False) -> Path:
         """Write target numbers (D, H, W) into ``folder``; return the file.
 
         Raises:
+            ForeignFileError: a file that is no answer would be replaced, without ``overwrite``.
             WriteError: the disk is full, or the folder is not writable.
         """
         path = folder / self.answer_name
         answer = answer.astype(self.dtype or answer.dtype, copy=False)
+        write_answer(path, partial(self._write_unmarked, answer), overwrite=overwrite)
+        return path
+
+    def _write_unmarked(self, answer: np.ndarray, path: Path) -> None:
         if path.suffix == ".npz":
             write_segs(path, answer)
+        elif path.suffix == ".nrrd":
+            from utils.files.itk import write_nrrd
+
+            # Programs that read NRRD show a NIfTI image where ITK places it.
+            write_nrrd(path, answer, Grid(answer.shape, self.affine, self.forms).itk_affine)
         else:
             from utils.files.nifti import write_nifti
 
-            write_nifti(path, answer, self.affine)
-        return path
-
-
-def find_inputs(source: Path, output: Path) -> list[Path]:
-    """Return the input file ``source``, or the input files in the folder ``source``, sorted.
-
-    Raises:
-        InputError: there is no input, two inputs would have the same output file, or the output
-            folder is the folder of the inputs or lies in it.
-    """
-    if source.is_dir():
-        paths = sorted(
-            path
-            for path in source.iterdir()
-            if path.name.endswith(INPUT_SUFFIXES) and not path.name.startswith(".")
-        )
-        inputs = source.resolve()
-        mixed = output.resolve().is_relative_to(inputs)
-    else:
-        paths = [source] if source.exists() and source.name.endswith(INPUT_SUFFIXES) else []
-        mixed = output.resolve() == source.resolve().parent
-    if not paths:
-        raise InputError(
-            f"{source}: found no case. Expected a file, or a folder of files, ending in "
-            f"{', '.join(INPUT_SUFFIXES)}: check the path."
-        )
-    if mixed:
-        raise InputError(
-            f"--output {output}: lies with the inputs in {source}. Expected another folder, since "
-            "inputs are never written to: name one."
-        )
-    _require_own_answers(paths)
-    return paths
+            write_nifti(path, answer, self.affine, self.forms)
 
 
 def read_input(path: Path, args: argparse.Namespace) -> PredictionCase:
-    """Read an input and map its intensities to 0..255 by --intensity and --window.
+    """Read an input; map its intensities by --modality, --intensity and --window.
 
     Intensities of challenge files stay unchanged unless --window is given, since networks are
     trained on them.
@@ -88,13 +76,51 @@ def read_input(path: Path, args: argparse.Namespace) -> PredictionCase:
     Raises:
         InputError: the file or its prompts cannot be used.
     """
-    is_npz = path.suffix == ".npz"
-    case = (_read_npz if is_npz else _read_nifti)(path, args)
-    if is_npz and not args.window:
-        return case
-    image, done = map_intensity(case.image, args.intensity, args.window)
-    logger.info("%s: %s", path.name, done)
-    return replace(case, image=image, hounsfield=looks_hounsfield(image))
+    if is_challenge_file(path):
+        case = _read_npz(path, args)
+        return _mapped(path, case, args) if args.window else case
+    return _mapped(path, _read_image(path, args), args)
+
+
+def _mapped(path: Path, case: PredictionCase, args: argparse.Namespace) -> PredictionCase:
+    """Map the image's intensities; log how, and why so."""
+    modality, source = _modality_of(path, args)
+    mapped = map_intensity(case.image, args.intensity, args.window, modality)
+    why = f"{modality} by {source}" if modality else mapped.why
+    if mapped.warning:
+        logger.warning("%s: %s", path.name, mapped.warning)
+    logger.info("%s: %s%s", path.name, mapped.done, f" ({why})" if why else "")
+    return replace(case, image=mapped.image, hounsfield=mapped.hounsfield)
+
+
+def _modality_of(path: Path, args: argparse.Namespace) -> tuple[str | None, str]:
+    """Return an image's modality and who says so; None where only the values can tell."""
+    if args.modality:
+        return args.modality, "--modality"
+    if is_challenge_file(path):
+        return named_modality(image_stem(path)), "its name"
+    if said := header_modality(path, series=args.series):
+        return HEADER_MODALITIES.get(said, "other"), f"its header, {said}"
+    if said := named_modality(image_stem(path)):
+        return said, "its name"
+    return _described_modality(path), "dataset.json"
+
+
+def _described_modality(path: Path) -> str | None:
+    """Return what nnU-Net's dataset.json in the image's folder, or the one above, says."""
+    channel = CHANNEL.search(image_stem(path))
+    for folder in path.absolute().parents[:2]:
+        if (folder / "dataset.json").is_file():
+            try:
+                content = read_json(folder / "dataset.json", "a description", dict[str, object])
+            except InputError as error:
+                logger.warning("%s", error)
+                continue
+            names = content.get("channel_names", content.get("modality"))
+            names = names if isinstance(names, dict) else {}
+            name = names.get(str(int(channel[1])) if channel else "0")
+            return named_modality(name) if isinstance(name, str) else None
+    return None
 
 
 def _read_npz(path: Path, args: argparse.Namespace) -> PredictionCase:
@@ -113,28 +139,24 @@ def _read_npz(path: Path, args: argparse.Namespace) -> PredictionCase:
             "(--segs-dtype uint16 can)", path, len(prompts), most, dtype
         )  # fmt: skip
         prompts = {number: prompts[number] for number in range(1, most + 1)}
+    hounsfield = case.hounsfield
+    if args.intensity != "auto":
+        hounsfield = args.intensity == "hounsfield"
+    elif args.modality:
+        hounsfield = holds_hounsfield(case.image, args.modality == "ct")
     affine = affine_from_spacing(np.array(case.spacing_xyz))
-    return PredictionCase(path.name, case.image, affine, prompts, case.hounsfield, dtype)
+    name = answer_name(path, args.format)
+    return PredictionCase(name, case.image, affine, prompts, hounsfield, dtype)
 
 
-def _read_nifti(path: Path, args: argparse.Namespace) -> PredictionCase:
-    from utils.files.nifti import read_nifti  # imports nibabel, which challenge files do not need
-
-    volume = read_nifti(path)
-    targets = find_prompts(args, path, volume.shape, volume.affine)
-    prompts = {target.id: target.prompts for target in targets}
-    name = f"{image_stem(path)}.nii.gz"
-    return PredictionCase(name, volume.array, volume.affine, prompts, hounsfield=False)
-
-
-def _require_own_answers(paths: list[Path]) -> None:
-    """Raise `InputError` if two inputs, ``a.nii`` and ``a.nii.gz``, would have one answer."""
-    by_answer: dict[str, Path] = {}
-    for path in paths:
-        answer = path.name if path.suffix == ".npz" else f"{image_stem(path)}.nii.gz"
-        first = by_answer.setdefault(answer, path)
-        if first is not path:
-            raise InputError(
-                f"{path}: would be answered in {answer}, as {first} would. Expected different "
-                "names: rename or move one of them."
-            )
+def _read_image(path: Path, args: argparse.Namespace) -> PredictionCase:
+    volume = read_image(path, series=args.series)
+    targets = find_prompts(args, path, volume.shape, volume.affine, volume.itk_affine)
+    return PredictionCase(
+        answer_name=answer_name(path, args.format),
+        image=volume.array,
+        affine=volume.affine,
+        prompts={target.id: target.prompts for target in targets},
+        hounsfield=False,
+        forms=volume.forms,
+    )

@@ -4,6 +4,8 @@ A prepared folder is ``<organ>/<data set>`` with ``imagesTr/<case>.nii.gz`` and
 ``labelsTr/<case>.nii.gz``, as written by reallocate.py and listed in utils/data_paths.py.
 """
 
+import json
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,11 +15,18 @@ import numpy as np
 
 from utils.cases.label_table import is_ct
 from utils.errors import InputError
+from utils.files.atomic import atomic_path
 from utils.files.nifti import read_nifti
+from utils.files.strict_json import read_json
 from utils.volumes.grid import Volume, require_same_grid
 from utils.volumes.labels import InstanceRule, as_label
 
 SUFFIX = ".nii.gz"
+MODALITIES = (
+    ".modalities"  # folder of a tree, with a file for each data set whose modality is known
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class Case:
     case_id: str
     image_path: Path
     label_path: Path
+    modality: str = ""  # as the source of the data set calls it; empty where it does not say
 
     @property
     def sample_id(self) -> str:
@@ -36,9 +46,14 @@ class Case:
         return f"{self.organ}/{self.dataset}/{self.case_id}"
 
     @property
-    def is_ct(self) -> bool:
-        """Whether the data set is CT, so that values may be Hounsfield units."""
-        return is_ct(self.dataset)
+    def is_ct(self) -> bool | None:
+        """Whether the data set is CT; None where neither its name nor its source says."""
+        return is_ct(self.dataset, self.modality)
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    modality: str
 
 
 def find_cases(folders: Iterable[Path | str]) -> list[Case]:
@@ -64,6 +79,7 @@ def find_cases(folders: Iterable[Path | str]) -> list[Case]:
                 f"{folder}: found no labelsTr folder, expected {labels}.\n"
                 "Give <organ>/<data set> folders that reallocate.py wrote."
             )
+        modality = read_modality(folder.parent.parent, folder.name)
         for label_path in sorted(labels.glob(f"*{SUFFIX}")):
             if label_path.name.startswith("."):
                 continue
@@ -74,6 +90,7 @@ def find_cases(folders: Iterable[Path | str]) -> list[Case]:
                     case_id=label_path.name.removesuffix(SUFFIX),
                     image_path=folder / "imagesTr" / label_path.name,
                     label_path=label_path,
+                    modality=modality,
                 )
             )
     twice = [sample_id for sample_id, n in Counter(c.sample_id for c in cases).items() if n > 1]
@@ -91,6 +108,27 @@ def find_cases(folders: Iterable[Path | str]) -> list[Case]:
     return cases
 
 
+def read_modality(tree: Path, dataset: str) -> str:
+    """Return what `write_modality` kept of a data set; empty where there is nothing.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = tree / MODALITIES / f"{dataset}.json"
+    if not path.is_file():
+        return ""
+    return read_json(path, "an object with the modality of a data set", _DataSet).modality
+
+
+def write_modality(tree: Path, dataset: str, modality: str) -> None:
+    """Keep the modality of a data set in a prepared tree; an empty one says nothing."""
+    path = tree / MODALITIES / f"{dataset}.json"
+    text = json.dumps({"modality": modality})
+    if modality and not (path.is_file() and path.read_text("utf-8", "replace") == text):
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, "utf-8")
+
+
 def read_case(case: Case) -> tuple[Volume, Volume]:
     """Read image and label, checked to lie on one grid.
 
@@ -103,8 +141,10 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
             "Run reallocate.py on this tree."
         )
     image, label = read_nifti(case.image_path), read_nifti(case.label_path)
-    require_same_grid(image, label, case.image_path, case.label_path)
-    label = Volume(as_label(label.array, case.label_path), label.affine)
+    agreement = require_same_grid(image, label, case.image_path, case.label_path)
+    for note in () if agreement.everywhere else agreement.notes:
+        logger.warning("%s: %s", case.sample_id, note)
+    label = Volume(as_label(label.array, case.label_path), label.affine, label.forms)
     if not label.array.any():
         raise InputError(
             f"{case.label_path}: the label is empty, expected at least one voxel of {case.organ}.\n"

@@ -37,7 +37,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     owner = f"{_machine()}-{os.getpid():x}-{uuid.uuid4().hex[:8]}"
-    temporary = path.with_name(f".tmp-{owner}-{path.name}")
+    # The end of the name suffices, and keeps the whole below 255 bytes, the limit of file systems.
+    temporary = path.with_name(f".tmp-{owner}-{path.name[-48:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

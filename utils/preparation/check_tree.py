@@ -206,7 +206,7 @@ def _read_image(case: CaseReport, path: Path, max_voxels: int) -> tuple[bytes | 
     with case.noting(Kind.UNREADABLE, path):
         volume = read_nifti(path, max_voxels)
         case.voxels += volume.array.size
-        return _digest(volume.array, volume.affine), Grid(volume.shape, volume.affine)
+        return _digest(volume.array, volume.affine), volume.grid
     return None, None
 
 

@@ -33,6 +33,8 @@ class FoundFiles:
 def find_files(folder: Path, suffix: str, expected: str) -> FoundFiles:
     """Find all files with a suffix in and below ``folder``; links to folders are followed.
 
+    The suffix is given in lower case, and counts in upper case too.
+
     A folder that is reached twice, such as by a loop of links, is searched once. Names that begin
     with a dot are left out.
 
@@ -45,7 +47,7 @@ def find_files(folder: Path, suffix: str, expected: str) -> FoundFiles:
     require_folder(folder, expected)
     found, visited = FoundFiles(), set()
     for path in walk(folder, visited, found.problems):
-        if path.name.endswith(suffix):
+        if path.name.lower().endswith(suffix):
             case_id = case_id_of(path, suffix)
             if not case_id.isprintable() or len(os.fsencode(case_id)) > MAX_NAME_BYTES:
                 found.problems.append(
@@ -70,7 +72,7 @@ def find_npz(folder: Path) -> FoundFiles:
 
 def case_id_of(path: Path, suffix: str = ".npz") -> str:
     """Return the file's name without its suffix and without ``_image`` or ``_label``."""
-    stem = path.name.removesuffix(suffix)
+    stem = path.name[: len(path.name) - len(suffix)]
     return stem.removesuffix(Role.IMAGE.value).removesuffix(Role.LABEL.value)
 
 

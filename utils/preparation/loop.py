@@ -82,6 +82,7 @@ class Outcome:
     kind: str  # "done", "skipped", "failed" or "unwritable"
     message: str = ""
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
 
 
@@ -266,6 +267,8 @@ def _add_outcome(summary: PrepareSummary, outcome: Outcome) -> None:
     if outcome.notes:
         summary.dropped.append(f"{outcome.job.case_id}: {shortened(outcome.notes)}")
         _say(f"DROPPED {summary.dropped[-1]}")
+    if outcome.remarks:
+        _say(f"NOTE {outcome.job.case_id}: {shortened(outcome.remarks)}")
     if outcome.removed:
         _say(f"REMOVED {outcome.job.case_id}: {shortened(outcome.removed)}")
 
@@ -294,7 +297,8 @@ def _do(step: Step, job: CaseJob) -> Outcome:
             return Outcome(job, "skipped")
         found = step.work(job, entry)
         entry.finish(found)
-        return Outcome(job, "done", notes=found.notes, removed=tuple(entry.removed))
+        told = {"notes": found.notes, "remarks": found.remarks}
+        return Outcome(job, "done", removed=tuple(entry.removed), **told)
     except WriteError as error:
         return Outcome(job, "unwritable", str(error))
     except (InputError, OSError, MemoryError) as error:

@@ -1,25 +1,29 @@
 """Step 1 for other sources: nnU-Net data sets, or folders of images and labels, into the same tree.
 
 Reads   --nnunet   folders DatasetXXX_Name with dataset.json (nnU-Net v2 or v1),
-                   imagesTr/<case>_0000.nii.gz, one file per channel, and labelsTr/<case>.nii.gz
+                   imagesTr/<case>_0000.nii.gz, one file per channel, and labelsTr/<case>.nii.gz;
+                   or folders TaskXX_Name of the Medical Decathlon, as they are downloaded:
+                   imagesTr/<case>.nii.gz holds all channels
         --images --labels   or two folders with files of the same names, subfolders included; then
                    --dataset and --classes say what the files hold
+                   Files may also be NRRD, MetaImage, or folders <case> of DICOM slices
 Writes  --out      <organ>/<data set>/{imagesTr,labelsTr}/<case>.nii.gz, as the three scripts for
                    challenge files do: a binary uint8 label (--instances: the numbers, uint16) for
                    every organ with a voxel in the case, and the image beside it. Each file is
                    written once; other organs and channels get hard links. Next: preparelabel.py.
 
-In an nnU-Net folder with several channels each channel becomes a data set,
-DatasetXXX_Name_<channel>. With one channel the data set has the folder's name. A region, "whole
+In a folder with several channels each channel becomes a data set, DatasetXXX_Name_<channel>, unless
+--channels names some of them. With one channel the data set has the folder's name. A region, "whole
 tumor": [1, 2, 3], is the union of its values. Voxels of nnU-Net's "ignore" label belong to no
-class. Cases without a label (also those of imagesTs) are left out. Training clamps HU only in data
-sets whose name begins with CT: give a link to an nnU-Net folder of CT, CT_Spleen ->
-Dataset009_Spleen.
+class. Cases without a label (also those of imagesTs) are left out. Training clamps HU in data sets
+that are CT by their name (CT_Spleen), by dataset.json or the DICOM header, or by the share of
+voxels that are air.
 
-Voxels, dtype and affine are kept. --spacing resamples: images linearly, without smoothing, and
-rounded where the dtype is whole numbers; labels to the nearest voxel. The axes and the volume's
-first corner stay; its far sides move by at most half a new voxel. A worker holds all channels of
-one case in memory.
+Voxels, dtype and the header's forms are kept. A label that shares only one form with its image, as
+one drawn in 3D Slicer may, gets the image's. --spacing resamples: images linearly, without
+smoothing, and rounded where the dtype is whole numbers; labels to the nearest voxel. The axes and
+the volume's first corner stay; its far sides move by at most half a new voxel. A worker holds all
+channels of one case in memory.
 
 A case that cannot be used is listed, the other cases are done, and the exit code is 1. Inputs are
 never changed. A second run skips unchanged cases and redoes those that other flags change; it
@@ -40,12 +44,15 @@ from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from utils.cases.label_table import organ_slug
+from utils.cases.prepared import write_modality
 from utils.errors import InputError, exit_on_input_error
-from utils.files.nifti import read_nifti, read_nifti_grid, write_nifti
+from utils.files.images import header_modality, read_image_grid
+from utils.files.nifti import write_nifti
 from utils.preparation.cleaning import CleaningRule, add_cleaning_arguments, clean_target
 from utils.preparation.ledger import CaseJob, Entry, Ledger
 from utils.preparation.loop import (
@@ -56,7 +63,6 @@ from utils.preparation.loop import (
     plan_job,
     prepare,
 )
-from utils.preparation.nnunet_dataset import IMAGE_ROLE, only_file
 from utils.preparation.nnunet_sources import (
     Recipe,
     Source,
@@ -66,11 +72,29 @@ from utils.preparation.nnunet_sources import (
 )
 from utils.preparation.records import CaseFacts
 from utils.preparation.resampling import Resampling
+from utils.preparation.volume_files import (
+    IMAGE_ROLE,
+    channel_of,
+    images_of,
+    only_volume,
+    read_volume,
+    sources_of,
+    volume_of,
+)
 from utils.volumes.grid import Grid, Volume, require_same_grid
-from utils.volumes.labels import as_label, count_values
+from utils.volumes.labels import checked_label, count_values
 
 LABEL_ROLE = "label"  # role of a case's label among its sources, beside `IMAGE_ROLE`
 LOST = "no voxel is left at this spacing"
+
+
+class SourceVolumes(NamedTuple):
+    """What the files of a case hold."""
+
+    label: Volume
+    images: dict[str, Volume]  # by data set, one for each channel
+    modalities: dict[str, str]  # by data set; empty where neither dataset.json nor header says
+    remarks: list[str]  # what is odd about the files
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -82,7 +106,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     nnunet = parser.add_argument_group("nnU-Net data sets")
     nnunet.add_argument(
-        "--nnunet", type=Path, nargs="+", metavar="DIR", help="folders DatasetXXX_Name"
+        "--nnunet",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="folders DatasetXXX_Name or TaskXX_Name",
     )
     nnunet.add_argument(
         "--channels",
@@ -150,15 +178,17 @@ def run(args: argparse.Namespace) -> PrepareSummary:
 def plan_case(key: str, files: list[Path], source: Source) -> CaseJob:
     """Find the images of a case."""
     case_id = key.split("/")[1]
-    sources = {LABEL_ROLE: only_file(files)}
+    label = only_volume(files)
+    sources = sources_of(LABEL_ROLE, label)
     for role in source.recipe.folders:
-        name = case_id + role.removeprefix(IMAGE_ROLE)
-        if name not in source.images.files:
+        images = images_of(source.images, case_id, role)
+        if not images:
+            name = case_id + role.removeprefix(IMAGE_ROLE)
             raise InputError(
-                f"{sources[LABEL_ROLE]}: has no image {name}.nii.gz. Expected it, or {name}.nii, "
-                "in the folder of images: add it, or take the label away."
+                f"{label}: has no image {name}.nii.gz. Expected it, or a file of that name in "
+                "another format, in the folder of images: add it, or take the label away."
             )
-        sources[role] = only_file(source.images.files[name])
+        sources |= sources_of(role, only_volume(images))
     return CaseJob(key, source.name, sources, settings=asdict(source.recipe))
 
 
@@ -167,8 +197,9 @@ def space_of(job: CaseJob, *, max_voxels: int) -> int:
     if job.problem:
         return 0
     try:
-        label, *images = job.sources.values()
-        source = read_nifti_grid(label)
+        label = volume_of(job.sources, LABEL_ROLE)
+        images = set(job.sources.values()) - {label}
+        source = read_image_grid(label)
         grid = Resampling.of(source, job.settings["spacing_xyz"]).grid
         size = sum(path.stat().st_size for path in images)
         if label.suffix == ".gz":  # two binary labels share every boundary
@@ -185,11 +216,11 @@ def space_of(job: CaseJob, *, max_voxels: int) -> int:
 def prepare_case(job: CaseJob, entry: Entry, *, out: Path, max_voxels: int) -> CaseFacts:
     """Write labels and images of a case, after all files are read and found to fit together."""
     recipe = Recipe(**job.settings)
-    label, images = read_sources(job, recipe, max_voxels)
+    label, images, modalities, remarks = read_sources(job, recipe, max_voxels)
     counts = count_values(label.array)
     _require_known(job, recipe, counts)
     resampling = Resampling.of(label, recipe.spacing_xyz)
-    grid = resampling.grid
+    grid = resampling.grid if resampling.changes else label.grid
     _require_size(job, grid, max_voxels)
     present = [
         name
@@ -208,28 +239,42 @@ def prepare_case(job: CaseJob, entry: Entry, *, out: Path, max_voxels: int) -> C
         notes += [f"{name}: {line}" for line in lines]
         if size := int(np.count_nonzero(target)):
             sizes[name] = size
-            _write_once(places("labelsTr", [name], images), target, grid.affine)
+            _write_once(places("labelsTr", [name], images), target, grid)
         else:
             for kind in ("labelsTr", "imagesTr"):
                 for output in places(kind, [name], images):
                     entry.drop(output)
     for dataset, image in images.items() if sizes else ():
-        affine = grid.affine if resampling.changes else image.affine
         outputs = places("imagesTr", sizes, [dataset])
-        _write_once(outputs, resampling.apply(image.array, order=1), affine)
+        where = grid if resampling.changes else image.grid
+        _write_once(outputs, resampling.apply(image.array, order=1), where)
+        write_modality(out, dataset, modalities[dataset])
     z, y, x = grid.spacing_zyx
-    return CaseFacts(grid.shape, (x, y, z), sizes, tuple(notes))
+    return CaseFacts(grid.shape, (x, y, z), sizes, tuple(notes), tuple(remarks))
 
 
-def read_sources(job: CaseJob, recipe: Recipe, max_voxels: int) -> tuple[Volume, dict[str, Volume]]:
-    """Read the label of a case and, for each data set, its image; they must share one grid."""
-    path = job.sources[LABEL_ROLE]
-    label, images = read_nifti(path, max_voxels), {}
-    label = Volume(as_label(label.array, path), label.affine)
+def read_sources(job: CaseJob, recipe: Recipe, max_voxels: int) -> SourceVolumes:
+    """Read the label of a case and, for each data set, its image; they must share one grid.
+
+    Where a viewer shows the label beside its image, as one drawn in 3D Slicer on an image whose
+    forms differ, the label gets the place of the first image.
+    """
+    path, case_id = volume_of(job.sources, LABEL_ROLE), job.case_id.split("/")[1]
+    label, images, modalities = read_volume(path, max_voxels), {}, dict(recipe.modalities)
+    array, remarks = checked_label(label.array, path)
+    place = label.grid
     for role, dataset in recipe.folders.items():
-        images[dataset] = read_nifti(job.sources[role], max_voxels)
-        require_same_grid(images[dataset], label, job.sources[role], path)
-    return label, images
+        source = volume_of(job.sources, role)
+        channel = channel_of(source, case_id, role, recipe.channels)
+        image = images[dataset] = read_volume(source, max_voxels, channel)
+        modalities.setdefault(dataset, header_modality(source) or "")
+        agreement = require_same_grid(image, label, source, path)
+        remarks += agreement.notes
+        place = place if agreement.everywhere else images[next(iter(images))].grid
+    for role, dataset in recipe.folders.items():
+        require_same_grid(images[dataset], place, volume_of(job.sources, role), path)
+    label = Volume(array, place.affine, place.forms)
+    return SourceVolumes(label, images, modalities, list(dict.fromkeys(remarks)))
 
 
 def target_of(
@@ -250,9 +295,9 @@ def target_of(
     return target, lines if lines or target.any() else [LOST]
 
 
-def _write_once(places: list[Path], array: np.ndarray, affine: np.ndarray) -> None:
+def _write_once(places: list[Path], array: np.ndarray, grid: Grid) -> None:
     """Write the first of ``places``, and link it to the others."""
-    write_nifti(places[0], array, affine)
+    write_nifti(places[0], array, grid.affine, grid.forms)
     link_to_first(places)
 
 

@@ -1,4 +1,4 @@
-"""An nnU-Net data set on disk: its dataset.json, checked, and its files.
+"""The description of an nnU-Net data set, dataset.json, checked.
 
 nnU-Net v2 has ``channel_names`` {number: name} and ``labels`` {name: value, or values of a region};
 v1 has ``modality`` and {value: name}. Classes and channels, also those given by flags ("1=liver"),
@@ -16,13 +16,12 @@ from pathlib import Path
 
 from utils.cases.label_table import MAX_SLUG_BYTES, organ_slug
 from utils.errors import InputError
+from utils.files.images import IMAGE_SUFFIXES
 from utils.files.safe_read import open_regular, reading
 from utils.files.strict_json import RepeatedKeyError, parse_json
-from utils.preparation.find_files import FoundFiles, find_files
+from utils.preparation.volume_files import IMAGE_ROLE
 from utils.volumes.labels import MAX_LABEL
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-IMAGE_ROLE = "image"  # role of an image among a case's files; of channel 0 it is image_0000
 CHANNEL = re.compile(r"_[0-9]{4}$")  # at the end of an image's name
 
 
@@ -52,7 +51,7 @@ def read_description(path: Path) -> Description:
     if not isinstance(content, dict):
         raise _malformed(path, f"holds {content!r:.60}", "an object with channels and labels")
     channels = content.get("channel_names", content.get("modality"))
-    ending = content.get("file_ending", None if "channel_names" in content else NIFTI_SUFFIXES[0])
+    ending = content.get("file_ending", None if "channel_names" in content else ".nii.gz")
     if not isinstance(channels, dict) or not channels:
         raise _malformed(
             path,
@@ -63,9 +62,9 @@ def read_description(path: Path) -> Description:
         if not re.fullmatch(r"0|[1-9][0-9]{0,3}", number):
             raise _malformed(path, f"has the channel {number!r:.60}", "numbers from 0 to 9999")
         _require_harmless(path, name)
-    if ending not in NIFTI_SUFFIXES:
+    if not isinstance(ending, str) or ending.lower() not in IMAGE_SUFFIXES:
         raise InputError(
-            f"{path}: 'file_ending' is {ending!r:.60}. Expected one of {NIFTI_SUFFIXES}: convert "
+            f"{path}: 'file_ending' is {ending!r:.60}. Expected one of {IMAGE_SUFFIXES}: convert "
             "images and labels to NIfTI, then correct the entry."
         )
     classes, ignored = checked_classes(path, _pairs_of(path, content.get("labels")))
@@ -181,33 +180,6 @@ def require_folder_name(name: str, what: str) -> None:
             f"{what} is called {name!r:.250}. Expected a folder's name: printable, at most "
             f"{MAX_SLUG_BYTES} bytes, no path, no dot in front."
         )
-
-
-def find_nifti(folder: Path) -> FoundFiles:
-    """Find NIfTI files in and below a folder, by their names without ``.nii`` or ``.nii.gz``."""
-    found = find_files(folder, "", "a folder of NIfTI files")
-    files: dict[str, list[Path]] = {}
-    for path in (path for paths in found.files.values() for path in paths):
-        for suffix in NIFTI_SUFFIXES:
-            if path.name.endswith(suffix):
-                files.setdefault(path.name.removesuffix(suffix), []).append(path)
-    if not files and not found.problems:
-        raise InputError(
-            f"{folder}: holds no .nii.gz or .nii file, subfolders included. Expected NIfTI: check "
-            "the path, or convert the files."
-        )
-    return FoundFiles(dict(sorted(files.items())), found.problems)
-
-
-def only_file(paths: list[Path]) -> Path:
-    """Return the one file that `find_nifti` found for a name; refuse several."""
-    if len(paths) > 1:
-        listed = "\n  ".join(map(str, paths[:5]))
-        raise InputError(
-            f"{paths[0]}: is one of {len(paths)} files of one name:\n  {listed}\n"
-            "Expected one: move the others elsewhere, or give each case a name of its own."
-        )
-    return paths[0]
 
 
 def _pairs_of(path: Path, labels: object) -> list[tuple[str, list]]:

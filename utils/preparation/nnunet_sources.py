@@ -14,14 +14,13 @@ from utils.preparation.cleaning import cleaning_rule
 from utils.preparation.find_files import FoundFiles
 from utils.preparation.nnunet_dataset import (
     CHANNEL,
-    IMAGE_ROLE,
     chosen_channels,
     classes_of_flags,
-    find_nifti,
     folders_of,
     read_description,
     require_folder_name,
 )
+from utils.preparation.volume_files import IMAGE_ROLE, find_volumes
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class Recipe:
     """
 
     classes: dict[str, list[int]]  # class name -> label values whose union it is
+    channels: list[int]  # numbers of all channels of the data set, chosen or not
+    modalities: dict[str, str]  # data set -> what dataset.json calls its channel
     ignored: list[int]  # label values that are allowed and belong to no class
     instances: bool  # values are instance numbers of the one class
     folders: dict[str, str]  # role of an image -> its data set
@@ -93,11 +94,19 @@ def nnunet_source(folder: Path, args: argparse.Namespace) -> Source:
     require_folder_name(name, "the data set's folder")
     description = read_description(folder / "dataset.json")
     folders = folders_of(name, description.channels)
+    modalities = dict(zip(folders.values(), description.channels.values(), strict=True))
     if args.channels:
         chosen = chosen_channels(folder, description.channels, args.channels)
         folders = {role: folders[role] for role in chosen}
-    labels, images = (find_nifti(folder / kind) for kind in ("labelsTr", "imagesTr"))
-    recipe = _recipe_of(args, description.classes, description.ignored, folders)
+    labels, images = (find_volumes(folder / kind) for kind in ("labelsTr", "imagesTr"))
+    recipe = Recipe(
+        classes=description.classes,
+        channels=sorted(description.channels),
+        modalities={dataset: modalities[dataset] for dataset in folders.values()},
+        ignored=description.ignored,
+        folders=folders,
+        **_settings_of(args),
+    )
     return Source(name, labels, images, recipe)
 
 
@@ -105,13 +114,20 @@ def pairs_source(args: argparse.Namespace) -> Source:
     """Find the files of a folder of images and a folder of labels; flags give name and classes."""
     require_folder_name(args.dataset, "--dataset")
     classes, ignored = classes_of_flags(args.classes, instances=args.instances)
-    images, labels = find_nifti(args.images), find_nifti(args.labels)
+    images, labels = find_volumes(args.images), find_volumes(args.labels)
     if args.images.samefile(args.labels):
         raise InputError(
             f"{args.images}: is given for images and for labels. Expected two folders, with files "
             "of the same names: move images and labels into folders of their own."
         )
-    recipe = _recipe_of(args, classes, ignored, {IMAGE_ROLE: args.dataset})
+    recipe = Recipe(
+        classes=classes,
+        channels=[],
+        modalities={},
+        ignored=ignored,
+        folders={IMAGE_ROLE: args.dataset},
+        **_settings_of(args),
+    )
     return Source(args.dataset, labels, images, recipe)
 
 
@@ -119,21 +135,19 @@ def cases_with_image(source: Source) -> set[str]:
     """Return the cases that have an image, of any channel."""
     if IMAGE_ROLE in source.recipe.folders:
         return set(source.images.files)
-    return {CHANNEL.sub("", name) for name in source.images.files}
+    cases = source.labels.files
+    return {name if name in cases else CHANNEL.sub("", name) for name in source.images.files}
 
 
-def _recipe_of(
-    args: argparse.Namespace,
-    classes: dict[str, list[int]],
-    ignored: list[int],
-    folders: dict[str, str],
-) -> Recipe:
-    """Join the facts of a data set and the settings of the flags."""
+def _settings_of(args: argparse.Namespace) -> dict:
+    """Return the fields of a `Recipe` that flags set."""
     spacing = args.spacing
     if spacing and (len(spacing) not in (1, 3) or not all(1e-6 <= s <= 1e6 for s in spacing)):
         raise InputError(
             f"--spacing is {spacing}. Expected one number or three, X Y Z, from 1e-6 to 1e6 mm."
         )
-    spacing_xyz = spacing * (3 // len(spacing)) if spacing else None
-    cleaning = cleaning_rule(args).to_dict()
-    return Recipe(classes, ignored, args.instances, folders, spacing_xyz, cleaning)
+    return {
+        "instances": args.instances,
+        "spacing_xyz": spacing * (3 // len(spacing)) if spacing else None,
+        "cleaning": cleaning_rule(args).to_dict(),
+    }

@@ -20,6 +20,7 @@ class CaseFacts:
     spacing_xyz: tuple[float, float, float] | None = None  # mm
     classes: dict[str, int] = field(default_factory=dict)  # class -> voxels
     notes: tuple[str, ...] = ()  # what cleaning dropped, and why
+    remarks: tuple[str, ...] = ()  # what is odd about the sources: rounded values, two places
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def _row(record: Record) -> dict[str, str]:
         "classes": "; ".join(f"{name} {n}" for name, n in found.get("classes", {}).items()),
         "outcome": record.outcome + (f": {record.message}" if record.message else ""),
         "outputs": "; ".join(sorted(record.outputs)),
-        "notes": shortened(found.get("notes", ())),
+        "notes": shortened([*found.get("notes", ()), *found.get("remarks", ())]),
     }
 
 

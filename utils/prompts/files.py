@@ -9,7 +9,13 @@
 
 * ``zyx``: voxel indices from 0 of the array (D, H, W), slice first;
 * ``xyz``: voxel indices from 0 in the order of the NIfTI file, as viewers show them;
-* ``mm``: world coordinates x, y, z in millimetres, RAS+, rounded to the nearest voxel.
+* ``mm``: world coordinates x, y, z in millimetres, RAS+, as nibabel and FSLeyes give them: by the
+  sform, else the qform;
+* ``mm-lps``: world coordinates in millimetres, LPS+, as ITK, 3D Slicer's files, ITK-SNAP and DICOM
+  give them: by the form that ITK chooses (`utils.volumes.forms`).
+
+Millimetres are rounded to the nearest voxel. Where the two forms of an image lie more than half a
+voxel apart, a warning says so.
 
 A box has two opposite corners, both inside. A target's prompts are its box, then its points in the
 order listed; ``id`` is the target's number in the answer. ``name``, ``box``, ``points`` and
@@ -18,24 +24,30 @@ order listed; ``id`` is the target's number in the answer. ``name``, ``box``, ``
 
 import argparse
 import json
+import logging
 import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from utils.errors import InputError
+from utils.files.images import image_stem
 from utils.files.safe_read import open_regular, reading
 from utils.prompts.kinds import BoxPrompt, Click, Prompt, PromptError, checked_box, checked_click
-from utils.volumes.geometry import Triple
+from utils.volumes.forms import LPS
+from utils.volumes.geometry import Triple, spacing_zyx
+from utils.volumes.grid import APART, apart_mm
 from utils.volumes.labels import MAX_LABEL
 
-COORDINATES = ("zyx", "xyz", "mm")
+COORDINATES = ("zyx", "xyz", "mm", "mm-lps")
+
+logger = logging.getLogger(__name__)
 
 
 class TargetPrompts(NamedTuple):
@@ -52,7 +64,21 @@ class PromptSpace:
 
     coordinates: str  # one of COORDINATES
     shape: tuple[int, int, int]  # (D, H, W)
-    affine: np.ndarray  # (x, y, z) voxel centres to RAS+ mm
+    affine: np.ndarray  # (x, y, z) voxel centres to RAS+ mm, as nibabel places them
+    itk_affine: np.ndarray | None = None  # as ITK places them; None: as nibabel does
+
+    def warn_of_forms(self, name: str) -> None:
+        """Log a warning about the image ``name`` where mm mean another voxel in ITK and nibabel."""
+        if self.itk_affine is None or not self.coordinates.startswith("mm"):
+            return
+        gap_mm = apart_mm(self.affine, self.itk_affine, self.shape)
+        if gap_mm > APART * min(spacing_zyx(self.affine)):
+            logger.warning(
+                "%s: the forms of its header lie up to %.4g mm apart. Coordinates mm mean the "
+                "place that nibabel and FSLeyes show, mm-lps the one that ITK and 3D Slicer show: "
+                "make sure that %s fits the viewer, or give voxels (xyz)",
+                name, gap_mm, self.coordinates,
+            )  # fmt: skip
 
     def click(self, at: Triple, positive: bool) -> Click:
         """Return the click on a voxel.
@@ -60,7 +86,19 @@ class PromptSpace:
         Raises:
             PromptError: the image has no such voxel.
         """
-        return checked_click(self.voxel(at), positive, self.shape)
+        try:
+            return checked_click(self.voxel(at), positive, self.shape)
+        except PromptError as error:
+            others = [name for name in COORDINATES if replace(self, coordinates=name)._holds(at)]
+            if not others:
+                raise
+            raise PromptError(
+                f"{error} As coordinates {' or '.join(others)}, {tuple(at)} lies in the image."
+            ) from error
+
+    def _holds(self, at: Triple) -> bool:
+        place = self.voxel(at)
+        return all(0 <= c < n and c == int(c) for c, n in zip(place, self.shape, strict=True))
 
     def box(self, corner: Triple, opposite: Triple) -> BoxPrompt:
         """Return the box that holds both corners, cut to the image.
@@ -77,14 +115,23 @@ class PromptSpace:
             return tuple(at)
         if self.coordinates == "xyz":
             return tuple(at)[::-1]
-        x, y, z, _ = np.rint(np.linalg.solve(self.affine, [*at, 1.0])).tolist()
+        affine = self.affine
+        if self.coordinates == "mm-lps":
+            affine = LPS @ (self.affine if self.itk_affine is None else self.itk_affine)
+        x, y, z, _ = np.rint(np.linalg.solve(affine, [*at, 1.0])).tolist()
         return z, y, x
 
 
 def read_prompt_file(
-    path: Path, shape: tuple[int, int, int], affine: np.ndarray
+    path: Path,
+    shape: tuple[int, int, int],
+    affine: np.ndarray,
+    itk_affine: np.ndarray | None = None,
 ) -> list[TargetPrompts]:
     """Read a JSON file of prompts for an image of this shape and affine.
+
+    Args:
+        itk_affine: where ITK places the voxels; None: where ``affine`` does.
 
     Raises:
         InputError: the file is unreadable or breaks the format, or a prompt lies outside the image.
@@ -99,10 +146,12 @@ def read_prompt_file(
             "correct it."
         ) from error
     with _naming(str(path)):
+        _refuse_markups(content)
         fields = _fields(content, ("coordinates", "targets"))
         if fields["coordinates"] not in COORDINATES:
             _refuse("coordinates", fields["coordinates"], f"one of {', '.join(COORDINATES)}")
-        space = PromptSpace(fields["coordinates"], shape, affine)
+        space = PromptSpace(fields["coordinates"], shape, affine, itk_affine)
+        space.warn_of_forms(str(path))
         targets = []
         for number, entry in enumerate(_list(fields["targets"], "targets")):
             with _naming(f"targets[{number}]"):
@@ -144,7 +193,8 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
         choices=COORDINATES,
         default="zyx",
         help="coordinate system of --fg, --bg and --box: zyx, voxels of the array; xyz, voxels as "
-        "viewers show them; mm, RAS+ millimetres x,y,z (default: zyx)",
+        "viewers show them; mm, RAS+ millimetres x,y,z; mm-lps, as ITK, DICOM and files of 3D "
+        "Slicer hold them (default: zyx)",
     )
 
 
@@ -160,34 +210,41 @@ def gives_prompts(args: argparse.Namespace) -> bool:
 
 
 def find_prompts(
-    args: argparse.Namespace, image_path: Path, shape: tuple[int, int, int], affine: np.ndarray
+    args: argparse.Namespace,
+    image_path: Path,
+    shape: tuple[int, int, int],
+    affine: np.ndarray,
+    itk_affine: np.ndarray | None = None,
 ) -> list[TargetPrompts]:
     """Return the prompts for an image: from flags, from --prompts, or from a file beside the image.
 
     Raises:
         InputError: there are no prompts, or prompts in two places.
     """
-    name = f"{image_stem(image_path)}.json"
-    path = image_path.with_name(name) if args.prompts is None else args.prompts
     if args.fg or args.bg or args.box:
         if args.prompts:
             raise InputError(
                 f"--prompts {args.prompts}: found --fg, --bg or --box too. Expected prompts in one "
                 "place: leave one of them out."
             )
-        return [_flag_target(args, PromptSpace(args.coordinates, shape, affine))]
-    path = path / name if path.is_dir() else path
+        space = PromptSpace(args.coordinates, shape, affine, itk_affine)
+        space.warn_of_forms(str(image_path))
+        return [_flag_target(args, space)]
+    path = prompt_file(image_path, args.prompts)
     if not path.exists():
         raise InputError(
             f"{image_path}: has no prompts, found no {path}. Expected that file: write it, name "
             "another with --prompts, or give --fg, --bg or --box."
         )
-    return read_prompt_file(path, shape, affine)
+    return read_prompt_file(path, shape, affine, itk_affine)
 
 
-def image_stem(path: Path) -> str:
-    """Return a file's name without ``.nii.gz``, ``.nii`` or ``.npz``."""
-    return re.sub(r"\.(nii\.gz|nii|npz)$", "", path.name)
+def prompt_file(image_path: Path, given: Path | None) -> Path:
+    """Return the file of an image's prompts: beside it, or as ``--prompts`` gives it."""
+    name = f"{image_stem(image_path)}.json"
+    if given is None:
+        return image_path.with_name(name)
+    return given / name if given.is_dir() else given
 
 
 def _flag_target(args: argparse.Namespace, space: PromptSpace) -> TargetPrompts:
@@ -247,6 +304,22 @@ def _place(value: object, key: str) -> Triple:
     if not good or not all(type(c) in (int, float) and abs(c) < 1e9 for c in value):
         _refuse(key, value, "three numbers in brackets")
     return tuple(value)
+
+
+def _refuse_markups(content: object) -> None:
+    """Refuse a markups file of 3D Slicer, showing its first point in this format."""
+    markups = content.get("markups") if isinstance(content, dict) else None
+    if not isinstance(markups, list):
+        return
+    coordinates, place = "mm-lps", "[x, y, z]"
+    with suppress(KeyError, IndexError, TypeError):
+        coordinates = "mm" if markups[0]["coordinateSystem"] in ("RAS", 0, "0") else coordinates
+        place = f"{json.dumps(markups[0]['controlPoints'][0]['position']):.80}"
+    raise PromptError(
+        "is a markups file of 3D Slicer. Expected prompts, which also say what each point is of: "
+        f'write {{"coordinates": "{coordinates}", "targets": [{{"id": 1, "points": [{{"at": '
+        f'{place}, "positive": true}}]}}]}}, with one entry a point.'
+    )
 
 
 def _fields(entry: object, required: tuple[str, ...], optional: dict | None = None) -> dict:

@@ -13,13 +13,15 @@ ENGINES = ("eager", "compiled", "graph")
 def add_device_arguments(parser: argparse._ActionsContainer) -> None:
     """Add ``--device`` and ``--precision``."""
     parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:N or mps; auto: cuda if there is a GPU, else cpu (default: auto)",
     )
     parser.add_argument(
         "--precision",
         default="auto",
         choices=PRECISIONS,
-        help="auto: bfloat16 or float16 on a GPU, float32 on a CPU (default: auto)",
+        help="auto: bfloat16 or float16 on CUDA, float32 on a CPU or on MPS (default: auto)",
     )
 
 

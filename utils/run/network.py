@@ -30,6 +30,11 @@ class NetworkFile:
     decoder: Path | None = None  # file to take prompt encoder and mask decoder from
     encoder: Path | None = None  # ONNX file that replaces the image encoder
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read."""
+        return [path for path in (self.path, self.decoder, self.encoder) if path is not None]
+
     def open(self) -> tuple[Sam3D, CropRule]:
         """Return the network, and size and spacing of its crops; see `open_network`."""
         return open_network(self.path, self.network, self.decoder, encoder=self.encoder)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.errors import InputError
 from utils.run.device import pick_device
 
 PATIENCE = timedelta(days=1)  # rank 0 may build the crop cache for hours while the others wait
@@ -37,8 +38,13 @@ def joined(device_name: str) -> Iterator[torch.device]:
     if world_size() == 1:
         yield device
         return
+    if device.type == "mps":
+        raise InputError(
+            "--device mps: found several processes of torchrun. Expected one, since they cannot "
+            "share an Apple GPU: start the script without torchrun, or use --device cpu."
+        )
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(device)
     # Without this barrier GPU ranks would continue while rank 0 is still building the crop cache.
     os.environ.setdefault("TORCH_DIST_INIT_BARRIER", "1")

@@ -41,7 +41,16 @@ if TYPE_CHECKING:
 INDEX = "index.json"
 IMAGES = "images"
 #: Keys of a target's own file that index.json omits.
-ORIGIN = ("layout", "sources", "instances", "affine", "targets", "part_start", "part_shape")
+ORIGIN = (
+    "layout",
+    "sources",
+    "instances",
+    "affine",
+    "targets",
+    "part_start",
+    "part_shape",
+    "modality",
+)
 #: Version of the layout above; a cache of another version is built again.
 LAYOUT = 3
 
@@ -234,6 +243,7 @@ def _cache_case(
             "sources": [stamp(case.image_path), stamp(case.label_path)],
             "instances": asdict(instances),
         }
+        origin |= {"modality": case.modality} if case.modality else {}
         rows = _finished(out_dir, case.sample_id, origin) or _write_case(case, out_dir, origin)
         return number, rows, ""
     except WriteError:

@@ -20,7 +20,7 @@ from utils.prompts.click_method import challenge_click, mended_share
 from utils.prompts.kinds import Click
 from utils.results.ball import BALL_RADII_MM, ball_dsc_curve
 from utils.results.metrics import dsc, nsd
-from utils.run.device import peak_memory_mib
+from utils.run.device import peak_memory_mib, synchronise
 from utils.validation.scores import CLICKS, CaseScore, TargetScore
 from utils.volumes.crops import Crop, cut
 from utils.volumes.geometry import CropRule
@@ -193,15 +193,11 @@ class Evaluator:
 
     def _timed(self, function, *inputs):
         """Return the result and the synchronised time in ms."""
-        self._synchronise()
+        synchronise(self.device)
         start = time.perf_counter()
         out = function(*inputs)
-        self._synchronise()
+        synchronise(self.device)
         return out, 1000 * (time.perf_counter() - start)
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def _warm_up(self) -> None:
         """Run every shape once, untimed: first calls pay for allocation and kernel choice."""

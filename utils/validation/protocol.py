@@ -80,6 +80,11 @@ class ScoreJob(ABC):
         return self.out_dir / "cases" / f"{self.case}.json"
 
     @property
+    def log_path(self) -> Path:
+        """Where the traceback is written if scoring fails by a defect."""
+        return self.out_dir / "cases" / f"{self.case}.log"
+
+    @property
     @abstractmethod
     def outputs(self) -> tuple[Path, ...]:
         """The files that scoring leaves beside the scores."""

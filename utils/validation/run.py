@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from utils.errors import InputError
+from utils.files.answers import require_apart
 from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.run.executor import cpu_count
 from utils.run.network import NetworkFile, trained_on
@@ -51,9 +52,12 @@ def validate(args: argparse.Namespace) -> Summary:
     protocol = PROTOCOLS[args.protocol](args)
     network = NetworkFile(args.checkpoint, args.network, args.teacher, args.encoder)
     _, rule, facts = open_once(network)
-    start_run(args, args.out_dir)
     settings = _settings(network, facts, rule, args, protocol)
     jobs = protocol.jobs(settings)
+    written = [path for job in jobs for path in (*job.outputs, job.score_path, job.log_path)]
+    read = [path for job in jobs for path in job.sources]
+    require_apart(written, [*read, *network.files])
+    start_run(args, args.out_dir)
     scores, failures = score_all(jobs, args.workers)
     if not scores:
         first = "\n".join(f"{case}: {message}" for case, message in list(failures.items())[:5])

@@ -253,7 +253,7 @@ def find_challenge_cases(images: Path, labels: Path | None) -> list[tuple[Path, 
         InputError: no cases, or one without labels.
     """
     files = sorted(
-        (path for path in images.glob("*.npz") if not path.name.startswith(".")),
+        (p for p in images.glob("*") if p.suffix.lower() == ".npz" and not p.name.startswith(".")),
         key=lambda path: path.stem,
     )
     if not files:

@@ -81,7 +81,8 @@ class ClicksJob(ScoreJob):
         scored = _evaluator(self.settings, self.max_instances).run_case(self.sample)
         if self.predicts:
             dtype = np.uint8 if scored.prediction.max() < 256 else np.uint16
-            write_nifti(self.prediction_path, scored.prediction.astype(dtype), scored.image.affine)
+            prediction, image = scored.prediction.astype(dtype), scored.image
+            write_nifti(self.prediction_path, prediction, image.affine, image.forms)
         if self.draws:
             save(_picture(scored), self.picture_path)
         return scored.score

@@ -2,7 +2,8 @@
 
 A case's scores lie in ``cases/<case>.json`` of the output folder. A later run takes them from there
 if the network, its settings and the case's files are unchanged and the case's other outputs are
-those of that run. So a stopped run resumes.
+those of that run. So a stopped run resumes. The traceback of a case that failed by a defect, or for
+want of memory, lies in ``cases/<case>.log``.
 """
 
 import json
@@ -18,6 +19,7 @@ from utils.errors import InputError
 from utils.files.atomic import WriteError, atomic_path
 from utils.files.stamp import stamp
 from utils.run.executor import run_all
+from utils.run.failures import explain, release_memory
 from utils.run.network import NetworkFile
 from utils.validation.protocol import NetworkFacts, RunSettings, ScoreJob
 from utils.validation.scores import CaseScore
@@ -60,20 +62,28 @@ def score_case(job: ScoreJob) -> tuple[str, CaseScore | str]:
     """
     job.make_ready()
     try:
-        key = job.key()  # first: if a source changes during scoring, the scores are outdated
-        job.score_path.unlink(missing_ok=True)  # old scores must not lie beside new outputs
-        score = job.score()
+        return job.case, _scored(job)
     except WriteError:
         raise
     except InputError as error:
         return job.case, str(error)
     except Exception as error:  # one case must not stop the others
-        logger.exception("%s", job.case)
-        return job.case, f"{type(error).__name__}: {error}"
+        message = explain(job.case, error, job.log_path).removeprefix(f"{job.case}: ")
+    release_memory()  # the error, which holds the case's memory, is gone by now
+    logger.error("%s: %s", job.case, message)
+    return job.case, message
+
+
+def _scored(job: ScoreJob) -> CaseScore:
+    """Score a case; keep the scores."""
+    key = job.key()  # first: if a source changes during scoring, the scores are outdated
+    job.score_path.unlink(missing_ok=True)  # old scores must not lie beside new outputs
+    job.log_path.unlink(missing_ok=True)
+    score = job.score()
     content = {"key": key, "outputs": job.states(), "score": score.to_dict()}
     with atomic_path(job.score_path) as temporary:
         temporary.write_text(json.dumps(content))
-    return job.case, score
+    return score
 
 
 def kept_score(job: ScoreJob) -> CaseScore | None:

@@ -42,7 +42,7 @@ def normalise(image: np.ndarray, covered: tuple[slice, ...] = ()) -> np.ndarray:
 
 
 def cut(
-    image: np.ndarray, target: np.ndarray, affine: np.ndarray, rule: CropRule, is_ct: bool
+    image: np.ndarray, target: np.ndarray, affine: np.ndarray, rule: CropRule, is_ct: bool | None
 ) -> Crop:
     """Cut the cube around the middle of ``target`` out of ``image``.
 
@@ -51,7 +51,7 @@ def cut(
         target: (D, H, W) bool, not empty.
         affine: (4, 4), of both.
         rule: size and spacing of the cube.
-        is_ct: values are clamped to [-1000, 1000] where they are Hounsfield units.
+        is_ct: see `holds_hounsfield`; Hounsfield units are clamped to [-1000, 1000].
     """
     grid = grid_on_target(
         lambda centre: CropGrid.around(centre, target.shape, affine, rule),

@@ -1,21 +1,44 @@
 """Label arrays: their values, and which instances become targets.
 
 A label is (D, H, W), and 0 is background. A binary label is uint8; an instance label is uint16, and
-its values number the objects of one class.
+its values number the objects of one class. Files may hold values that a header's scale or a
+registration in float32 moved off the whole numbers; those are rounded here and nowhere else.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from utils.errors import InputError
 
 MAX_LABEL = 65535  # labels are uint8 or uint16
+ROUNDING = 1e-3  # values no further from whole numbers are those numbers
+
+logger = logging.getLogger(__name__)
+
+
+class CheckedLabel(NamedTuple):
+    """A label, and a line about what was done to its values."""
+
+    array: np.ndarray  # (D, H, W) uint8 or uint16
+    notes: list[str]  # empty where the values were whole
 
 
 def as_label(array: np.ndarray, path: Path) -> np.ndarray:
+    """Return the array of `checked_label`; its notes go to the log."""
+    label, notes = checked_label(array, path)
+    for note in notes:
+        logger.warning("%s: %s", path, note)
+    return label
+
+
+def checked_label(array: np.ndarray, path: Path) -> CheckedLabel:
     """Return ``array`` as uint8 or uint16; the values must be whole, from 0 to 65535.
+
+    Values within 1e-3 of a whole number are rounded to it.
 
     Args:
         array: (D, H, W) finite numbers of any dtype, as `read_npz` returns ``gts``.
@@ -24,26 +47,49 @@ def as_label(array: np.ndarray, path: Path) -> np.ndarray:
     Raises:
         InputError: a value is a fraction, negative, or above 65535.
     """
+    notes = []
     if array.dtype.kind == "f":
-        for plane in array:
-            fractions = plane[plane != np.floor(plane)]
-            if fractions.size:
-                raise InputError(
-                    f"{path}: the label holds fractions, {fractions[0]:g} among them. Expected "
-                    "whole class numbers, 0 for background: a label is never interpolated or "
-                    "scaled; export it again."
-                )
+        array, furthest = _rounded(array, path)
+        if furthest:
+            notes.append(f"label values up to {furthest:.1e} from whole numbers were rounded")
     if array.min() < 0:
         raise InputError(
-            f"{path}: the label holds negative values, {array.min():g} the lowest. Expected class "
-            "numbers from 0 (background) up: map the values to those of the class file."
+            f"{path}: the label holds negative values, {_shown(array.min())} the lowest. Expected "
+            "class numbers from 0 (background) up: map the values to those of the class file."
         )
     if array.max() > MAX_LABEL:
         raise InputError(
-            f"{path}: the label holds the value {array.max():g}. Expected at most {MAX_LABEL}: "
-            "number classes, or the instances of the case, from 1."
+            f"{path}: the label holds the value {_shown(array.max())}. Expected at most "
+            f"{MAX_LABEL}: number classes, or the instances of the case, from 1."
         )
-    return array.astype(np.min_scalar_type(int(array.max())), copy=False)
+    label = array.astype(np.min_scalar_type(int(array.max())), copy=False)
+    return CheckedLabel(label, notes)
+
+
+def _rounded(array: np.ndarray, path: Path) -> tuple[np.ndarray, float]:
+    """Return whole values, and how far the furthest value was from its whole number."""
+    out, furthest = None, 0.0
+    for number, plane in enumerate(array):  # plane by plane, which saves memory
+        whole = np.rint(plane)
+        distance = np.abs(plane - whole)
+        if (here := float(distance.max())) == 0:
+            continue
+        if here > ROUNDING:
+            fraction = _shown(plane[distance > ROUNDING][0])
+            raise InputError(
+                f"{path}: the label holds fractions, {fraction} among them. Expected whole class "
+                "numbers, 0 for background: a label is never interpolated or scaled; export it "
+                "again."
+            )
+        out = array.copy() if out is None else out
+        out[number] = whole
+        furthest = max(furthest, here)
+    return array if out is None else out, furthest
+
+
+def _shown(value: np.number) -> str:
+    """Return a value with all the digits that it takes to tell it from others."""
+    return str(value).removesuffix(".0")
 
 
 def count_values(label: np.ndarray) -> dict[int, int]:
