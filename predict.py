@@ -10,6 +10,9 @@ Writes  --output      <name>.npz with segs (D, H, W): the k-th entry of the prom
     python predict.py --input ct.nii.gz --output out --checkpoint student.pth --fg 40,210,260
 """
 
+import utils.run.threads  # noqa: F401  before torch
+
+# isort: split
 import argparse
 import gc
 import logging
