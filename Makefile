@@ -26,7 +26,7 @@ constraints:
 	set -e; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	$(PYTHON) -m venv "$$fresh"; \
 	"$$fresh/bin/python" $(PIP) -r requirements-dev.txt; \
-	"$$fresh/bin/python" -m pip freeze > "$$fresh/versions"; \
+	"$$fresh/bin/python" -m pip freeze --all --exclude pip > "$$fresh/versions"; \
 	{ echo '# The versions that the tests ran with. "make constraints" writes this file.'; \
 	  sed 's/+[^ ]*//; s/$$/ ; python_version >= "3.11"/' "$$fresh/versions"; } > "$$fresh/constraints"; \
 	cp "$$fresh/constraints" constraints.txt

@@ -3,7 +3,7 @@
 import ast
 import re
 import sys
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
@@ -80,6 +80,19 @@ def test_constraints_are_exact_versions_that_bind_from_python_3_11_on():
         assert not each.marker.evaluate({"python_version": "3.10"})
         assert each.marker.evaluate({"python_version": "3.11"})
         assert each.marker.evaluate({"python_version": "3.13"})
+
+
+def test_what_the_packages_need_in_turn_has_an_exact_version_too():
+    waiting, needed = [*(REQUIRED.keys() & PINNED.keys())], set()
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        for each in map(Requirement, requires(name) or ()):
+            wanted = each.marker is None or each.marker.evaluate({"extra": ""})
+            if wanted and canonicalize_name(each.name) not in needed:
+                waiting.append(canonicalize_name(each.name))
+    assert "setuptools" in needed  # of torch; pip freeze leaves it out unless told
+    assert needed - PINNED.keys() == set()
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="the constraints bind from 3.11 on")
