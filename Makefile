@@ -1,11 +1,13 @@
 # make demo [DATA=folder of challenge NPZ] [JSON=class file]   the six steps, small network
 # make test                                                    the tests
 # make lint                                                    ruff check and format check
+# make constraints                                             constraints.txt anew, see CONTRIBUTING.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := -m pip install --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint constraints clean
 
 demo: $(VENV)/runtime.stamp
 	$(BIN)/python demo.py $(if $(DATA),--data "$(DATA)") $(if $(JSON),--json "$(JSON)")
@@ -17,15 +19,27 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The newest versions that the requirements allow, from a fresh environment. Python 3.10 lacks some of
+# them, so they bind from 3.11 on. "+cpu" in torch's version names a build, which PyPI does not have.
+constraints:
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("found Python %d.%d, expected 3.11, the oldest that constraints.txt binds; make constraints PYTHON=python3.11" % v)'
+	set -e; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	$(PYTHON) -m venv "$$fresh"; \
+	"$$fresh/bin/python" $(PIP) -r requirements-dev.txt; \
+	"$$fresh/bin/python" -m pip freeze --all --exclude pip > "$$fresh/versions"; \
+	{ echo '# The versions that the tests ran with. "make constraints" writes this file.'; \
+	  sed 's/+[^ ]*//; s/$$/ ; python_version >= "3.11"/' "$$fresh/versions"; } > "$$fresh/constraints"; \
+	cp "$$fresh/constraints" constraints.txt
+
 clean:
 	rm -rf $(VENV)
 
-$(VENV)/runtime.stamp: requirements.txt
+$(VENV)/runtime.stamp: requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 10) or sys.exit("found Python %d.%d, expected 3.10 or newer; make PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(BIN)/python $(PIP) -c constraints.txt -r requirements.txt
 	touch $@
 
 $(VENV)/dev.stamp: requirements-dev.txt requirements-cluster.txt requirements-export.txt $(VENV)/runtime.stamp
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python $(PIP) -c constraints.txt -r requirements-dev.txt
 	touch $@

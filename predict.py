@@ -15,6 +15,9 @@ cases are answered, and the exit code is 1; tracebacks go to OUTPUT/errors_<time
     python predict.py --input ct.nii.gz --output out --checkpoint student.pth --fg 40,210,260
 """
 
+import utils.run.threads  # noqa: F401  before torch
+
+# isort: split
 import argparse
 import gc
 import logging

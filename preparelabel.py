@@ -17,6 +17,9 @@ Writes  --crops-dir     the crop cache; a case is read again only if its files o
 A stopped run resumes with --resume.
 """
 
+import utils.run.threads  # noqa: F401  before torch
+
+# isort: split
 import argparse
 import logging
 from collections.abc import Sequence

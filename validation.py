@@ -16,6 +16,9 @@ A stopped run resumes: cases that are scored already are not scored again.
     python validation.py --checkpoint sam_med3d_turbo.pth --network vit_b_ori --num-clicks 10
 """
 
+import utils.run.threads  # noqa: F401  before torch
+
+# isort: split
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -18,6 +18,9 @@ A stopped run resumes: cases that are scored already are not scored again.
         --teacher sam_med3d_turbo.pth
 """
 
+import utils.run.threads  # noqa: F401  before torch
+
+# isort: split
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

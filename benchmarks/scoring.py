@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import cc3d
 import numpy as np
 from scipy import ndimage
 from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from utils.errors import exit_on_input_error
 from utils.run.flags import positive_int
 from utils.validation.challenge import click_all, scores_of
+from utils.volumes.components import connected_components
 
 SPACING_XYZ = (0.8, 0.8, 2.5)
 
@@ -90,7 +90,7 @@ def plain_click(pred, gt, max_box_voxels=60_000_000):
     error = pred != gt
     if not error.any():
         return None
-    labels = cc3d.connected_components(error, connectivity=26)
+    labels, _ = connected_components(error)
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     component = labels == np.argmax(sizes)

@@ -58,7 +58,7 @@ def test_voxels_that_share_a_corner_are_one_component_and_a_gap_parts_them():
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_of_equally_large_components_the_first_in_c_order_stay(order):
-    # In Fortran order the last comes first. They span the volume, so its layout reaches cc3d.
+    # In Fortran order the last comes first. They span the volume: no part of it is cut out first.
     first, second, third = np.s_[0, 8, 13], np.s_[3, 2, 9], np.s_[5, 0, 0]
     mask = np.array(_mask(first, second, third), order=order)
     for most, expected in [(1, _mask(first)), (2, _mask(first, second))]:

@@ -26,7 +26,10 @@ BOX = {
 
 
 def instructions(**build_args):
-    """Return the Dockerfile's (instruction, words), with build arguments in their places."""
+    """Return the Dockerfile's (instruction, words), with build arguments in their places.
+
+    The words of COPY begin with "--from=weights" where the files come from the named folder.
+    """
     text = re.sub(r"\\\n", " ", (DOCKER / "Dockerfile").read_text())
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     values, found = {}, []
@@ -69,19 +72,39 @@ def copy(context, source, target):
             shutil.copy(path, target / inner)
 
 
+def copy_weights(folder, patterns, target):
+    """Do what COPY does with a named folder: patterns may match nothing, a name must be there."""
+    target.mkdir(parents=True, exist_ok=True)
+    for pattern in patterns:
+        found = sorted(folder.glob(pattern))
+        if not found and not re.search(r"[*?[]", pattern):
+            raise FileNotFoundError(pattern)
+        for path in found:
+            shutil.copy(path, target / path.name)
+
+
+def build(workspace, weights, **build_args):
+    """Follow the recipe's COPY lines into ``workspace``, with a folder of weights."""
+    for name, words in instructions(**build_args):
+        if name != "COPY":
+            continue
+        *sources, target = words
+        if sources[0] == "--from=weights":
+            copy_weights(weights, sources[1:], workspace / target)
+        else:
+            for source in sources:
+                copy(ROOT, source, workspace / target)
+    return workspace
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """Return a folder that stands for /workspace after the build, with a case in its inputs."""
+    weights = tmp_path_factory.mktemp("work_dir")
+    for name in ("student.pth", "last.pt", "run.log"):
+        save_student(weights / name)
     workspace = tmp_path_factory.mktemp("container") / "workspace"
-    for name, words in instructions(CHECKPOINT="CHECKPOINT"):
-        if name == "COPY":
-            *sources, target = words
-            for source in sources:
-                if source == "CHECKPOINT":
-                    (workspace / target).mkdir()
-                    save_student(workspace / target / "student.pth")
-                else:
-                    copy(ROOT, source, workspace / target)
+    build(workspace, weights, CHECKPOINT="student.pth")
     for folder in ("inputs", "outputs"):
         (workspace / folder).mkdir()
     image = 60 + 90 * ball(SHAPE) + np.random.default_rng(0).integers(0, 30, SHAPE)
@@ -94,18 +117,18 @@ def workspace(tmp_path_factory):
     return workspace
 
 
-def run_sh(workspace, **environment):
-    """Run what the challenge runs, with this Python as the container's."""
+def run_sh(workspace, command="sh predict.sh", **environment):
+    """Run a command, by default the challenge's, with this Python as the container's."""
     tools = workspace.parent / "bin"
     tools.mkdir(exist_ok=True)
     (tools / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" -X importtime "$@"\n')
     (tools / "python").chmod(0o755)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     kept |= {"PATH": f"{tools}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""} | environment
-    command = ["/bin/sh", "-c", "sh predict.sh"]
     return subprocess.run(
-        command, cwd=workspace, env=kept, capture_output=True, text=True, check=False
-    )
+        ["/bin/sh", "-c", command],
+        cwd=workspace, env=kept, capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +151,7 @@ def test_the_challenges_command_answers_the_case(workspace, done):
 def test_every_module_and_package_it_may_import_is_there(workspace):
     lines = (DOCKER / "requirements.txt").read_text().splitlines()
     required = {re.split(r"[=<>]", line)[0] for line in lines if not line.startswith("#")}
-    waiting, ours, packages = ["predict"], set(), set()
+    waiting, ours, packages = ["predict", "check_network"], set(), set()
     while waiting:
         name = waiting.pop()
         path = workspace / f"{name.replace('.', '/')}.py"
@@ -173,20 +196,42 @@ def test_a_cold_start_loads_nothing_that_only_training_needs(done):
 def test_the_recipe_is_what_the_challenge_expects():
     recipe = instructions()
     assert ("WORKDIR", "/workspace") in recipe
-    assert recipe[0] == ("FROM", "python:3.11-slim")
     copied = [words for name, words in recipe if name == "COPY"]
-    assert ["docker/weights/", "weights/"] in copied
-    for sources in (words[:-1] for words in copied):
+    for sources in (words[:-1] for words in copied if words[0] != "--from=weights"):
         assert all((ROOT / source).exists() for source in sources)
+        assert not any(is_ignored(Path(source)) for source in sources)
+
+
+def test_base_image_and_packages_have_exact_versions():
+    recipe = instructions()
+    *_, base = (words for name, words in recipe if name == "FROM")
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", base)
+    installs = [part for name, words in recipe if name == "RUN" for part in words.split("&&")]
+    installs = [part for part in installs if "pip install" in part]
+    assert len(installs) == 2
+    assert all("-c constraints.txt" in part for part in installs)
+    pinned = {
+        line.partition("==")[0].lower()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    }
+    lines = (DOCKER / "requirements.txt").read_text().splitlines()
+    assert {re.split(r"[=<>]", x)[0].lower() for x in lines if not x.startswith("#")} <= pinned
 
 
 @pytest.mark.parametrize(
     ("path", "ignored"),
     [
         ("predict.py", False),
+        ("constraints.txt", False),
         ("utils/volumes/geometry.py", False),
-        ("docker/weights/student.pth", False),
-        ("work_dir/student/student.pth", False),
+        ("docker/predict.sh", False),
+        ("docker/weights/student.pth", True),
+        ("utils/student.pth", True),
+        ("segment_anything/modeling/last.pt", True),
+        ("student.pth", True),
+        ("work_dir/student/student.pth", True),
+        ("work_dir/teacher_outputs/teacher.pt", True),
         ("work_dir/student/run.log", True),
         ("utils/__pycache__/geometry.cpython-311.pyc", True),
         (".venv/lib/python3.11/site-packages/distutils-precedence.pth", True),
@@ -199,28 +244,113 @@ def test_the_build_sees_only_what_it_needs(path, ignored):
     assert is_ignored(Path(path)) == ignored
 
 
-def test_weights_that_are_missing_or_not_clear_are_said(workspace, done, tmp_path):
-    scene = shutil.copytree(workspace, tmp_path / "workspace")
-    (scene / "weights" / "second.pt").touch()
-    ended = run_sh(scene)
+@pytest.mark.parametrize(
+    ("beside", "entered"),
+    [
+        (["best.pt", "run.log", "student2.pth", "teacher.pt.old"], ["student.pth"]),
+        (["teacher.pth"], ["student.pth", "teacher.pth"]),
+        (["teacher.pt"], ["student.pth", "teacher.pt"]),
+    ],
+)
+def test_only_the_named_checkpoint_and_its_teacher_enter(tmp_path, beside, entered):
+    weights = tmp_path / "work_dir"
+    weights.mkdir()
+    for name in ("student.pth", *beside):
+        (weights / name).touch()
+    build(tmp_path / "workspace", weights, CHECKPOINT="student.pth")
+    assert sorted(path.name for path in (tmp_path / "workspace/weights").iterdir()) == entered
+
+
+def test_a_checkpoint_that_is_not_in_the_folder_ends_the_build(tmp_path):
+    (tmp_path / "other.pth").touch()
+    with pytest.raises(FileNotFoundError, match=r"student\.pth"):
+        build(tmp_path / "workspace", tmp_path)
+
+
+def test_the_build_opens_the_network_after_the_weights_are_copied():
+    recipe = instructions()
+    copied = [n for n, (_, words) in enumerate(recipe) if "--from=weights" in words]
+    checked = [n for n, step in enumerate(recipe) if step == ("RUN", "sh predict.sh --check")]
+    user = [n for n, (name, _) in enumerate(recipe) if name == "USER"]
+    assert copied < user < checked  # as the user who runs it: the files must be readable
+
+
+def test_the_check_opens_the_network_and_segments_nothing(workspace, tmp_path):
+    scene = with_weights(workspace, tmp_path)
+    shutil.copy(workspace / "weights" / "student.pth", scene / "weights" / "a network.pth")
+    (scene / "predict.py").unlink()
+    ended = run_sh(scene, "sh predict.sh --check")
+    assert ended.returncode == 0, ended.stderr
+    assert "weights/a network.pth: network" in ended.stdout
+
+
+@pytest.mark.parametrize("command", ["sh predict.sh --check", "sh predict.sh"])
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ([], "found 0 checkpoints ()"),
+        (["a.pth", "b.pt"], "found 2 checkpoints (weights/a.pth weights/b.pt)"),
+        (["teacher.pt", "teacher.pth"], "found 2 checkpoints"),
+        (["a.pth", "teacher.pt", "teacher.pth"], "found 3 checkpoints"),
+        (["a.pth", "b.pth", "teacher.pth"], "found 3 checkpoints"),
+    ],
+)
+def test_weights_that_are_missing_or_not_clear_are_said(workspace, tmp_path, command, names, found):
+    scene = with_weights(workspace, tmp_path, *names)
+    ended = run_sh(scene, command)
     assert ended.returncode == 1
-    assert "found 2 checkpoints (weights/student.pth weights/second.pt)" in ended.stderr
-    shutil.rmtree(scene / "weights")
-    assert "found 0 checkpoints" in run_sh(scene).stderr
+    assert found in ended.stderr
+    assert "--build-arg CHECKPOINT=FILE" in ended.stderr
 
 
-def test_teacher_and_network_are_handed_over(workspace, done, tmp_path):
-    scene = shutil.copytree(workspace, tmp_path / "workspace")
-    (scene / "weights" / "teacher.pth").touch()
-    (scene / "predict.py").write_text("import sys; print(sys.argv[1:])")
-    ended = run_sh(scene, NETWORK="fastsam3d")
-    words = ast.literal_eval(ended.stdout)
+def test_weights_without_a_folder_are_said(workspace, tmp_path):
+    scene = with_weights(workspace, tmp_path)
+    (scene / "weights").rmdir()
+    assert "found 0 checkpoints ()" in run_sh(scene, "sh predict.sh --check").stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_a_file_that_is_no_network_ends_the_build(workspace, tmp_path, content):
+    scene = with_weights(workspace, tmp_path)
+    (scene / "weights" / "student.pth").write_bytes(content)
+    ended = run_sh(scene, "sh predict.sh --check")
+    assert ended.returncode == 1
+    (line, *_) = [x for x in ended.stderr.splitlines() if not x.startswith("import time:")]
+    assert line.startswith("InputError: weights/student.pth")
+
+
+@pytest.mark.parametrize("teacher", ["teacher.pth", "teacher.pt"])
+def test_teacher_and_network_are_handed_over(workspace, tmp_path, teacher):
+    words = handed_over(with_weights(workspace, tmp_path, "student.pth", teacher))
     for flag, value in (
         ("--checkpoint", "weights/student.pth"),
-        ("--teacher", "weights/teacher.pth"),
+        ("--teacher", f"weights/{teacher}"),
         ("--network", "fastsam3d"),
     ):
         assert words[words.index(flag) + 1] == value
+
+
+@pytest.mark.parametrize("name", ["teacher.pth", "teacher.pt", "last.ckpt", "two words.pth"])
+def test_the_only_file_is_the_checkpoint_whatever_its_name(workspace, tmp_path, name):
+    words = handed_over(with_weights(workspace, tmp_path, name))
+    assert words[words.index("--checkpoint") + 1] == f"weights/{name}"
+    assert "--teacher" not in words
+
+
+def with_weights(workspace, folder, *names):
+    """Return a copy of the workspace whose weights are empty files."""
+    scene = shutil.copytree(workspace, folder / "workspace")
+    shutil.rmtree(scene / "weights")
+    (scene / "weights").mkdir()
+    for name in names:
+        (scene / "weights" / name).touch()
+    return scene
+
+
+def handed_over(scene):
+    """Return the arguments that predict.sh gives to predict.py."""
+    (scene / "predict.py").write_text("import sys; print(sys.argv[1:])")
+    return ast.literal_eval(run_sh(scene, NETWORK="fastsam3d").stdout)
 
 
 def test_it_does_not_run_as_root():

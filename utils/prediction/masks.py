@@ -8,11 +8,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import cc3d
 import numpy as np
 
 from utils.prediction.region import extent_in
 from utils.prompts.kinds import Click
+from utils.volumes.components import connected_components
 from utils.volumes.geometry import CropGrid, Triple
 
 #: The logit of a corrected voxel, with either sign: sigmoid 0.98.
@@ -142,7 +142,7 @@ def keep_prompted(logits: LogitBox, seeds: Iterable[Sequence[float]]) -> LogitBo
     mask = logits.values > 0
     if not mask.any():
         return logits
-    labels = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26)
+    labels, _ = connected_components(mask)
     voxels = [
         side(seed).astype(int) - logits.start for seed in seeds for side in (np.floor, np.ceil)
     ]

@@ -11,11 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import cc3d
 import numpy as np
 from scipy import ndimage
 
 from utils.errors import InputError
+from utils.volumes.components import component_sizes, connected_components
 from utils.volumes.geometry import Triple
 
 #: Relative. Headers hold spacing in float32: 15 voxels of 1 mm must not count as less than 15 mm.
@@ -176,10 +176,10 @@ def _largest_components(part: np.ndarray, most: int) -> tuple[np.ndarray, list[s
     """Keep the ``most`` largest components (0 = all); equal sizes go by C order."""
     if most == 0:
         return part, []
-    labels, count = _numbered_components(part)
+    labels, count = connected_components(part)
     if count <= most:
         return part, []
-    sizes = cc3d.statistics(labels, no_slice_conversion=True)["voxel_counts"].astype(np.int64)
+    sizes = component_sizes(labels, count)
     chosen = np.zeros(count + 1, bool)
     chosen[1 + np.argsort(-sizes[1:], kind="stable")[:most]] = True
     kept = np.empty(part.shape, bool)
@@ -187,15 +187,6 @@ def _largest_components(part: np.ndarray, most: int) -> tuple[np.ndarray, list[s
         kept[z] = chosen[plane]
     total, lost = sizes[1:].sum(), sizes[1:][~chosen[1:]].sum()
     return kept, [f"{count - most:,} of {count:,} components, {lost:,} of {total:,} voxels"]
-
-
-def _numbered_components(part: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the 26-connected components by their first voxel in C order."""
-    if sum(n > 1 for n in part.shape) < 2:  # cc3d fails on some columns of voxels
-        labels, count = ndimage.label(part, np.ones((3, 3, 3)))
-        return labels.astype(np.uint32), count
-    # cc3d numbers components in this order only where the array is in C order.
-    return cc3d.connected_components(np.ascontiguousarray(part), connectivity=26, return_N=True)
 
 
 def _tight_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:

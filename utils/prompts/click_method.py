@@ -8,12 +8,12 @@ NumPy's global random state is neither read nor changed.
 
 import math
 
-import cc3d
 import numpy as np
 from scipy import ndimage
 
 from utils.errors import InputError
 from utils.prompts.kinds import Click
+from utils.volumes.components import component_sizes, connected_components
 
 #: Padded boxes with more voxels than this are max-pooled 2x2x2 before distances are measured.
 MAX_BOX_VOXELS = 60_000_000
@@ -67,7 +67,7 @@ def mended_share(before: np.ndarray, after: np.ndarray, gt_mask: np.ndarray, cli
     if not error[click.zyx]:
         return math.nan
     (outer,) = ndimage.find_objects(error.view(np.uint8))
-    labels = cc3d.connected_components(np.ascontiguousarray(error[outer]), connectivity=26)
+    labels, _ = connected_components(error[outer])
     place = tuple(c - side.start for c, side in zip(click.zyx, outer, strict=True))
     clicked = labels == labels[place]
     return float((after[outer].astype(bool) == gt_mask[outer])[clicked].mean())
@@ -108,14 +108,11 @@ def _largest_component(error: np.ndarray) -> tuple[np.ndarray, np.ndarray] | Non
     if not boxes:
         return None
     (outer,) = boxes
-    labels, count = cc3d.connected_components(
-        np.ascontiguousarray(error[outer]), connectivity=26, return_N=True
-    )
+    labels, count = connected_components(error[outer])
     start = np.array([side.start for side in outer])
     if count == 1:
         return error[outer], start
-    sizes = np.bincount(labels.ravel())
-    largest = labels == 1 + np.argmax(sizes[1:])
+    largest = labels == 1 + np.argmax(component_sizes(labels, count)[1:])
     (inner,) = ndimage.find_objects(largest.view(np.uint8))
     return largest[inner], start + [side.start for side in inner]
 
