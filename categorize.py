@@ -56,6 +56,8 @@ from utils.preparation.records import CaseFacts
 from utils.run.executor import run_all
 from utils.volumes.labels import as_label, count_values
 
+PLACES = ("*/{dataset}/labelsTr/{case}.nii.gz",)  # below --out; see `records.is_place`
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags; `run` reads all of them."""
@@ -108,7 +110,7 @@ def run(args: argparse.Namespace) -> PrepareSummary | TreeReport:
         print(f"NOTE {line}", file=sys.stderr)
     step = Step(
         title="categorize",
-        ledger=Ledger(args.out, "categorize", [args.classified]),
+        ledger=Ledger(args.out, "categorize", [args.classified], PLACES),
         work=partial(
             categorize_case, table=table, out=args.out, rule=rule, max_voxels=args.max_voxels
         ),

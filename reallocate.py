@@ -38,6 +38,7 @@ from utils.preparation.records import CaseFacts
 from utils.volumes.geometry import affine_from_spacing
 from utils.volumes.grid import Grid, require_same_grid
 
+PLACES = ("*/{dataset}/imagesTr/{case}.nii.gz",)  # below --tree; see `records.is_place`
 NPZ_ROLE = ""  # role of the image's file among a case's sources; the role of a label is its organ
 
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> PrepareSummary:
     """Write the images beside all labels; return the number of cases by outcome."""
     labels = labels_of_cases(args.tree, allow_none=args.shard != "1/1")
     images = find_npz(args.images)
-    ledger = Ledger(args.tree, "reallocate", [args.tree, args.images])
+    ledger = Ledger(args.tree, "reallocate", [args.tree, args.images], PLACES)
     left = {key for key, paths in labels.items() if has_its_image(key, paths, images, ledger)}
     jobs = [
         plan_job(plan_case, key, paths, images, args.images)

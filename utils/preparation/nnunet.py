@@ -70,6 +70,12 @@ from utils.volumes.grid import Grid, Volume, require_same_grid
 from utils.volumes.labels import as_label, count_values
 
 LABEL_ROLE = "label"  # role of a case's label among its sources, beside `IMAGE_ROLE`
+# Below --out, see `records.is_place`: with several channels, each has a data set.
+PLACES = tuple(
+    f"*/{dataset}/{kind}/{{case}}.nii.gz"
+    for dataset in ("{dataset}", "{dataset}_*")
+    for kind in ("imagesTr", "labelsTr")
+)
 LOST = "no voxel is left at this spacing"
 
 
@@ -140,7 +146,7 @@ def run(args: argparse.Namespace) -> PrepareSummary:
     roots = [folder.parent for folder in args.nnunet or ()] or [args.labels, args.images]
     step = Step(
         title="prepare_nnunet",
-        ledger=Ledger(args.out, "nnunet", roots, [source.name for source in sources]),
+        ledger=Ledger(args.out, "nnunet", roots, PLACES, [source.name for source in sources]),
         work=partial(prepare_case, out=args.out, max_voxels=args.max_voxels),
         space=partial(space_of, max_voxels=args.max_voxels),
     )

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from joblib import Parallel, delayed, parallel_config
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from utils.errors import InputError
+from utils.run.log import log_entries_only
 
 CONNECT_SECONDS = 10  # time to reach a scheduler
 
@@ -61,7 +62,7 @@ def run_all(
         parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
         try:
             yield from parallel(_calls(function, items))
-        except TerminatedWorkerError as error:
+        except BrokenProcessPool as error:
             raise WorkerDiedError(
                 f"a worker process was killed ({str(error).splitlines()[0]}).\nExpected "
                 f"{workers} workers to finish: most often there is too little memory for so many. "
@@ -97,6 +98,7 @@ def _calls(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
 
 
 def _call_in(folder: Path, function: Callable[[Item], Result], item: Item) -> Result:
+    log_entries_only()
     if Path.cwd() != folder:
         os.chdir(folder)
     return function(item)
