@@ -30,6 +30,7 @@ from utils.files.atomic import (
 )
 from utils.files.disk_space import free_space, readable, require_space
 from utils.files.npz_archive import MAX_VOXELS
+from utils.preparation.case_names import usable_jobs
 from utils.preparation.find_files import walk
 from utils.preparation.ledger import CaseJob, Entry, Ledger
 from utils.preparation.outcomes import (
@@ -171,9 +172,10 @@ def prepare(
     """
     jobs, left, summary = list(jobs), list(left), PrepareSummary()
     step.ledger.require_own_files()
-    for problem in problems:
-        report_failure(summary, problem)
     known = [*(job.case_id for job in jobs), *left]
+    jobs, unusable = usable_jobs(jobs)
+    for problem in (*problems, *unusable):
+        report_failure(summary, problem)
     mine = [job for job in jobs if in_shard(job.case_id, args.shard)]
     due, need = _due_jobs(step, mine, left, summary, args)
     if args.dry_run:
@@ -280,7 +282,8 @@ def _do(step: Step, job: CaseJob) -> Outcome:
     except Exception as error:  # one case must not end a run of days
         message, its_trace = told(error)
         trace = trace or its_trace
-    message = message if job.case_id.rsplit("/")[-1] in message else f"{job.case_id}: {message}"
+    if trace or job.case_id.rsplit("/")[-1] not in message:
+        message = f"{job.case_id}: {message}"
     if trace:
         message += f". Please report it with the traceback in {step.ledger.records / TRACES}"
     try:
