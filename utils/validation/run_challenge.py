@@ -26,7 +26,7 @@ from utils.validation.protocol import (
     Summary,
     ValidationProtocol,
 )
-from utils.validation.scores import CaseScore, TargetScore
+from utils.validation.scores import CHALLENGE, CaseScore, TargetScore
 from utils.validation.tables import (
     anatomy_rows,
     clicked,
@@ -43,6 +43,7 @@ from utils.volumes.labels import as_label
 class ChallengeJob(ScoreJob):
     """A challenge file with its truth."""
 
+    protocol = CHALLENGE
     image_path: Path
     label_path: Path
     class_file: Path

@@ -5,7 +5,6 @@ if the network, its settings and the case's files are unchanged and the case's o
 those of that run. So a stopped run resumes.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,10 +14,11 @@ from tqdm import tqdm
 
 from segment_anything import Sam3D
 from utils.errors import InputError
-from utils.files.atomic import WriteError, atomic_path
+from utils.files.atomic import WriteError
 from utils.files.stamp import stamp
 from utils.run.executor import run_all
 from utils.run.network import NetworkFile
+from utils.validation.kept import keep_score, kept_score, remove_kept_score
 from utils.validation.protocol import NetworkFacts, RunSettings, ScoreJob
 from utils.validation.scores import CaseScore
 from utils.volumes.geometry import CropRule
@@ -61,7 +61,7 @@ def score_case(job: ScoreJob) -> tuple[str, CaseScore | str]:
     job.make_ready()
     try:
         key = job.key()  # first: if a source changes during scoring, the scores are outdated
-        job.score_path.unlink(missing_ok=True)  # old scores must not lie beside new outputs
+        remove_kept_score(job)  # old scores must not lie beside new outputs
         score = job.score()
     except WriteError:
         raise
@@ -70,25 +70,8 @@ def score_case(job: ScoreJob) -> tuple[str, CaseScore | str]:
     except Exception as error:  # one case must not stop the others
         logger.exception("%s", job.case)
         return job.case, f"{type(error).__name__}: {error}"
-    content = {"key": key, "outputs": job.states(), "score": score.to_dict()}
-    with atomic_path(job.score_path) as temporary:
-        temporary.write_text(json.dumps(content))
+    keep_score(job, key, score)
     return job.case, score
-
-
-def kept_score(job: ScoreJob) -> CaseScore | None:
-    """Return the scores of an earlier run if they are still valid; a damaged file counts as none.
-
-    Scores are valid if sources and settings are unchanged, and the outputs are those that were
-    written together with the scores.
-    """
-    try:
-        content = json.loads(job.score_path.read_text())
-        same_outputs = job.states().items() <= content["outputs"].items()
-        same = content["key"] == job.key() and same_outputs
-        return CaseScore.from_dict(content["score"]) if same else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def opened(settings: RunSettings) -> tuple[Sam3D, CropRule]:
