@@ -177,22 +177,19 @@ def _faults(score: CaseScore) -> Iterator[tuple[str, bool]]:
     yield "a negative or endless time or size", not all(0 <= v < math.inf for v in sizes)
     grid = [*score.shape, *score.spacing_xyz]
     yield "no such shape or spacing", not all(0 < value < math.inf for value in grid)
-    clicks = [click for target in targets for click in target.clicks]
-    yield "no such click", not all(min(c) >= 0 and c[3] in (0, 1) for c in clicks)
+    limits = (*score.shape, 2)  # a click's kind is 0 or 1
+    clicks = [zip(click, limits, strict=True) for t in targets for click in t.clicks]
+    yield "no such click", not all(0 <= v < limit for click in clicks for v, limit in click)
     names = [score.case, score.dataset, score.modality]
     names += [name for target in targets for name in (target.name, target.organ)]
     yield "an unprintable name", not all(map(str.isprintable, names))
-    yield (
-        "values without an end",
-        not all(
-            math.isfinite(v) for t in targets for v in (t.coverage or 0, *t.mended, *t.ball_dsc)
-        ),
-    )
+    shares = [v for t in targets for v in (t.coverage or 0, *t.ball_dsc)]
+    yield "shares that are not from 0 to 1", not all(0 <= v <= 1 for v in shares)
     if score.protocol == CLICKS:
         balls = [len(target.ball_dsc) for target in targets]
         yield "balls of other radii", any(count != len(BALL_RADII_MM) for count in balls)
-        times_of = [len(target.decoder_ms) for target in targets]
-        yield "times of other clicks", any(count != steps - 1 for count in times_of)
+        counts = [{len(t.clicks), len(t.mended), len(t.decoder_ms)} for t in targets]
+        yield "times of other clicks", any(len(c) > 1 or c == {0} for c in counts)
 
 
 def _unreadable(content: object, found: str) -> str:
