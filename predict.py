@@ -13,7 +13,6 @@ Writes  --output      <name>.npz with segs (D, H, W): the k-th entry of the prom
 import argparse
 import gc
 import logging
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from utils.errors import InputError, exit_on_input_error
+from utils.run.log import start_log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,7 +149,7 @@ class Clock(dict[str, float]):
 
 @exit_on_input_error
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    start_log()
     clock = Clock()
     with clock.part("imports"), importing():
         args = parse_args()

@@ -34,7 +34,6 @@ killed resumes where it stopped. <out>/manifest_nnunet.csv lists the outcome of 
 
 import argparse
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -64,6 +63,7 @@ from utils.preparation.nnunet_sources import (
     find_sources,
     require_outside,
 )
+from utils.preparation.outcomes import say
 from utils.preparation.records import CaseFacts
 from utils.preparation.resampling import Resampling
 from utils.volumes.grid import Grid, Volume, require_same_grid
@@ -138,10 +138,9 @@ def run(args: argparse.Namespace) -> PrepareSummary:
         ]
         unlabelled = sorted(cases_with_image(source) - source.labels.files.keys())
         if unlabelled:
-            print(
+            say(
                 f"NOTE {source.name}: {len(unlabelled)} cases have an image and no label and are "
-                f"left out, {unlabelled[0]} first",
-                file=sys.stderr,
+                f"left out, {unlabelled[0]} first"
             )
     roots = [folder.parent for folder in args.nnunet or ()] or [args.labels, args.images]
     step = Step(

@@ -1,10 +1,10 @@
 """Change fields of a network's configuration on the command line: --set PART.FIELD=VALUE."""
 
-import json
 from collections.abc import Sequence
 
 from segment_anything import ConfigError, SamConfig
 from utils.errors import InputError
+from utils.files.strict_json import JsonError, RepeatedKeyError, parse_json
 
 
 def changed(config: SamConfig, fields: Sequence[str]) -> SamConfig:
@@ -26,7 +26,10 @@ def changed(config: SamConfig, fields: Sequence[str]) -> SamConfig:
                 f"--set {text}: there is no such field; expected PART.FIELD=VALUE with one of "
                 f"{', '.join(f'{part}.{field}' for part in parts for field in parts[part])}."
             )
-        values[part][name] = _parsed(value)
+        try:
+            values[part][name] = _parsed(value)
+        except RepeatedKeyError as error:
+            raise InputError(f"--set {text:.200}: {error}. Expected each key once.") from error
     try:
         return SamConfig.from_dict(values)
     except ConfigError as error:
@@ -38,6 +41,8 @@ def _parsed(text: str) -> object:
     if "," in text or text.startswith("["):
         return [_parsed(entry) for entry in text.strip("[]").split(",") if entry]
     try:
-        return json.loads(text)
-    except ValueError:
+        return parse_json(text)
+    except RepeatedKeyError:
+        raise
+    except JsonError:
         return text
