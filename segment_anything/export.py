@@ -346,13 +346,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         path = run(args)
+        content = json.loads(path.read_text(), object_pairs_hook=_object_of)
     except (CheckpointError, OnnxError, OSError) as error:
         print(_printable(str(error)), file=sys.stderr)
         return 1
-    differences = json.loads(path.read_text(), object_pairs_hook=_object_of)[
-        "relative_difference_to_pytorch"
-    ]
-    for file, cases in differences.items():
+    for file, cases in content["relative_difference_to_pytorch"].items():
         worst = max(value for case in cases.values() for value in case.values())
         print(f"{path.parent / file}: differs from PyTorch by at most {worst:.1e} of the norm")
     return 0

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from segment_anything import ConfigError, SamConfig
 from utils.errors import InputError
-from utils.files.strict_json import JsonError, RepeatedKeyError, parse_json
+from utils.files.strict_json import JsonError, parse_json
 
 
 def changed(config: SamConfig, fields: Sequence[str]) -> SamConfig:
@@ -26,10 +26,7 @@ def changed(config: SamConfig, fields: Sequence[str]) -> SamConfig:
                 f"--set {text}: there is no such field; expected PART.FIELD=VALUE with one of "
                 f"{', '.join(f'{part}.{field}' for part in parts for field in parts[part])}."
             )
-        try:
-            values[part][name] = _parsed(value)
-        except RepeatedKeyError as error:
-            raise InputError(f"--set {text:.200}: {error}. Expected each key once.") from error
+        values[part][name] = _parsed(value)
     try:
         return SamConfig.from_dict(values)
     except ConfigError as error:
@@ -42,7 +39,5 @@ def _parsed(text: str) -> object:
         return [_parsed(entry) for entry in text.strip("[]").split(",") if entry]
     try:
         return parse_json(text)
-    except RepeatedKeyError:
-        raise
     except JsonError:
         return text

@@ -127,7 +127,7 @@ def crop_rule_of(facts: dict[str, Any]) -> CropRule:
     """
     size = {"size": facts["config"]["encoder"]["img_size"]}
     try:
-        rule = msgspec.convert(facts.get("crop_rule"), dict[str, float | bool] | None)
+        rule = msgspec.convert(facts.get("crop_rule"), dict[str, int | float | bool] | None)
         return msgspec.convert(size | (rule or {}), CropRule)
     except (msgspec.ValidationError, ValueError) as error:
         raise InputError(f"'crop_rule' is {shown(facts.get('crop_rule'))}: {error}") from error

@@ -106,7 +106,7 @@ class CaseScore:
         """
         try:
             score = msgspec.convert(content, cls)
-        except (msgspec.ValidationError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
             raise InputError(_unreadable(content, str(error))) from error
         unknown = content.keys() - {each.name for each in fields(cls)}
         for target in content["targets"]:
