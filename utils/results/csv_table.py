@@ -36,9 +36,9 @@ def csv_bytes(
         digits: decimals of floats; None: as many as they need.
     """
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, columns, lineterminator=line_end)
-    writer.writeheader()
-    writer.writerows({key: _cell(value, digits) for key, value in row.items()} for row in rows)
+    writer = csv.writer(table, lineterminator=line_end)
+    writer.writerow([_cell(column, digits) for column in columns])
+    writer.writerows([_cell(row.get(column), digits) for column in columns] for row in rows)
     return table.getvalue().encode("utf-8", "backslashreplace")
 
 
