@@ -22,7 +22,7 @@ from pathlib import Path
 from utils.errors import InputError
 from utils.files.names import DEVICES, is_portable_folder, spelling, twins
 from utils.files.safe_read import open_regular
-from utils.files.strict_json import RepeatedKeyError, parse_json, shown
+from utils.files.strict_json import JsonError, RepeatedKeyError, parse_json, shown
 from utils.volumes.labels import MAX_LABEL
 
 INSTANCE_KEY = "instance_label"
@@ -169,7 +169,7 @@ def read_label_table(path: Path) -> LabelTable:
             f"{path}: cannot be opened ({error.strerror}). Expected the class file, CVPR25.json: "
             "check the path given with --json."
         ) from error
-    except ValueError as error:
+    except JsonError as error:
         raise LabelTableError(
             f"{path}: is not JSON ({error}). Expected {{data set: {{value: names}}}}: correct it."
         ) from error
@@ -243,10 +243,10 @@ def _value(where: str, key: str) -> int:
 
 def _name(where: str, key: str, names: object) -> str:
     name = names[0] if isinstance(names, list) and names else names
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.isprintable():
         raise LabelTableError(
-            f"{where}: class {key} holds {shown(names)}. Expected a name, or a list that starts "
-            "with one: correct it."
+            f"{where}: class {key} holds {shown(names)}. Expected a printable name, or a list "
+            "that starts with one: correct it."
         )
     try:
         organ_slug(name)

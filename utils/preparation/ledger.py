@@ -64,7 +64,7 @@ class Ledger:
         datasets: data sets whose cases are all in this run; None: all data sets.
 
     Attributes:
-        refused: record's file -> why it counts as none, of the records that were read.
+        refused: record's file -> why it counts as none; empty once `say_refused` has said it.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Ledger:
         except FileNotFoundError:
             return None
         except (OSError, JsonError) as error:
-            self.refused[path] = str(error)
+            self.refused.setdefault(path, str(error))
             return None
 
     def require_own_files(self) -> None:

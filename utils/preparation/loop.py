@@ -29,6 +29,7 @@ from utils.files.atomic import (
     is_abandoned,
 )
 from utils.files.disk_space import free_space, readable, require_space
+from utils.files.names import is_inside
 from utils.files.npz_archive import MAX_VOXELS
 from utils.preparation.case_names import usable_jobs
 from utils.preparation.find_files import walk
@@ -321,7 +322,8 @@ def _remove_half_written(ledger: Ledger, case_ids: set[str]) -> None:
     if ledger.folder.is_dir():
         for path in walk(ledger.folder, set(), [], hidden=True):
             is_ours = TEMPORARY.sub("", path.name, count=1) in names
-            if is_ours and is_abandoned(path):
+            inside = is_inside(path.relative_to(ledger.folder).as_posix(), ledger.folder)
+            if is_ours and inside and is_abandoned(path):
                 path.unlink(missing_ok=True)
 
 

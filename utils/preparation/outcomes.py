@@ -124,5 +124,6 @@ def say(line: str) -> None:
 def say_refused(ledger: Ledger) -> None:
     """Name each record that counts as none, once."""
     for path, reason in ledger.refused.items():
-        say(f"NOTE {path}: counts as no record: {reason}")
-    ledger.refused.clear()
+        if reason:
+            say(f"NOTE {path}: counts as no record: {reason}")
+            ledger.refused[path] = ""

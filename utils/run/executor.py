@@ -74,7 +74,7 @@ def _on_cluster(
     function: Callable[[Item], Result], items: Iterable[Item], scheduler: str
 ) -> Iterator[Result]:
     try:
-        from distributed import Client
+        from distributed import Client, KilledWorker
     except ImportError as error:
         raise InputError(
             "--dask-scheduler needs Dask, which is not installed. Expected the package: "
@@ -88,7 +88,14 @@ def _on_cluster(
             "'dask scheduler' prints, such as tcp://10.0.0.1:8786."
         ) from error
     with client, parallel_config(backend="dask", wait_for_workers_timeout=60):
-        yield from Parallel(return_as="generator_unordered")(_calls(function, items))
+        try:
+            yield from Parallel(return_as="generator_unordered")(_calls(function, items))
+        except KilledWorker as error:
+            raise WorkerDiedError(
+                f"Dask workers died on one case ({str(error).splitlines()[0]:.300}).\nExpected "
+                "them to finish: most often a worker has too little memory. Give workers "
+                "more memory or fewer threads, and run again; finished work is kept."
+            ) from error
 
 
 def _calls(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple]:
