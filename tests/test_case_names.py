@@ -15,6 +15,7 @@ from preparation_helpers import (
     reallocate_all,
 )
 
+from utils.cases.prepared import find_cases, require_usable_names
 from utils.errors import InputError
 from utils.files.names import is_portable_folder, spelling, twins
 from utils.preparation.nnunet_sources import find_sources
@@ -157,3 +158,19 @@ def test_name_that_is_no_folder_everywhere_is_not_portable(name):
 @pytest.mark.parametrize("name", [*CLASSES, "icon", "com", "COM10", "a b.c", "Leber_ß"])
 def test_name_that_is_a_folder_everywhere_is_portable(name):
     assert is_portable_folder(name)
+
+
+@pytest.mark.parametrize("names", [("a\n", "b"), ("CT_A/x", "ct_a/x"), ("é", "e\u0301")])
+def test_cases_of_a_validation_need_names_that_are_printable_and_one_file_each(names):
+    with pytest.raises(InputError, match=r"cannot be a case's name|would be one file"):
+        require_usable_names(names)
+
+
+def test_cases_of_prepared_folders_are_refused_together(tmp_path):
+    for dataset in ("CT_A", "ct_a"):
+        label = tmp_path / "liver" / dataset / "labelsTr" / "x.nii.gz"
+        label.parent.mkdir(parents=True)
+        label.touch()
+
+    with pytest.raises(InputError, match="'liver/CT_A/x' and 'liver/ct_a/x' would be one file"):
+        find_cases((tmp_path / "liver").iterdir())

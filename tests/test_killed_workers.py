@@ -10,6 +10,9 @@ import pytest
 from preparation_helpers import ROOT, categorize_all, classify_all, reallocate_all
 from small_networks import save_student
 
+from utils.errors import InputError
+from utils.run.executor import WorkerDiedError, run_all
+
 TREE = Path("data/medical_preprocessed")
 NNUNET = "--images images --labels labels --dataset CT_X --classes 1=a"
 CLICKS = f"--checkpoint student.pth --device cpu --num-clicks 1 --val-datas {TREE}/liver/CT_A"
@@ -62,3 +65,30 @@ def test_killed_worker_ends_the_script_with_one_message_and_exit_code_1(command)
     assert result.stderr.count("WorkerDiedError: a worker process was killed") == 1
     assert "Run again with a smaller --workers" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def _die(number):
+    os.kill(os.getpid(), number)
+
+
+def test_dask_worker_that_dies_is_one_error_and_no_endless_wait():
+    from distributed import LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=None, memory_limit=None
+        ) as cluster,
+        pytest.raises(WorkerDiedError, match="a Dask worker died"),
+    ):
+        list(run_all(_die, [9], scheduler=cluster.scheduler_address))
+
+
+def test_dask_cluster_without_a_worker_is_an_input_error(monkeypatch):
+    from distributed import LocalCluster
+
+    monkeypatch.setattr("utils.run.executor.WORKER_SECONDS", 0.2)
+    with (
+        LocalCluster(n_workers=0, dashboard_address=None) as cluster,
+        pytest.raises(InputError, match="has no worker"),
+    ):
+        list(run_all(_die, [9], scheduler=cluster.scheduler_address))

@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from utils.errors import InputError
 from utils.run.log import log_entries_only
 
 CONNECT_SECONDS = 10  # time to reach a scheduler
+WORKER_SECONDS = 60  # time for its first worker to start
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -74,7 +75,7 @@ def _on_cluster(
     function: Callable[[Item], Result], items: Iterable[Item], scheduler: str
 ) -> Iterator[Result]:
     try:
-        from distributed import Client, KilledWorker
+        from distributed import Client, KilledWorker, as_completed
     except ImportError as error:
         raise InputError(
             "--dask-scheduler needs Dask, which is not installed. Expected the package: "
@@ -87,14 +88,25 @@ def _on_cluster(
             f"--dask-scheduler {scheduler}: cannot be reached ({error}). Expected the address that "
             "'dask scheduler' prints, such as tcp://10.0.0.1:8786."
         ) from error
-    with client, parallel_config(backend="dask", wait_for_workers_timeout=60):
+    with client:
         try:
-            yield from Parallel(return_as="generator_unordered")(_calls(function, items))
+            client.wait_for_workers(1, timeout=WORKER_SECONDS)
+        except TimeoutError as error:
+            raise InputError(
+                f"--dask-scheduler {scheduler}: has no worker. Expected one or more: start them "
+                f"with 'dask worker {scheduler}' in this project's folder."
+            ) from error
+        try:
+            work = partial(_call_in, Path.cwd(), function)
+            futures = client.map(work, list(items), pure=False)  # not joblib: it waits for ever
+            for future, result in as_completed(futures, with_results=True):  # on a dead worker
+                future.release()
+                yield result
         except KilledWorker as error:
             raise WorkerDiedError(
-                f"Dask workers died on one case ({str(error).splitlines()[0]:.300}).\nExpected "
-                "them to finish: most often a worker has too little memory. Give workers "
-                "more memory or fewer threads, and run again; finished work is kept."
+                f"a Dask worker died ({str(error).splitlines()[0]:.300}).\nExpected workers that "
+                "finish: most often there is too little memory. Start them with more memory or "
+                "fewer threads, and run again; finished work is kept."
             ) from error
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from utils.cases.challenge import ChallengeCase, read_challenge_case, write_segs
 from utils.cases.label_table import LabelTableError, modality_of, read_label_table
+from utils.cases.prepared import require_usable_names
 from utils.errors import InputError
 from utils.files.npz import read_npz
 from utils.prediction.predictor import Predictor, ready_predictor
@@ -261,6 +262,7 @@ def find_challenge_cases(images: Path, labels: Path | None) -> list[tuple[Path, 
         raise InputError(
             f"{images}: found no .npz files, expected challenge cases.\nGive another --images."
         )
+    require_usable_names(path.stem for path in files)
     pairs = [(path, (labels or images) / path.name) for path in files]
     missing = [label for _, label in pairs if not label.is_file()]
     if missing:
