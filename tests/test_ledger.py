@@ -336,3 +336,11 @@ def test_manifest_and_outputs_hold_no_time_and_no_folder_of_this_machine(ledger,
 
     assert str(tmp_path) not in ledger.manifest.read_text()
     assert list(ledger.read("CT/a").outputs) == ["a"]
+
+
+def test_source_that_changed_just_before_the_work_is_read_again(ledger, source):
+    """A further change within one tick of the clock would leave its times as they are."""
+    copy(ledger, job_of(source))
+
+    assert not ledger.is_current(job_of(source))
+    assert copy(ledger, job_of(source)) == "skipped"
