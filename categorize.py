@@ -24,7 +24,6 @@ stopped. <out>/manifest_categorize.csv lists the outcome of each case.
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -52,9 +51,12 @@ from utils.preparation.loop import (
     prepare,
     progress_bar,
 )
+from utils.preparation.outcomes import say
 from utils.preparation.records import CaseFacts
 from utils.run.executor import run_all
 from utils.volumes.labels import checked_label, count_values
+
+PLACES = ("*/{dataset}/labelsTr/{case}.nii.gz",)  # below --out; see `records.is_place`
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -105,10 +107,10 @@ def run(args: argparse.Namespace) -> PrepareSummary | TreeReport:
         )
     jobs = [plan_job(plan_case, key_of(path), path, table, rule) for path in found]
     for line in table.shared_folders({job.dataset for job in jobs}):
-        print(f"NOTE {line}", file=sys.stderr)
+        say(f"NOTE {line}")
     step = Step(
         title="categorize",
-        ledger=Ledger(args.out, "categorize", [args.classified]),
+        ledger=Ledger(args.out, "categorize", [args.classified], PLACES),
         work=partial(
             categorize_case, table=table, out=args.out, rule=rule, max_voxels=args.max_voxels
         ),

@@ -42,6 +42,8 @@ from utils.preparation.records import CaseFacts
 from utils.volumes.geometry import affine_from_spacing
 from utils.volumes.labels import checked_label, count_values
 
+PLACES = ("*/{case}.nii.gz",)  # below --out; see `utils.preparation.records.is_place`
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags; `run` reads all of them."""
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> PrepareSummary:
     ]
     step = Step(
         title="classify",
-        ledger=Ledger(args.out, "classify", [args.labels, args.images or args.labels]),
+        ledger=Ledger(args.out, "classify", [args.labels, args.images or args.labels], PLACES),
         work=partial(classify_case, table=table, out=args.out, max_voxels=args.max_voxels),
         space=space_of,
     )

@@ -11,7 +11,6 @@ stopped demo resumes where it stopped.
 """
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from zlib import crc32
 
 from utils.cases.phantoms import write_phantoms
 from utils.errors import InputError, exit_on_input_error
+from utils.files.strict_json import read_json
 from utils.results.curves import click_curve_figure
 from utils.results.figures import save
 
@@ -157,7 +157,7 @@ def validate(pipeline: Pipeline, folders: Sequence[Path], out: Path) -> dict[str
                 "failed, see above.\nCorrect the cause and run the demo again; finished work is "
                 "kept."
             )
-        summaries[name] = json.loads(summary.read_text())
+        summaries[name] = read_json(summary, "the scores of a validation", dict)
     return summaries
 
 

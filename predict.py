@@ -21,7 +21,6 @@ import utils.run.threads  # noqa: F401  before torch
 import argparse
 import gc
 import logging
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from utils.errors import exit_on_input_error, printable
+from utils.run.log import start_log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -190,18 +190,9 @@ class Clock(dict[str, float]):
             self[name] = self.get(name, 0.0) + time.perf_counter() - start
 
 
-class PrintableHandler(logging.StreamHandler):
-    """Shows messages alone; control characters in the names of files become escapes."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the message without control characters."""
-        return printable(super().format(record))
-
-
 @exit_on_input_error
 def main() -> int:
-    handlers = [PrintableHandler(sys.stderr)]
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)
+    start_log()
     clock = Clock()
     with clock.part("imports"), importing():
         args = parse_args()

@@ -24,6 +24,7 @@ from utils.errors import InputError, exit_on_input_error
 from utils.files.nifti import read_nifti_grid, write_deflated_nifti, write_nifti
 from utils.files.npz import checked_arrays, require_keys, require_volume_shape
 from utils.files.npz_archive import NpzArchive, member_sizes
+from utils.preparation.case_names import require_no_twins
 from utils.preparation.find_files import FoundFiles, Role, file_of, find_npz, require_folder
 from utils.preparation.ledger import CaseJob, Entry, Ledger
 from utils.preparation.loop import (
@@ -38,6 +39,7 @@ from utils.preparation.records import CaseFacts
 from utils.volumes.geometry import affine_from_spacing
 from utils.volumes.grid import Grid, require_same_grid
 
+PLACES = ("*/{dataset}/imagesTr/{case}.nii.gz",)  # below --tree; see `records.is_place`
 NPZ_ROLE = ""  # role of the image's file among a case's sources; the role of a label is its organ
 
 
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> PrepareSummary:
     """Write the images beside all labels; return the number of cases by outcome."""
     labels = labels_of_cases(args.tree, allow_none=args.shard != "1/1")
     images = find_npz(args.images)
-    ledger = Ledger(args.tree, "reallocate", [args.tree, args.images])
+    ledger = Ledger(args.tree, "reallocate", [args.tree, args.images], PLACES)
     left = {key for key, paths in labels.items() if has_its_image(key, paths, images, ledger)}
     jobs = [
         plan_job(plan_case, key, paths, images, args.images)
@@ -136,6 +138,7 @@ def organs_of(labels: Sequence[Path]) -> dict[str, Path]:
 def plan_case(key: str, labels: list[Path], images: FoundFiles, folder: Path) -> CaseJob:
     """Return the job of a case: its NPZ and its labels, beside which the image is written."""
     dataset, case_id = key.split("/")
+    require_no_twins(set(organs_of(labels)), f"{key}: organs")
     if case_id not in images.files:
         raise InputError(
             f"{labels[0]}: has no image. Expected {case_id}.npz in or below {folder}: give the "

@@ -346,14 +346,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         path = run(args)
+        content = json.loads(path.read_text(), object_pairs_hook=_object_of)
     except (CheckpointError, OnnxError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(_printable(str(error)), file=sys.stderr)
         return 1
-    differences = json.loads(path.read_text())["relative_difference_to_pytorch"]
-    for file, cases in differences.items():
+    for file, cases in content["relative_difference_to_pytorch"].items():
         worst = max(value for case in cases.values() for value in case.values())
         print(f"{path.parent / file}: differs from PyTorch by at most {worst:.1e} of the norm")
     return 0
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; one that has a key twice is refused."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise OnnxError(f"{FACTS} has a key twice among {sorted(content)[:10]}.")
+    return content
+
+
+def _printable(text: str) -> str:
+    """Return a text whose characters, of a file's name for example, cannot act on a terminal."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 if __name__ == "__main__":

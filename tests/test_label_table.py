@@ -1,6 +1,7 @@
 """The class file: schema, data set of a case, organ folders, and our copy of the challenge's."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,52 @@ def test_challenge_table_matches_every_key_to_itself():
     table = read_label_table(CHALLENGE)
 
     assert [table.dataset_of(f"{key}_0001") for key in table.datasets] == list(table.datasets)
+
+
+@pytest.mark.parametrize("second", ["ct_a", "CT_a", "Ct_A"])
+def test_data_sets_that_are_one_folder_elsewhere_are_refused_together(tmp_path, second):
+    first, last = (f"'{key}'" for key in sorted(("CT_A", second)))
+
+    with pytest.raises(LabelTableError, match=f"{first} and {last} would be one folder"):
+        table_of(tmp_path, {"CT_A": one_class(), second: one_class()})
+
+
+def test_data_sets_in_two_forms_of_one_letter_are_refused_together(tmp_path):
+    with pytest.raises(LabelTableError, match="would be one folder"):
+        table_of(tmp_path, {"CT_\u00e9": one_class(), "CT_e\u0301": one_class()})
+
+
+@pytest.mark.parametrize("key", ["CON", "aux", "nul.1", "CT_A.", "CT_A ", "CT:A", "CT_A?", "a\nb"])
+def test_data_set_that_cannot_be_a_folder_everywhere_is_refused(tmp_path, key):
+    with pytest.raises(LabelTableError, match="cannot be a folder's name"):
+        table_of(tmp_path, {key: one_class()})
+
+
+def test_class_that_would_be_a_device_of_windows_is_refused(tmp_path):
+    with pytest.raises(LabelTableError, match="keeps for a device"):
+        table_of(tmp_path, {"CT_A": one_class() | {"2": "Con."}})
+
+
+def test_classes_whose_folders_differ_in_case_folding_only_are_refused(tmp_path):
+    with pytest.raises(LabelTableError, match=r"'straße' .* 'strasse' would share the folder"):
+        table_of(tmp_path, {"CT_A": one_class() | {"2": "straße", "3": "strasse"}})
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_time_of_a_large_class_file_grows_with_its_size(tmp_path, twice):
+    """Four times the keys take about four times as long, and far less than sixteen times."""
+
+    def seconds(count):
+        entries = [f'"d{k % (count - twice)}": {json.dumps(one_class())}' for k in range(count)]
+        path = tmp_path / f"{count}.json"
+        path.write_text("{" + ", ".join(entries) + "}")
+        started = time.process_time()
+        try:
+            table = read_label_table(path)
+        except LabelTableError:
+            assert twice
+        else:
+            assert [table.dataset_of(f"d{k}_x") for k in range(0, count, 9)][-1].startswith("d")
+        return time.process_time() - started
+
+    assert min(seconds(20_000) for _ in range(3)) < 10 * min(seconds(5_000) for _ in range(3))

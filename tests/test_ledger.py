@@ -7,6 +7,7 @@ import time
 import pytest
 
 from utils.errors import InputError
+from utils.files.atomic import atomic_path, checked_by
 from utils.preparation.ledger import CaseJob, Ledger
 from utils.preparation.records import CaseFacts
 
@@ -21,7 +22,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def ledger(tmp_path, source):
-    return Ledger(tmp_path / "out", "copy", [source.parent])
+    return Ledger(tmp_path / "out", "copy", [source.parent], ["*"])
 
 
 def job_of(source, **changes):
@@ -35,23 +36,27 @@ def copy(ledger, job, name="a"):
         return "skipped"
     output = ledger.folder / name
     entry.claim([output])
-    output.write_bytes(job.sources["text"].read_bytes())
+    write(entry, output, job.sources["text"].read_bytes())
     entry.finish(CaseFacts((1, 2, 3), (0.5, 0.5, 2.0), {"Liver": 7}, ("2 of 3 components",)))
     return "done"
 
 
-def settle(*paths):
-    """Make files look as if they had been there for long, so that times alone decide."""
+def write(entry, output, content):
+    """Write an output as a step does."""
+    with checked_by(entry.before_naming), atomic_path(output) as temporary:
+        temporary.write_bytes(content)
+
+
+def settle(record):
+    """Date a record as if its work had begun just now, well after the sources' last change."""
     time.sleep(0.02)
-    for path in paths:
-        then = time.time() + 60
-        os.utime(path, (then, then))
+    os.utime(record)
 
 
 def test_unchanged_case_is_current_without_reading_its_sources(ledger, source, monkeypatch):
     copy(ledger, job_of(source))
     settle(ledger.path_of("CT/a"))
-    monkeypatch.setattr("utils.preparation.ledger._sha256_of", None)  # would raise
+    monkeypatch.setattr("utils.preparation.ledger.sha256_of", None)  # would raise
 
     assert ledger.is_current(job_of(source))
 
@@ -137,13 +142,106 @@ def test_output_that_was_edited_is_not_overwritten_by_a_newer_source(ledger, sou
     assert (ledger.folder / "a").read_text() == "corrected by hand"
 
 
-def test_output_of_a_begun_case_may_be_overwritten(ledger, source):
+def begin_and_die(ledger, job, *names):
+    """Claim outputs, and stop before the first of them is written."""
+    ledger.open(job).claim([ledger.folder / name for name in names])
+
+
+def test_output_of_a_killed_run_is_made_again_also_from_a_newer_source(ledger, source):
     entry = ledger.open(job_of(source))
     entry.claim([ledger.folder / "a"])
-    (ledger.folder / "a").write_text("half")
+    write(entry, ledger.folder / "a", b"one")
+    source.write_text("new")
 
     assert copy(ledger, job_of(source)) == "done"
-    assert (ledger.folder / "a").read_text() == "one"
+    assert (ledger.folder / "a").read_text() == "new"
+
+
+def test_replaced_output_of_a_killed_run_is_known_before_and_after_it_gets_its_name(ledger, source):
+    for killed_after in (False, True):
+        copy(ledger, job_of(source))
+        source.write_text(f"new {killed_after}")
+        entry = ledger.open(job_of(source))
+        entry.claim([ledger.folder / "a"])
+        if killed_after:
+            write(entry, ledger.folder / "a", b"half of the work")
+        else:
+            whole = ledger.folder / "whole"
+            whole.write_bytes(b"half of the work")
+            entry.before_naming(whole, ledger.folder / "a")
+
+        assert copy(ledger, job_of(source)) == "done"
+        assert (ledger.folder / "a").read_text() == f"new {killed_after}"
+
+
+def test_file_put_in_the_place_of_a_killed_runs_output_is_kept(ledger, source):
+    begin_and_die(ledger, job_of(source), "a")
+    (ledger.folder / "a").write_text("mine")
+
+    with pytest.raises(InputError, match="nothing proves that this step wrote it"):
+        copy(ledger, job_of(source))
+    assert (ledger.folder / "a").read_text() == "mine"
+
+
+def test_file_without_proof_that_is_what_the_case_gives_is_taken(ledger, source):
+    begin_and_die(ledger, job_of(source), "a")
+    (ledger.folder / "a").write_text("one")
+
+    assert copy(ledger, job_of(source)) == "done"
+
+
+def test_file_without_proof_that_the_case_no_longer_has_is_kept(ledger, source):
+    begin_and_die(ledger, job_of(source), "b")
+    (ledger.folder / "b").write_text("mine")
+
+    entry = ledger.open(job_of(source))
+    entry.claim([ledger.folder / "a"])
+    write(entry, ledger.folder / "a", b"one")
+    entry.finish(CaseFacts())
+
+    assert (entry.removed, entry.kept) == ([], ["b"])
+    assert (ledger.folder / "b").read_text() == "mine"
+    assert list(ledger.read("CT/a").outputs) == ["a"]
+
+
+def test_file_put_in_place_during_failed_work_is_kept(ledger, source):
+    entry = ledger.open(job_of(source))
+    entry.claim([ledger.folder / "a", ledger.folder / "b"])
+    write(entry, ledger.folder / "a", b"one")
+    (ledger.folder / "b").write_text("mine")
+
+    ledger.fail(job_of(source), "too little memory", entry)
+
+    assert not (ledger.folder / "a").exists()
+    assert (ledger.folder / "b").read_text() == "mine"
+    assert ledger.read("CT/a").outputs == {}
+
+
+def test_record_from_the_future_is_not_current_by_its_time(ledger, source):
+    """The clock was set back since, so the time says nothing about a change."""
+    copy(ledger, job_of(source))
+    settle(ledger.path_of("CT/a"))
+    assert ledger.is_current(job_of(source))
+    ahead = time.time() + 3600
+    os.utime(ledger.path_of("CT/a"), (ahead, ahead))
+
+    assert not ledger.is_current(job_of(source))
+    assert copy(ledger, job_of(source)) == "skipped"
+    assert ledger.path_of("CT/a").stat().st_mtime < time.time()
+
+
+def test_change_in_place_is_seen_whatever_the_clocks_say(ledger, source):
+    """A server's clock that is behind dates a change before the work that has read the file."""
+    copy(ledger, job_of(source))
+    settle(ledger.path_of("CT/a"))
+    times = source.stat().st_atime_ns, source.stat().st_mtime_ns
+    with source.open("r+") as file:
+        file.write("two")
+    os.utime(source, ns=times)
+    settle(ledger.path_of("CT/a"))  # the record is newer than the change
+
+    assert not ledger.is_current(job_of(source))
+    assert copy(ledger, job_of(source)) == "done"
 
 
 def test_output_that_a_case_no_longer_has_is_removed(ledger, source):
@@ -214,7 +312,7 @@ def test_file_of_the_same_name_and_size_in_another_folder_is_done_again(ledger, 
     other.parent.mkdir()
     other.write_text("two")
     settle(ledger.path_of("CT/a"))
-    elsewhere = Ledger(ledger.folder, "copy", [other.parent])
+    elsewhere = Ledger(ledger.folder, "copy", [other.parent], ["*"])
 
     assert not elsewhere.is_current(job_of(other))
     assert copy(elsewhere, job_of(other)) == "done"
@@ -225,7 +323,7 @@ def test_sources_that_were_moved_are_not_done_again(ledger, source, tmp_path):
     copy(ledger, job_of(source))
     source.parent.rename(tmp_path / "moved")
     moved = tmp_path / "moved" / "a.txt"
-    ledger = Ledger(ledger.folder, "copy", [moved.parent])
+    ledger = Ledger(ledger.folder, "copy", [moved.parent], ["*"])
 
     assert copy(ledger, job_of(moved)) == "skipped"
     settle(ledger.path_of("CT/a"))
@@ -238,3 +336,11 @@ def test_manifest_and_outputs_hold_no_time_and_no_folder_of_this_machine(ledger,
 
     assert str(tmp_path) not in ledger.manifest.read_text()
     assert list(ledger.read("CT/a").outputs) == ["a"]
+
+
+def test_source_that_changed_just_before_the_work_is_read_again(ledger, source):
+    """A further change within one tick of the clock would leave its times as they are."""
+    copy(ledger, job_of(source))
+
+    assert not ledger.is_current(job_of(source))
+    assert copy(ledger, job_of(source)) == "skipped"

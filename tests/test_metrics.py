@@ -42,7 +42,7 @@ def test_scores_equal_the_challenges(case):
 def test_the_scores_of_a_case_equal_the_challenges(case):
     gt, seg, spacing = (PARITY[f"{key}_{case}"] for key in ("gt", "seg", "spacing"))
     dscs, nsds = per_class_dsc(gt, seg), per_class_nsd(gt, seg, spacing)
-    targets = [target(dsc=[dscs[k]] * 3, nsd_official=[nsds[k]] * 3) for k in dscs]
+    targets = [target(dsc=[float(dscs[k])] * 3, nsd_official=[float(nsds[k])] * 3) for k in dscs]
     scores = CaseScore.from_dict(row("case", *targets)).scores
     assert scores.dsc == pytest.approx([float(PARITY[f"dsc_{case}"])] * 3, abs=1e-9)
     assert scores.nsd_official == pytest.approx([float(PARITY[f"nsd_{case}"])] * 3, abs=1e-9)

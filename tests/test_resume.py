@@ -1,7 +1,8 @@
 """Preparation that is killed, cut into shards or spread over processes: the same bytes in the end.
 
 Everything below the output folders is compared, manifests and records included; but of records not
-the inodes of files that an earlier step made.
+the inodes and times of files that an earlier step made, and not the files that name a lock's last
+owner.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 pytestmark = pytest.mark.usefixtures("workplace")
 OUTPUTS = ("data/classified", "data/medical_preprocessed")
-INODE = re.compile(rb'"inode": \[\d+, \d+\]')
+INODE = re.compile(rb'"(inode|times_ns)": \[\d+, \d+\]')
 FORKED_KILLS, GROUP_KILLS, PARENT_KILLS = 40, 4, 4
 
 
@@ -45,7 +46,7 @@ def bytes_of(folder):
     return {
         str(path.relative_to(folder)): INODE.sub(b"", path.read_bytes())
         for path in sorted(Path(folder).rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"
     }
 
 

@@ -12,15 +12,17 @@ punctuation only ("Left atrium", "Left Atrium"): the same organ, one folder. Wit
 classes must not share a slug, because a case has one label per organ.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.files.strict_json import RepeatedKeyError, parse_json
+from utils.files.names import DEVICES, is_portable_folder, spelling, twins
+from utils.files.safe_read import open_regular
+from utils.files.strict_json import JsonError, RepeatedKeyError, parse_json, shown
 from utils.volumes.intensity import named_modality
 from utils.volumes.labels import MAX_LABEL
 
@@ -43,7 +45,7 @@ class DatasetLabels:
     classes: dict[int, str]  # label value -> class name
     instance: bool  # values are instance numbers of the one class 1
 
-    @property
+    @cached_property
     def organs(self) -> dict[int, str]:
         """Label value -> name of the organ's folder."""
         return {value: organ_slug(name) for value, name in self.classes.items()}
@@ -58,16 +60,25 @@ class LabelTable:
 
     def dataset_of(self, case_id: str) -> str:
         """Return the longest key that ``case_id`` starts with, in either published spelling."""
-        keys = {spelled: key for key, spelled in SPELLINGS if key in self.datasets}
-        keys |= {key: key for key in self.datasets}
-        prefixes = [spelled for spelled in keys if case_id.startswith(spelled)]
-        if not prefixes:
-            raise LabelTableError(
-                f"{case_id}: starts with no data set of {self.path} "
-                f"({len(self.datasets)} known: {_some(self.datasets)}).\nExpected a file name "
-                "that starts with a data set's key: rename the file, or add the data set."
-            )
-        return keys[max(prefixes, key=len)]
+        for length in self._lengths:
+            if key := self._spelled.get(case_id[:length]):
+                return key
+        raise LabelTableError(
+            f"{case_id}: starts with no data set of {self.path} "
+            f"({len(self.datasets)} known: {_some(self.datasets)}).\nExpected a file name "
+            "that starts with a data set's key: rename the file, or add the data set."
+        )
+
+    @cached_property
+    def _spelled(self) -> dict[str, str]:
+        """Start of a case id -> key; a data set has a second start if it has two spellings."""
+        others = {spelled: key for key, spelled in SPELLINGS if key in self.datasets}
+        return others | {key: key for key in self.datasets}
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        """The lengths of all starts, the longest first."""
+        return sorted({len(start) for start in self._spelled}, reverse=True)
 
     def labels_of(self, dataset: str) -> DatasetLabels:
         """Return the classes of a data set by its exact key."""
@@ -136,6 +147,11 @@ def organ_slug(name: str) -> str:
             f"class name {name!r} holds no letter or digit. Expected a name that can become a "
             "folder: change it in the class file."
         )
+    if slug in DEVICES:
+        raise LabelTableError(
+            f"class name {name!r} would be the folder {slug!r}, which Windows keeps for a device. "
+            "Expected another name: change it in the class file."
+        )
     return slug
 
 
@@ -146,7 +162,8 @@ def read_label_table(path: Path) -> LabelTable:
         LabelTableError: the file is missing, is not JSON, or breaks the schema above.
     """
     try:
-        content = parse_json(path.read_text("utf-8"))
+        with open_regular(path) as file:
+            content = parse_json(file.read())
     except RepeatedKeyError as error:
         raise LabelTableError(
             f"{path}: {_some(sorted(error.keys))} is there twice in one object. Expected one entry "
@@ -157,14 +174,20 @@ def read_label_table(path: Path) -> LabelTable:
             f"{path}: cannot be opened ({error.strerror}). Expected the class file, CVPR25.json: "
             "check the path given with --json."
         ) from error
-    except ValueError as error:
+    except JsonError as error:
         raise LabelTableError(
             f"{path}: is not JSON ({error}). Expected {{data set: {{value: names}}}}: correct it."
         ) from error
     if not isinstance(content, dict) or not content:
         raise LabelTableError(
-            f"{path}: holds {_shown(content)}. Expected an object with one entry per data set: "
+            f"{path}: holds {shown(content)}. Expected an object with one entry per data set: "
             "correct it."
+        )
+    if pairs := twins(content):
+        raise LabelTableError(
+            f"{path}: the data sets {pairs[0][0]!a} and {pairs[0][1]!a} would be one folder on "
+            "macOS or Windows. Expected keys that differ in more than upper and lower case or the "
+            "form of a Unicode character: rename one, and its files."
         )
     return LabelTable(path, {key: _dataset(path, key, entry) for key, entry in content.items()})
 
@@ -172,25 +195,18 @@ def read_label_table(path: Path) -> LabelTable:
 def _dataset(path: Path, dataset: str, entry: object) -> DatasetLabels:
     """Check one data set's entry of the class file."""
     where = f"{path}, data set {dataset!r}"
-    if (
-        not dataset
-        or not dataset.isprintable()
-        or dataset != Path(dataset).name
-        or "\\" in dataset
-        or dataset[0] == "."
-        or len(dataset.encode()) > MAX_SLUG_BYTES
-    ):
+    if not is_portable_folder(dataset) or len(dataset.encode()) > MAX_SLUG_BYTES:
         raise LabelTableError(
             f"{where}: cannot be a folder's name. Expected the common start of its file names: "
             "rename the entry."
         )
     if not isinstance(entry, dict):
         raise LabelTableError(
-            f"{where}: holds {_shown(entry)}. Expected {{value: names}}: correct it."
+            f"{where}: holds {shown(entry)}. Expected {{value: names}}: correct it."
         )
     if entry.get(INSTANCE_KEY) not in (0, 1):
         raise LabelTableError(
-            f"{where}: {INSTANCE_KEY!r} is {_shown(entry.get(INSTANCE_KEY))}. Expected 0 (values "
+            f"{where}: {INSTANCE_KEY!r} is {shown(entry.get(INSTANCE_KEY))}. Expected 0 (values "
             "are classes) or 1 (values are instances of class 1): add the right one."
         )
     classes = {
@@ -211,14 +227,14 @@ def _dataset(path: Path, dataset: str, entry: object) -> DatasetLabels:
 def _require_one_class_per_organ(where: str, labels: DatasetLabels) -> None:
     owner: dict[str, int] = {}
     for value, organ in labels.organs.items():
-        if organ in owner:
-            first = owner[organ]
+        if spelling(organ) in owner:
+            first = owner[spelling(organ)]
             raise LabelTableError(
                 f"{where}: class {first} {labels.classes[first]!r} and class {value} "
                 f"{labels.classes[value]!r} would share the folder {organ!r}. Expected one class "
                 "per organ: change a letter or digit of one name."
             )
-        owner[organ] = value
+        owner[spelling(organ)] = value
 
 
 def _value(where: str, key: str) -> int:
@@ -232,21 +248,16 @@ def _value(where: str, key: str) -> int:
 
 def _name(where: str, key: str, names: object) -> str:
     name = names[0] if isinstance(names, list) and names else names
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.isprintable():
         raise LabelTableError(
-            f"{where}: class {key} holds {_shown(names)}. Expected a name, or a list that starts "
-            "with one: correct it."
+            f"{where}: class {key} holds {shown(names)}. Expected a printable name, or a list "
+            "that starts with one: correct it."
         )
     try:
         organ_slug(name)
     except LabelTableError as error:
         raise LabelTableError(f"{where}: {error}") from error
     return name
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _some(names: Mapping[str, object] | list[str]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from utils.cases.label_table import is_ct
 from utils.errors import InputError
 from utils.files.atomic import atomic_path
+from utils.files.names import twins
 from utils.files.nifti import read_nifti
 from utils.files.strict_json import read_json
 from utils.volumes.grid import Volume, require_same_grid
@@ -100,6 +101,7 @@ def find_cases(folders: Iterable[Path | str]) -> list[Case]:
             "expected each <organ>/<data set>/<case> once.\nLeave one of the trees out, or rename "
             "its data set folder."
         )
+    require_usable_names(case.sample_id for case in cases)
     if not cases:
         raise InputError(
             f"{len(folders)} folders, the first {folders[0]}: found no labelsTr/*{SUFFIX}.\n"
@@ -157,3 +159,20 @@ def targets_of(case: Case, label: np.ndarray, rule: InstanceRule) -> list[tuple[
     """Return the id and label value of each target of a case; instances get ``#value``."""
     values = rule.values_of(label)
     return [(case.sample_id + (f"#{v}" if len(values) > 1 else ""), v) for v in values]
+
+
+def require_usable_names(names: Iterable[str]) -> None:
+    """Raise `InputError` for unprintable names of cases, and for two that may be one file."""
+    names = list(names)
+    if bad := [name for name in names if not name.isprintable()]:
+        raise InputError(
+            f"{bad[0]!r:.200}: cannot be a case's name, nor can {len(bad) - 1} others. Expected "
+            "printable characters: rename its file or folder."
+        )
+    if groups := twins(names):
+        first, second = groups[0][:2]
+        raise InputError(
+            f"the cases {first!a} and {second!a} would be one file on macOS or Windows. Expected "
+            "names that differ in more than upper and lower case or the form of a Unicode "
+            "character: rename one."
+        )

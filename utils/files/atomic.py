@@ -8,8 +8,9 @@ import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from utils.errors import InputError
@@ -17,6 +18,10 @@ from utils.errors import InputError
 #: Start of a half-written file's name: a hash of the machine, the process id, a random number.
 TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-([0-9a-f]+)-[0-9a-f]{8}-")
 ABANDONED_SECONDS = 24 * 3600  # without a change, if another machine was writing
+
+
+#: Called with the temporary and the final path of a file that is complete; see `checked_by`.
+_check: ContextVar[Callable[[Path, Path], None] | None] = ContextVar("_check", default=None)
 
 
 class WriteError(InputError):
@@ -42,12 +47,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if check := _check.get():
+            check(temporary, path)
         os.replace(temporary, path)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         if temporary.parent.is_dir():
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def checked_by(check: Callable[[Path, Path], None]) -> Iterator[None]:
+    """Call ``check(temporary, path)`` for each file of the block before it gets its final name.
+
+    If ``check`` raises, the file is not written. It holds for the block's own thread.
+    """
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
 
 
 def make_folder(folder: Path) -> None:

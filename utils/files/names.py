@@ -7,10 +7,16 @@ folder (`is_inside`), so that no such file can make a script read, replace or de
 
 import os
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 
 #: Characters that a file's name cannot have on Windows, where trees may be copied to.
 SEPARATORS = frozenset('/\\:*?"<>|')
+
+#: Names of devices on Windows: no file there can have one of them, whatever its suffix.
+DEVICES = frozenset(
+    ("con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10)))
+)
 
 
 def is_plain_name(name: object) -> bool:
@@ -41,3 +47,32 @@ def is_inside(path: object, folder: Path) -> bool:
 def has_control_characters(text: str) -> bool:
     """Tell whether a text has control characters, such as line ends: they could forge log lines."""
     return any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text)
+
+
+def is_portable_folder(name: object) -> bool:
+    """Tell whether a folder can have this name on Linux, macOS and Windows, and is not hidden."""
+    return (
+        is_plain_name(name)
+        and name.isprintable()
+        and name[0] != "."
+        and name[-1] not in " ."
+        and name.partition(".")[0].lower() not in DEVICES
+    )
+
+
+def spelling(name: str) -> str:
+    """Return a form of a name that is equal for names which may be one file.
+
+    On macOS and Windows, names that differ only in upper and lower case are one file. On macOS so
+    are the composed and decomposed forms of Unicode's characters ("é" of one or of two characters).
+    """
+    folded = unicodedata.normalize("NFD", name).casefold()
+    return unicodedata.normalize("NFC", folded).rstrip(" .")
+
+
+def twins(names: Iterable[str]) -> list[list[str]]:
+    """Return the groups of different names that may be one file, sorted; see `spelling`."""
+    groups: dict[str, set[str]] = {}
+    for name in names:
+        groups.setdefault(spelling(name), set()).add(name)
+    return sorted(sorted(group) for group in groups.values() if len(group) > 1)

@@ -5,6 +5,7 @@ and says nothing about the types of what it has read. Every JSON file of this pr
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TypeVar
 
@@ -75,6 +76,15 @@ def read_json(path: Path, expected: str, kind: type[T] = object) -> T:
 def _object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise RepeatedKeyError([key for key in content if keys.count(key) > 1])
+        count = Counter(key for key, _ in pairs)
+        raise RepeatedKeyError([key for key in content if count[key] > 1])
     return content
+
+
+def shown(value: object, most: int = 60) -> str:
+    """Return a JSON value as text for a message, in ASCII, cut to ``most`` characters."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:  # the parser goes deeper than the writer
+        return "a value that is nested too deeply"
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.cases.label_table import LabelTable
-from utils.errors import InputError
+from utils.errors import InputError, printable
 from utils.files.nifti import read_nifti
 from utils.files.npz_archive import MAX_VOXELS
 from utils.volumes.grid import Grid, require_same_grid
@@ -104,9 +104,10 @@ class TreeReport:
         lines += ["", f"findings: {len(self.faults):,}"]
         for fault in self.faults:
             path = fault.path.relative_to(self.tree)
-            lines.append(f"{fault.kind.value:<13}  {path}: {fault.message}")
+            line = f"{fault.kind.value:<13}  {path}: {fault.message}"
+            lines.append(printable(line).replace("\n", "\\n"))
         lines += ["", *(f"{name:<25} {count:>15,}" for name, count in self.totals.items())]
-        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # prints any file name
+        return "\n".join(lines)
 
 
 def check_tree(

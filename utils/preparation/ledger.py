@@ -8,44 +8,49 @@ for the inodes of sources that an earlier step wrote). ``manifest_<step>.csv`` i
 records.
 
 A case is *current*, and skipped, if its record has the same sources and settings, its outputs exist
-with the recorded sizes, and no source was modified, replaced or moved in since shortly before the
-work on the record began. This test does not read the sources. If it fails, the case is still
-current if the sources have the recorded SHA-256.
+with the recorded sizes, and the sources have the recorded sizes, places and times, the last of
+which lies well before the work on the record began. This test does not read the sources, and it
+fails for a record from the future, since a clock was wrong then. If the test fails, the case is
+still current if the sources have the recorded SHA-256.
 
 Before the first output of a case is written, its record gets the outcome "begun" and lists all
-outputs. So even after a kill the records list every file of the tree that this step wrote. A file
-that is not listed, or was changed since it was written, is never overwritten or removed.
+outputs. Before an output gets its name, its size and CRC-32 go into the record. So even after a
+kill the records prove which files this step wrote. A file without this proof is never overwritten
+or removed. Neither is a file behind a link that leads out of the output folder.
 """
 
-import hashlib
 import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 
-from isal import isal_zlib
-
 from utils.errors import InputError
-from utils.files.atomic import WriteError, atomic_path
+from utils.files.atomic import atomic_path
+from utils.files.names import is_inside
 from utils.files.safe_read import open_regular, reading
-from utils.preparation.records import BEGUN, DONE, FAILED, CaseFacts, Record, table_of
+from utils.files.strict_json import JsonError, parse_json
+from utils.preparation.entry import CaseJob, Entry
+from utils.preparation.file_states import (
+    fingerprint_of,
+    identity_of,
+    pairs_of,
+    remove_file,
+    sha256_of,
+)
+from utils.preparation.records import (
+    COLUMNS,
+    DONE,
+    FAILED,
+    Record,
+    SourceFacts,
+    read_record,
+    table_of,
+)
 
 RECORDS = ".records"
 CLOCK_MARGIN_NS = 2 * 10**9  # clocks of file systems are coarse, and those of servers differ
-BLOCK = 2**20
-
-
-@dataclass(frozen=True)
-class CaseJob:
-    """One case to work on."""
-
-    case_id: str  # unique in the step
-    dataset: str
-    sources: dict[str, Path]  # role -> input file; the first is the main one
-    settings: dict = field(default_factory=dict)  # the outputs depend on them; JSON values only
-    problem: str = ""  # error message if the job could not be planned; else empty
 
 
 class Ledger:
@@ -55,7 +60,11 @@ class Ledger:
         folder: the step's output folder.
         step: name of the step.
         roots: folders that the sources' paths are recorded relative to.
+        places: where the step writes the outputs of a case; see `records.is_place`.
         datasets: data sets whose cases are all in this run; None: all data sets.
+
+    Attributes:
+        refused: record's file -> why it counts as none; empty once `say_refused` has said it.
     """
 
     def __init__(
@@ -63,9 +72,11 @@ class Ledger:
         folder: Path,
         step: str,
         roots: Iterable[Path],
+        places: Iterable[str],
         datasets: Iterable[str] | None = None,
     ) -> None:
         self.folder, self.step = Path(folder), step
+        self.places, self.refused = tuple(places), {}
         self.datasets = None if datasets is None else set(datasets)
         self.roots = [Path(root) for root in roots]
         self.records = self.folder / RECORDS / step
@@ -76,14 +87,38 @@ class Ledger:
         return self.folder / f"manifest_{self.step}.csv"
 
     def read(self, case_id: str) -> Record | None:
-        """Return the record of a case; None if it is missing or unreadable."""
+        """Return the record of a case; None if it is missing or refused by `read_record`."""
+        path = self.path_of(case_id)
         try:
-            record = Record(**json.loads(self.path_of(case_id).read_bytes()))
-        except (OSError, ValueError, TypeError):
+            return read_record(path, case_id, self.places)
+        except FileNotFoundError:
             return None
-        tables = (record.sources, record.settings, record.outputs, record.found)
-        inner = record.sources.values() if isinstance(record.sources, dict) else [None]
-        return record if all(isinstance(table, dict) for table in (*tables, *inner)) else None
+        except (OSError, JsonError) as error:
+            self.refused.setdefault(path, str(error))
+            return None
+
+    def require_own_files(self) -> None:
+        """Refuse a folder in which the records or the manifest are not those of this step.
+
+        Raises:
+            InputError: the records lie behind a link, or the manifest is a file of another origin.
+        """
+        inner = (Path(at, name) for at, names, _ in os.walk(self.records) for name in names)
+        folders = (self.folder / RECORDS, self.records, *inner)
+        if link := next((folder for folder in folders if folder.is_symlink()), None):
+            raise InputError(
+                f"{link}: is a link. Expected a folder that this step made: nothing was "
+                "written; remove the link, or choose another output folder."
+            )
+        if not os.path.lexists(self.manifest):
+            return
+        with reading(self.manifest, "a manifest"), open_regular(self.manifest) as file:
+            is_ours = file.read(len(first_line := table_of([]))) == first_line
+        if not is_ours:
+            raise InputError(
+                f"{self.manifest}: is not the manifest of this step, which would replace it. "
+                f"Expected a table that begins with {COLUMNS[0]},{COLUMNS[1]}: move the file away."
+            )
 
     def is_current(self, job: CaseJob) -> bool:
         """Tell whether a case is done, from its record and the sizes and times of its files."""
@@ -98,20 +133,20 @@ class Ledger:
             began = self.path_of(record.case_id).stat().st_mtime_ns
             for role, path in sources.items():
                 status, known = path.stat(), record.sources.get(role, {})
-                found = {"bytes": status.st_size, **_identity_of(path, status)}
-                touched_ns = max(status.st_mtime_ns, status.st_ctime_ns)
-                if found != {key: known.get(key) for key in found} or touched_ns >= began:
+                found = {"bytes": status.st_size, **identity_of(path, status)}
+                is_same = found == {key: known.get(key) for key in found}
+                if not is_same or status.st_ctime_ns >= began:
                     return False
         except OSError:
             return False
-        return True
+        return began <= time.time_ns()
 
-    def open(self, job: CaseJob) -> "Entry":
+    def open(self, job: CaseJob) -> Entry:
         """Hash the sources of a case that is not current; return its entry."""
         began = time.time_ns() - CLOCK_MARGIN_NS
         sources = {}
         for role, path in job.sources.items():
-            size, sha256 = _sha256_of(path)
+            size, sha256 = sha256_of(path)
             sources[role] = {**self._place_of(path), "bytes": size, "sha256": sha256}
         return Entry(self, job, sources, began)
 
@@ -122,16 +157,16 @@ class Ledger:
             temporary.write_text(content + "\n", "ascii")
             os.utime(temporary, ns=(began_ns, began_ns))
 
-    def fail(self, job: CaseJob, message: str, entry: "Entry | None" = None) -> None:
+    def fail(self, job: CaseJob, message: str, entry: Entry | None = None) -> None:
         """Record that a case failed.
 
         Outputs made from an earlier content of the sources are removed, since these outputs may not
         match files that other steps make from the new content. Outputs that were changed by hand,
         and all outputs if the sources could not be read, are kept and stay in the record.
         """
-        old = self.read(job.case_id)
-        outputs = dict(old.outputs) if old else {}
         if entry is None:
+            old = self.read(job.case_id)
+            outputs = dict(old.outputs) if old else {}
             sources = {role: self._place_of(path) for role, path in job.sources.items()}
         else:
             sources = entry.sources
@@ -144,16 +179,36 @@ class Ledger:
         records = self._records_but(known)
         return [record for record in records if record.outputs and self._is_of_run(record)]
 
-    def forget(self, record: Record) -> list[str]:
-        """Remove a record and its unchanged outputs; return the names of the removed outputs."""
-        removed = []
-        for name, state in record.outputs.items():
-            path = self.folder / name
-            if path.is_file() and state in (None, _fingerprint_of(path)):
-                _remove(path)
+    def forget(self, record: Record) -> tuple[list[str], list[str]]:
+        """Remove a record and its proven outputs; return the names of removed and kept outputs."""
+        removed, kept = self.remove(record.outputs)
+        remove_file(self.path_of(record.case_id))
+        return removed, kept
+
+    def remove(self, outputs: dict[str, list[int] | None]) -> tuple[list[str], list[str]]:
+        """Remove the outputs that are proven to be of this step.
+
+        Returns:
+            The names of the removed files, and of those that exist and were kept.
+        """
+        removed, kept = [], []
+        for name, state in sorted(outputs.items()):
+            if self.is_ours(name, state):
+                remove_file(self.folder / name)
                 removed.append(name)
-        _remove(self.path_of(record.case_id))
-        return removed
+            elif os.path.lexists(self.folder / name):
+                kept.append(name)
+        return removed, kept
+
+    def is_ours(self, name: str, state: list[int] | None) -> bool:
+        """Tell whether an output exists, lies in the folder, and has one of its recorded states."""
+        path = self.folder / name
+        if not is_inside(name, self.folder) or not path.is_file():
+            return False
+        try:
+            return fingerprint_of(path) in pairs_of(state)
+        except InputError:
+            return False
 
     def write_manifest(self, known: Iterable[str]) -> None:
         """Write the table of all records, also those of other shards, sorted by case.
@@ -165,7 +220,7 @@ class Ledger:
         for record in self._records_but(known):
             failed = record.outcome == FAILED and not record.outputs and self._is_of_run(record)
             if failed and not any(map(os.path.lexists, _real_paths(record))):
-                _remove(self.path_of(record.case_id))
+                remove_file(self.path_of(record.case_id))
         seen = None
         while seen != (seen := self._listing()):
             content = table_of(filter(None, map(self.read, sorted(seen))))
@@ -199,15 +254,15 @@ class Ledger:
         return (
             record.outcome == DONE
             and record.dataset == job.dataset
-            and record.settings == json.loads(json.dumps(job.settings))
+            and record.settings == parse_json(json.dumps(job.settings))
             and record.sources.keys() == job.sources.keys()
         )
 
-    def _place_of(self, path: Path) -> dict[str, str]:
+    def _place_of(self, path: Path) -> SourceFacts:
         """Return a source's path below its root, for the manifest, and its identity on disk."""
         inside = (path.relative_to(root) for root in self.roots if path.is_relative_to(root))
         try:
-            identity = _identity_of(path, path.stat())
+            identity = identity_of(path, path.stat())
         except OSError:
             identity = {"real_path": os.path.realpath(path)}
         return {"path": next(inside, path).as_posix(), **identity}
@@ -223,153 +278,5 @@ class Ledger:
             return False
 
 
-class Entry:
-    """The record of one case during the work on it."""
-
-    def __init__(
-        self, ledger: Ledger, job: CaseJob, sources: dict[str, dict], began_ns: int
-    ) -> None:
-        self.ledger, self.job, self.sources, self._began = ledger, job, sources, began_ns
-        self._old = ledger.read(job.case_id)
-        self._claimed: list[str] = []
-        self.removed: list[str] = []  # outputs that the case no longer has
-
-    def confirm(self) -> bool:
-        """Tell whether the sources have the recorded SHA-256; if so, update times and places."""
-        old = self._old
-        same = old is not None and self.ledger.matches(old, self.job)
-        if not same or not self.ledger.outputs_there(old):
-            return False
-        if self._hashes(old.sources) != self._hashes():
-            return False
-        self.ledger.write(replace(old, sources=self.sources), self._began)
-        return True
-
-    def claim(self, outputs: Iterable[Path]) -> None:
-        """Record which files are going to be written, before the first of them is.
-
-        Raises:
-            InputError: one of them exists and was not written by this step, or was changed since.
-        """
-        old = self._old.outputs if self._old else {}
-        outputs = list(outputs)
-        if len({os.path.realpath(path) for path in outputs}) < len(outputs):
-            raise InputError(
-                f"{outputs[0]}: two outputs of {self.job.case_id} would be one file. Expected a "
-                "folder for each organ: remove the link from one organ's folder to another's."
-            )
-        names = [path.relative_to(self.ledger.folder).as_posix() for path in outputs]
-        for name in (*names, *old):
-            self._require_ours(name, old)
-        self._claimed = names  # only after the check: a failure removes claimed files
-        self._write(BEGUN, {**old, **dict.fromkeys(self._claimed)}, {})
-
-    def drop(self, output: Path) -> None:
-        """Remove the claim of a file that will not be written."""
-        self._claimed.remove(output.relative_to(self.ledger.folder).as_posix())
-
-    def finish(self, found: CaseFacts) -> None:
-        """Record that the case is done, and remove outputs that it no longer has."""
-        states: dict[tuple[int, int], list[int]] = {}  # by inode: hard links are read once
-        outputs = {}
-        for name in self._claimed:
-            path = self.ledger.folder / name
-            status = path.stat()
-            inode = (status.st_dev, status.st_ino)
-            outputs[name] = states[inode] = states.get(inode) or _fingerprint_of(path)
-        for name in sorted((self._old.outputs if self._old else {}).keys() - outputs.keys()):
-            if os.path.lexists(self.ledger.folder / name):
-                _remove(self.ledger.folder / name)
-                self.removed.append(name)
-        self._write(DONE, outputs, asdict(found))
-
-    def outputs_after_failure(self) -> dict[str, list | None]:
-        """Remove stale outputs of failed work; return the remaining ones with fingerprints."""
-        old = self._old.outputs if self._old else {}
-        if self._claimed:  # `claim` has checked that they are ours
-            ours = {*old, *self._claimed}
-        else:
-            ours = {name for name in old if self._is_ours(name, old)}
-        same_content = self._old is not None and self._hashes(self._old.sources) == self._hashes()
-        stale = set() if same_content else ours
-        for name in sorted(stale):
-            if (self.ledger.folder / name).is_file():
-                _remove(self.ledger.folder / name)
-                self.removed.append(name)
-        there = [n for n in ours - stale if (self.ledger.folder / n).is_file()]
-        known = {name: state for name, state in old.items() if name not in ours}
-        return known | {name: _fingerprint_of(self.ledger.folder / name) for name in sorted(there)}
-
-    def _hashes(self, sources: dict[str, dict] | None = None) -> dict[str, str | None]:
-        sources = self.sources if sources is None else sources
-        return {role: source.get("sha256") for role, source in sources.items()}
-
-    def _is_ours(self, name: str, old: dict[str, list | None]) -> bool:
-        try:
-            self._require_ours(name, old)
-        except InputError:
-            return False
-        return True
-
-    def _write(self, outcome: str, outputs: dict[str, list | None], found: dict) -> None:
-        job, ledger = self.job, self.ledger
-        record = Record(
-            *(job.case_id, job.dataset, outcome, self.sources, job.settings, outputs),
-            found=found,
-        )
-        ledger.write(record, self._began)
-
-    def _require_ours(self, name: str, old: dict[str, list | None]) -> None:
-        path = self.ledger.folder / name
-        if not os.path.lexists(path):
-            return
-        if name not in old:
-            raise InputError(
-                f"{path}: exists and was not written by this step for {self.job.case_id}. "
-                "Expected no file of another origin: nothing was overwritten; move it away, or "
-                "choose another output folder."
-            )
-        if old[name] is not None and old[name] != _fingerprint_of(path):
-            raise InputError(
-                f"{path}: was changed after this step wrote it, and its source has changed too. "
-                "Expected at most one change: nothing was overwritten; move the file away, then "
-                "run again."
-            )
-
-
-def _identity_of(path: Path, status: os.stat_result) -> dict:
-    """Return real path and inode of a file; they change if it or its folder is replaced."""
-    return {"real_path": os.path.realpath(path), "inode": [status.st_dev, status.st_ino]}
-
-
 def _real_paths(record: Record) -> list[str]:
     return [source.get("real_path", "") for source in record.sources.values()]
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise WriteError(
-            f"{path}: cannot be removed ({error}), though its case no longer has it. Expected a "
-            "folder that can be written to: fix the permissions, then run again."
-        ) from error
-
-
-def _sha256_of(path: Path) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
-    with reading(path, "a file of the case"), open_regular(path) as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-            size += len(block)
-    return size, digest.hexdigest()
-
-
-def _fingerprint_of(path: Path) -> list[int]:
-    """Return size and CRC-32 of a file."""
-    size, crc = 0, 0
-    with reading(path, "an output of this step"), open_regular(path) as file:
-        while block := file.read(BLOCK):
-            crc = isal_zlib.crc32(block, crc)
-            size += len(block)
-    return [size, crc]

@@ -8,53 +8,49 @@ since the next outputs would fail too.
 
 import argparse
 import os
-import re
 import shutil
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-from zlib import crc32
 
 from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.files.atomic import TEMPORARY, WriteError, atomic_path, is_abandoned
+from utils.files.atomic import (
+    TEMPORARY,
+    WriteError,
+    atomic_path,
+    checked_by,
+    is_abandoned,
+)
 from utils.files.disk_space import free_space, readable, require_space
+from utils.files.names import is_inside
 from utils.files.npz_archive import MAX_VOXELS
+from utils.preparation.case_names import usable_jobs
 from utils.preparation.find_files import walk
 from utils.preparation.ledger import CaseJob, Entry, Ledger
-from utils.preparation.records import CaseFacts, shortened
+from utils.preparation.outcomes import (
+    TRACES,
+    Outcome,
+    PrepareSummary,
+    add_outcome,
+    report_failure,
+    say,
+    say_refused,
+    say_removed,
+    told,
+)
+from utils.preparation.records import CaseFacts
+from utils.preparation.shards import in_shard, owned_shard
 from utils.run.executor import cpu_count, run_all
 from utils.run.flags import positive_int
 
 Item = TypeVar("Item")
-
-
-@dataclass
-class PrepareSummary:
-    """The number of cases per outcome; as text, the last line that a script prints."""
-
-    done: int = 0
-    skipped: int = 0
-    failures: list[str] = field(default_factory=list)  # a message for each failed case
-    dropped: list[str] = field(default_factory=list)  # a message for each cleaned case
-    plan: str = ""  # what a dry run would do; empty otherwise
-
-    @property
-    def exit_code(self) -> int:
-        """1 if any case failed."""
-        return 1 if self.failures else 0
-
-    def __str__(self) -> str:
-        if self.plan:
-            return self.plan
-        return f"done {self.done}, skipped {self.skipped}, failed {len(self.failures)}"
 
 
 @dataclass(frozen=True)
@@ -74,25 +70,14 @@ class Step:
     space: Callable[[CaseJob], int]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one job ended."""
-
-    job: CaseJob
-    kind: str  # "done", "skipped", "failed" or "unwritable"
-    message: str = ""
-    notes: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-
-
 def plan_job(plan: Callable[..., CaseJob], case_id: str, *args: object) -> CaseJob:
     """Return ``plan(case_id, *args)``; if that raises, a job that holds the problem."""
     try:
         return plan(case_id, *args)
-    except InputError as error:
+    except Exception as error:  # one case must not end the run
+        problem, trace = told(error)
         files = args[0] if isinstance(args[0], list) else [args[0]]
-        return CaseJob(case_id, "", {"file": files[0]}, problem=str(error))
+        return CaseJob(case_id, "", {"file": files[0]}, problem=problem, trace=trace)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -140,7 +125,7 @@ def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-voxels",
-        type=int,
+        type=positive_int,
         default=MAX_VOXELS,
         help="refuse larger volumes; a worker needs up to about 10 bytes per voxel "
         "(default: %(default)s)",
@@ -187,54 +172,64 @@ def prepare(
         InputError: a flag is wrong, the disk space does not suffice, or a worker died.
     """
     jobs, left, summary = list(jobs), list(left), PrepareSummary()
-    for problem in problems:
-        _report_failure(summary, problem)
+    step.ledger.require_own_files()
+    known = [*(job.case_id for job in jobs), *left]
+    jobs, unusable = usable_jobs(jobs)
+    for problem in (*problems, *unusable):
+        report_failure(summary, problem)
     mine = [job for job in jobs if in_shard(job.case_id, args.shard)]
-    due = _due_jobs(step, mine)
-    summary.skipped = len(mine) - len(due) + sum(in_shard(case_id, args.shard) for case_id in left)
-    need = sum(step.space(job) for job in due)
+    due, need = _due_jobs(step, mine, left, summary, args)
     if args.dry_run:
         summary.plan = _plan(step, due, summary, need)
         return summary
     advice = "free space, choose another output folder, or do a part at a time with --shard"
     require_space(step.ledger.folder, need, step.title, advice)
-    known = [*(job.case_id for job in jobs), *left]
-    _remove_half_written(step.ledger, {job.case_id.rsplit("/")[-1] for job in due})
-    _handle_orphans(step, known, args, prune or args.prune)
-    try:
-        _run(step, due, summary, args)
-    finally:
-        if step.ledger.records.is_dir():
+    with owned_shard(step.ledger.records, args.shard):
+        _remove_half_written(step.ledger, {job.case_id.rsplit("/")[-1] for job in due})
+        _handle_orphans(step, known, args, prune or args.prune)
+        try:
+            _run(step, due, summary, args)
+        finally:
             step.ledger.write_manifest(known)
+            say_refused(step.ledger)
     return summary
 
 
-def _due_jobs(step: Step, jobs: list[CaseJob]) -> list[CaseJob]:
+def _due_jobs(
+    step: Step,
+    jobs: list[CaseJob],
+    left: list[str],
+    summary: PrepareSummary,
+    args: argparse.Namespace,
+) -> tuple[list[CaseJob], int]:
+    """Return the jobs that are not current, and the bytes they need; count the others."""
     checked = progress_bar(jobs, desc=f"{step.title}: what is due", unit="case", delay=2)
-    return [job for job in checked if not step.ledger.is_current(job)]
+    due = [job for job in checked if not step.ledger.is_current(job)]
+    summary.skipped = len(jobs) - len(due) + sum(in_shard(case_id, args.shard) for case_id in left)
+    say_refused(step.ledger)
+    return due, sum(_space_of(step, job) for job in due)
 
 
-def in_shard(case_id: str, shard: str) -> bool:
-    """Tell whether a case is in shard "I/N"; a case is in the same one in every step."""
-    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
-    number, count = map(int, match.groups()) if match else (0, 0)
-    if not 1 <= number <= count:
-        raise InputError(f"--shard is {shard!r}. Expected I/N with I from 1 to N, such as 2/8.")
-    return crc32(case_id.rsplit("/")[-1].encode()) % count == number - 1
+def _space_of(step: Step, job: CaseJob) -> int:
+    try:
+        return step.space(job)
+    except Exception:  # the work on the case meets the same error, and reports it
+        return 0
 
 
 def _handle_orphans(step: Step, known: list[str], args: argparse.Namespace, prune: bool) -> None:
     """Remove, or only mention, outputs of earlier runs whose case is no longer in the input."""
     orphans = step.ledger.orphans(known)
+    say_refused(step.ledger)
     orphans = [record for record in orphans if in_shard(record.case_id, args.shard)]
     if orphans and not prune:
-        _say(
+        say(
             f"NOTE {len(orphans)} cases of earlier runs are not in this input, "
             f"{orphans[0].case_id} first; their outputs are kept (--prune removes them)"
         )
     for record in orphans if prune else ():
-        removed = step.ledger.forget(record)
-        _say(f"REMOVED {record.case_id}: {shortened(removed)}")
+        removed, kept = step.ledger.forget(record)
+        say_removed(record.case_id, removed, kept)
         _remove_empty_folders(step.ledger.folder, removed)
 
 
@@ -249,28 +244,11 @@ def _run(step: Step, due: list[CaseJob], summary: PrepareSummary, args: argparse
             counts = f"{number}/{len(due)} cases, {len(summary.failures)} failed"
             bar.set_postfix_str(counts, refresh=False)
             bar.update(sizes[outcome.job.case_id])
-            _add_outcome(summary, outcome)
+            add_outcome(step.ledger.records, summary, outcome)
             removed += outcome.removed
     summary.failures.sort()
     summary.dropped.sort()
     _remove_empty_folders(step.ledger.folder, removed)
-
-
-def _add_outcome(summary: PrepareSummary, outcome: Outcome) -> None:
-    """Count an outcome and print its messages; raise `WriteError` for an unwritable output."""
-    if outcome.kind == "unwritable":
-        raise WriteError(outcome.message)
-    if outcome.kind == "failed":
-        _report_failure(summary, outcome.message)
-    summary.done += outcome.kind == "done"
-    summary.skipped += outcome.kind == "skipped"
-    if outcome.notes:
-        summary.dropped.append(f"{outcome.job.case_id}: {shortened(outcome.notes)}")
-        _say(f"DROPPED {summary.dropped[-1]}")
-    if outcome.remarks:
-        _say(f"NOTE {outcome.job.case_id}: {shortened(outcome.remarks)}")
-    if outcome.removed:
-        _say(f"REMOVED {outcome.job.case_id}: {shortened(outcome.removed)}")
 
 
 def _remove_empty_folders(root: Path, removed: Iterable[str]) -> None:
@@ -288,50 +266,41 @@ def _do(step: Step, job: CaseJob) -> Outcome:
 
     Every failure, also a defect of this program, is returned as an `Outcome`.
     """
-    entry = None
+    entry, trace = None, job.trace
     try:
         if job.problem:
             raise InputError(job.problem)
         entry = step.ledger.open(job)
         if entry.confirm():
             return Outcome(job, "skipped")
-        found = step.work(job, entry)
+        with checked_by(entry.before_naming):
+            found = step.work(job, entry)
         entry.finish(found)
-        told = {"notes": found.notes, "remarks": found.remarks}
-        return Outcome(job, "done", removed=tuple(entry.removed), **told)
+        told_of = {"notes": found.notes, "remarks": found.remarks}
+        return Outcome(job, "done", removed=tuple(entry.removed), kept=tuple(entry.kept), **told_of)
     except WriteError as error:
         return Outcome(job, "unwritable", str(error))
-    except (InputError, OSError, MemoryError) as error:
-        message = str(error) or type(error).__name__
-    except Exception:  # one case must not end a run of days; keep the traceback
-        message = f"a defect of this program, please report it:\n{traceback.format_exc()}"
-    message = message if job.case_id.rsplit("/")[-1] in message else f"{job.case_id}: {message}"
+    except Exception as error:  # one case must not end a run of days
+        message, its_trace = told(error)
+        trace = trace or its_trace
+    if trace or job.case_id.rsplit("/")[-1] not in message:
+        message = f"{job.case_id}: {message}"
+    if trace:
+        message += f". Please report it with the traceback in {step.ledger.records / TRACES}"
     try:
         step.ledger.fail(job, message, entry)
     except WriteError as error:
         return Outcome(job, "unwritable", str(error))
     except (InputError, OSError) as error:
         message += f"\n(and no record could be made of it: {error})"
-    return Outcome(job, "failed", message, removed=tuple(entry.removed) if entry else ())
-
-
-def _report_failure(summary: PrepareSummary, message: str) -> None:
-    summary.failures.append(message)
-    _say(f"FAILED {message}")
-
-
-def _say(line: str) -> None:
-    """Print a line: above the progress bar on a terminal, alone in a log."""
-    if sys.stderr.isatty():
-        tqdm.write(line, file=sys.stderr)
-    else:
-        print(line, file=sys.stderr)
+    removed = tuple(entry.removed) if entry else ()
+    return Outcome(job, "failed", message, removed=removed, trace=trace)
 
 
 def _plan(step: Step, due: list[CaseJob], summary: PrepareSummary, need: int) -> str:
     blocked = [job for job in due if job.problem]
     for job in blocked:
-        _report_failure(summary, job.problem)
+        report_failure(summary, job.problem)
     counts = Counter(job.dataset for job in due if not job.problem)
     width = max(map(len, counts), default=0)
     lines = [f"{dataset:{width}}  {count:6} cases" for dataset, count in sorted(counts.items())]
@@ -353,7 +322,8 @@ def _remove_half_written(ledger: Ledger, case_ids: set[str]) -> None:
     if ledger.folder.is_dir():
         for path in walk(ledger.folder, set(), [], hidden=True):
             is_ours = TEMPORARY.sub("", path.name, count=1) in names
-            if is_ours and is_abandoned(path):
+            inside = is_inside(path.relative_to(ledger.folder).as_posix(), ledger.folder)
+            if is_ours and inside and is_abandoned(path):
                 path.unlink(missing_ok=True)
 
 

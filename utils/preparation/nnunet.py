@@ -38,7 +38,6 @@ killed resumes where it stopped. <out>/manifest_nnunet.csv lists the outcome of 
 
 import argparse
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -70,6 +69,7 @@ from utils.preparation.nnunet_sources import (
     find_sources,
     require_outside,
 )
+from utils.preparation.outcomes import say
 from utils.preparation.records import CaseFacts
 from utils.preparation.resampling import Resampling
 from utils.preparation.volume_files import (
@@ -85,6 +85,12 @@ from utils.volumes.grid import Grid, Volume, require_same_grid
 from utils.volumes.labels import checked_label, count_values
 
 LABEL_ROLE = "label"  # role of a case's label among its sources, beside `IMAGE_ROLE`
+# Below --out, see `records.is_place`: with several channels, each has a data set.
+PLACES = tuple(
+    f"*/{dataset}/{kind}/{{case}}.nii.gz"
+    for dataset in ("{dataset}", "{dataset}_*")
+    for kind in ("imagesTr", "labelsTr")
+)
 LOST = "no voxel is left at this spacing"
 
 
@@ -160,15 +166,14 @@ def run(args: argparse.Namespace) -> PrepareSummary:
         ]
         unlabelled = sorted(cases_with_image(source) - source.labels.files.keys())
         if unlabelled:
-            print(
+            say(
                 f"NOTE {source.name}: {len(unlabelled)} cases have an image and no label and are "
-                f"left out, {unlabelled[0]} first",
-                file=sys.stderr,
+                f"left out, {unlabelled[0]} first"
             )
     roots = [folder.parent for folder in args.nnunet or ()] or [args.labels, args.images]
     step = Step(
         title="prepare_nnunet",
-        ledger=Ledger(args.out, "nnunet", roots, [source.name for source in sources]),
+        ledger=Ledger(args.out, "nnunet", roots, PLACES, [source.name for source in sources]),
         work=partial(prepare_case, out=args.out, max_voxels=args.max_voxels),
         space=partial(space_of, max_voxels=args.max_voxels),
     )

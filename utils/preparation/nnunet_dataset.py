@@ -17,6 +17,7 @@ from pathlib import Path
 from utils.cases.label_table import MAX_SLUG_BYTES, organ_slug
 from utils.errors import InputError
 from utils.files.images import IMAGE_SUFFIXES
+from utils.files.names import is_portable_folder
 from utils.files.safe_read import open_regular, reading
 from utils.files.strict_json import RepeatedKeyError, parse_json
 from utils.preparation.volume_files import IMAGE_ROLE
@@ -174,11 +175,10 @@ def chosen_channels(folder: Path, channels: dict[int, str], wanted: list[str]) -
 
 def require_folder_name(name: str, what: str) -> None:
     """Refuse a data set's name that cannot be a folder, or leads out of the tree."""
-    good = name == Path(name).name and name.isprintable() and name[:1] not in ("", ".")
-    if not good or "\\" in name or len(os.fsencode(name)) > MAX_SLUG_BYTES:
+    if not is_portable_folder(name) or len(os.fsencode(name)) > MAX_SLUG_BYTES:
         raise InputError(
             f"{what} is called {name!r:.250}. Expected a folder's name: printable, at most "
-            f"{MAX_SLUG_BYTES} bytes, no path, no dot in front."
+            f"{MAX_SLUG_BYTES} bytes, no path, no dot in front, and allowed on Windows too."
         )
 
 

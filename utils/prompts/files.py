@@ -39,6 +39,7 @@ import numpy as np
 from utils.errors import InputError
 from utils.files.images import image_stem
 from utils.files.safe_read import open_regular, reading
+from utils.files.strict_json import JsonError, RepeatedKeyError, parse_json, shown
 from utils.prompts.kinds import BoxPrompt, Click, Prompt, PromptError, checked_box, checked_click
 from utils.volumes.forms import LPS
 from utils.volumes.geometry import Triple, spacing_zyx
@@ -137,10 +138,15 @@ def read_prompt_file(
         InputError: the file is unreadable or breaks the format, or a prompt lies outside the image.
     """
     with reading(path, "a JSON file of prompts"), open_regular(path) as file:
-        text = file.read().decode("utf-8", "replace")
+        text = file.read()
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except RepeatedKeyError as error:
+        raise InputError(
+            f"{path}: has {', '.join(map(ascii, error.keys))[:200]} twice in one object. Expected "
+            "each key once, since only one of the two would count: correct it."
+        ) from error
+    except JsonError as error:
         raise InputError(
             f"{path}: is not JSON ({error}). Expected an object with coordinates and targets: "
             "correct it."
@@ -344,9 +350,7 @@ def _list(value: object, key: str) -> list:
 
 
 def _refuse(what: str, found: object, expected: str) -> None:
-    text = json.dumps(found)
-    text = text if len(text) <= 80 else f"{text[:80]}..."
-    raise PromptError(f"{what} is {text}. Expected {expected}.")
+    raise PromptError(f"{what} is {shown(found, most=80)}. Expected {expected}.")
 
 
 @contextmanager

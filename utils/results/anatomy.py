@@ -16,10 +16,11 @@ vessel except in microscopy. What needed a decision:
 * "other" is what fits none: eyes, inner ear, larynx, mouth, and all that a microscope sees.
 """
 
-import json
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
+
+from utils.files.strict_json import read_json
 
 LESION, SEEN_LESION, UNSEEN_LESION = "lesion", "seen lesion", "unseen lesion"
 OTHER = "other"
@@ -65,5 +66,5 @@ def report_group(dataset: str, organ: str, trained_on: Collection[str] | None) -
 @cache
 def _groups() -> dict[str, str]:
     """Return the group of each entry of ``anatomy.json``."""
-    content = json.loads(_FILE.read_text("utf-8"))
+    content = read_json(_FILE, "the groups of organs", dict[str, list[str]])
     return {entry: group for group, entries in content.items() for entry in entries}

@@ -1,18 +1,48 @@
-"""Tables as CSV files."""
+"""Tables as CSV files.
+
+A spreadsheet runs a cell that begins like a formula, and names of cases and classes come from
+anyone's files. So text that begins with one of `FORMULA_STARTS` gets an apostrophe in front, which
+spreadsheets do not show. Numbers stay as they are.
+"""
 
 import csv
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from utils.files.atomic import atomic_path
 
+#: Also the wide forms of the first four, which some spreadsheets take for them.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
 
 def write_csv(path: Path, rows: Sequence[Mapping], digits: int) -> None:
     """Write a table with the first row's columns; floats get ``digits`` decimals."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(
-            {key: f"{v:.{digits}f}" if isinstance(v, float) else v for key, v in row.items()}
-            for row in rows
-        )
+    content = csv_bytes(list(rows[0]), rows, digits=digits, line_end="\r\n")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def csv_bytes(
+    columns: Sequence[str],
+    rows: Iterable[Mapping],
+    *,
+    digits: int | None = None,
+    line_end: str = "\n",
+) -> bytes:
+    """Return a table as CSV in UTF-8, with a line of columns first.
+
+    Args:
+        digits: decimals of floats; None: as many as they need.
+    """
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator=line_end)
+    writer.writerow([_cell(column, digits) for column in columns])
+    writer.writerows([_cell(row.get(column), digits) for column in columns] for row in rows)
+    return table.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _cell(value: object, digits: int | None) -> object:
+    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
+        return f"'{value}"
+    return f"{value:.{digits}f}" if isinstance(value, float) and digits is not None else value

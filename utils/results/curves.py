@@ -1,9 +1,9 @@
 """Curves: scores over clicks, and loss, learning rate and scores over the steps of a training."""
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +13,18 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from utils.errors import InputError
+from utils.files.safe_read import open_regular, reading
+from utils.files.strict_json import JsonError, parse_json
 from utils.results.style import DASHES, GREY, INK, LEGEND, SERIES_COLOURS, tidy
+
+
+class MetricsRow(TypedDict):
+    """What is drawn of a line of ``metrics.jsonl``."""
+
+    step: float
+    loss: float
+    lr: NotRequired[float]
+
 
 _BAND = {"alpha": 0.16, "lw": 0}
 
@@ -171,16 +182,23 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return totals / np.convolve(np.ones(len(values)), kernel, mode="same")
 
 
-def _read_metrics(path: Path) -> list[dict]:
+def _read_metrics(path: Path) -> list[MetricsRow]:
     """Return the lines of a ``metrics.jsonl`` whose step and loss are finite."""
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        rows = [row for row in rows if np.isfinite(row["loss"]) and np.isfinite(row["step"])]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: cannot be read as training metrics ({error!r}); expected one JSON object a "
-            'line with numbers "step" and "loss". Give the metrics.jsonl of a training run.'
-        ) from error
+    with reading(path, "the metrics.jsonl of a training run"), open_regular(path) as file:
+        lines = file.read().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line, MetricsRow)
+        except JsonError as error:
+            raise InputError(
+                f"{path}: line {number} is no line of training metrics ({error}); expected a JSON "
+                'object with numbers "step" and "loss". Give the metrics.jsonl of a training run.'
+            ) from error
+        if all(map(np.isfinite, row.values())):
+            rows.append(row)
     if not rows:
         raise InputError(
             f"{path}: holds no step with a finite loss; expected at least one. Train first."

@@ -11,12 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from joblib import Parallel, delayed, parallel_config
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib import Parallel, delayed
+from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from utils.errors import InputError
+from utils.run.log import log_entries_only
 
 CONNECT_SECONDS = 10  # time to reach a scheduler
+WORKER_SECONDS = 60  # time for its first worker to start
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -61,7 +63,7 @@ def run_all(
         parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
         try:
             yield from parallel(_calls(function, items))
-        except TerminatedWorkerError as error:
+        except BrokenProcessPool as error:
             raise WorkerDiedError(
                 f"a worker process was killed ({str(error).splitlines()[0]}).\nExpected "
                 f"{workers} workers to finish: most often there is too little memory for so many. "
@@ -73,7 +75,7 @@ def _on_cluster(
     function: Callable[[Item], Result], items: Iterable[Item], scheduler: str
 ) -> Iterator[Result]:
     try:
-        from distributed import Client
+        from distributed import Client, KilledWorker, as_completed
     except ImportError as error:
         raise InputError(
             "--dask-scheduler needs Dask, which is not installed. Expected the package: "
@@ -86,8 +88,26 @@ def _on_cluster(
             f"--dask-scheduler {scheduler}: cannot be reached ({error}). Expected the address that "
             "'dask scheduler' prints, such as tcp://10.0.0.1:8786."
         ) from error
-    with client, parallel_config(backend="dask", wait_for_workers_timeout=60):
-        yield from Parallel(return_as="generator_unordered")(_calls(function, items))
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=WORKER_SECONDS)
+        except TimeoutError as error:
+            raise InputError(
+                f"--dask-scheduler {scheduler}: has no worker. Expected one or more: start them "
+                f"with 'dask worker {scheduler}' in this project's folder."
+            ) from error
+        try:
+            work = partial(_call_in, Path.cwd(), function)
+            futures = client.map(work, list(items), pure=False)  # not joblib: it waits for ever
+            for future, result in as_completed(futures, with_results=True):  # on a dead worker
+                future.release()
+                yield result
+        except KilledWorker as error:
+            raise WorkerDiedError(
+                f"a Dask worker died ({str(error).splitlines()[0]:.300}).\nExpected workers that "
+                "finish: most often there is too little memory. Start them with more memory or "
+                "fewer threads, and run again; finished work is kept."
+            ) from error
 
 
 def _calls(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple]:
@@ -97,6 +117,7 @@ def _calls(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
 
 
 def _call_in(folder: Path, function: Callable[[Item], Result], item: Item) -> Result:
+    log_entries_only()
     if Path.cwd() != folder:
         os.chdir(folder)
     return function(item)

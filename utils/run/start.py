@@ -4,13 +4,13 @@ import argparse
 import json
 import logging
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from utils.files.atomic import atomic_path
+from utils.run.log import start_log
 from utils.run.ranks import rank
 
 
@@ -32,16 +32,11 @@ def start_run(args: argparse.Namespace, out_dir: Path) -> None:
         WriteError: the folder cannot be written to.
     """
     seed_everything(args.seed)
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    files: list[logging.Handler] = []
     if rank() == 0:
         values = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()}
         with atomic_path(out_dir / "args.json") as temporary:
             temporary.write_text(json.dumps(values, indent=1, default=str))
-        handlers.append(logging.FileHandler(out_dir / "run.log"))
-    logging.basicConfig(
-        level=logging.INFO if rank() == 0 else logging.WARNING,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=handlers,
-        force=True,
-    )
+        files.append(logging.FileHandler(out_dir / "run.log", encoding="utf-8"))
+    level = logging.INFO if rank() == 0 else logging.WARNING
+    start_log(level=level, format="%(asctime)s %(message)s", more=files)

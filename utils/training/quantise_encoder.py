@@ -21,12 +21,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from segment_anything import ConfigError, SamConfig
 from segment_anything.export import ENCODER, FACTS
 from segment_anything.onnx_encoder import OnnxError, needed, open_session
 from utils.errors import InputError, exit_on_input_error
 from utils.files.atomic import atomic_path
+from utils.files.strict_json import read_json, shown
 from utils.run.flags import positive_int
 from utils.training.crop_cache import CropIndex, read_index, read_target
 from utils.volumes.geometry import CropRule
@@ -105,14 +108,29 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / FACTS
     try:
-        facts = json.loads(path.read_text())
-        facts["config"]["encoder"]["img_size"]
+        facts = read_json(path, "the file of segment_anything.export", dict)
+        SamConfig.from_dict(facts["config"])
+        crop_rule_of(facts)
         return facts
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (InputError, ConfigError, KeyError) as error:
         raise InputError(
             f"{path}: not readable ({error}), expected the file of segment_anything.export.\n"
             "Export the network first: python -m segment_anything.export."
         ) from error
+
+
+def crop_rule_of(facts: dict[str, Any]) -> CropRule:
+    """Return the crops of the exported network.
+
+    Raises:
+        InputError: the facts hold another kind of value for them.
+    """
+    size = {"size": facts["config"]["encoder"]["img_size"]}
+    try:
+        rule = msgspec.convert(facts.get("crop_rule"), dict[str, int | float | bool] | None)
+        return msgspec.convert(size | (rule or {}), CropRule)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise InputError(f"'crop_rule' is {shown(facts.get('crop_rule'))}: {error}") from error
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -134,8 +152,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> tuple[Path, float]:
     """Quantise the encoder; return the new file and its relative difference from float32."""
     facts = read_facts(args.folder)
-    size = facts["config"]["encoder"]["img_size"]
-    rule = CropRule(**({"size": size} | (facts["crop_rule"] or {})))
+    rule = crop_rule_of(facts)
     index = read_index(args.calibrate)
     files = args.folder / INT8_ENCODER, args.folder / ENCODER
     try:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from segment_anything import sam_model_registry3D
 from utils.data_paths import val_datas
+from utils.errors import printable
 from utils.run.flags import (
     add_engine_arguments,
     add_run_arguments,
     non_negative_int,
     positive_int,
 )
+from utils.run.log import as_entry
 from utils.validation.protocol import Summary
 from utils.validation.run import PROTOCOLS
 
@@ -145,7 +147,7 @@ def _add_challenge(parser: argparse.ArgumentParser) -> None:
 
 def show(summary: Summary) -> int:
     """Print a summary, and the failures to stderr; return the script's exit code."""
-    print(summary)
+    print(printable(str(summary)))
     for line in summary.failure_lines:
-        print(line, file=sys.stderr)
+        print(as_entry(line), file=sys.stderr)
     return 1 if summary.failure_lines else 0

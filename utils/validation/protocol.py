@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from segment_anything import Sam3D, fingerprint
 from utils.files.stamp import stamp
@@ -73,6 +73,7 @@ class ScoreJob(ABC):
     case: str  # unique in the run; a relative path without a suffix
     out_dir: Path
     settings: RunSettings
+    protocol: ClassVar[str]  # as in `CaseScore`
 
     @property
     def score_path(self) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 
 from utils.cases.challenge import ChallengeCase, read_challenge_case, write_segs
 from utils.cases.label_table import LabelTableError, modality_of, read_label_table
+from utils.cases.prepared import require_usable_names
 from utils.errors import InputError
 from utils.files.npz import read_npz
 from utils.prediction.predictor import Predictor, ready_predictor
@@ -26,7 +27,7 @@ from utils.validation.protocol import (
     Summary,
     ValidationProtocol,
 )
-from utils.validation.scores import CaseScore, TargetScore
+from utils.validation.scores import CHALLENGE, CaseScore, TargetScore
 from utils.validation.tables import (
     anatomy_rows,
     clicked,
@@ -43,6 +44,7 @@ from utils.volumes.labels import as_label
 class ChallengeJob(ScoreJob):
     """A challenge file with its truth."""
 
+    protocol = CHALLENGE
     image_path: Path
     label_path: Path
     class_file: Path
@@ -260,6 +262,7 @@ def find_challenge_cases(images: Path, labels: Path | None) -> list[tuple[Path, 
         raise InputError(
             f"{images}: found no .npz files, expected challenge cases.\nGive another --images."
         )
+    require_usable_names(path.stem for path in files)
     pairs = [(path, (labels or images) / path.name) for path in files]
     missing = [label for _, label in pairs if not label.is_file()]
     if missing:

@@ -30,7 +30,7 @@ from utils.validation.protocol import (
     Summary,
     ValidationProtocol,
 )
-from utils.validation.scores import CaseScore, TargetScore
+from utils.validation.scores import CLICKS, CaseScore, TargetScore
 from utils.validation.tables import (
     click_rows,
     clicked,
@@ -46,6 +46,7 @@ from utils.validation.worker import opened
 class ClicksJob(ScoreJob):
     """A case of a prepared folder: one label of one organ, and its image."""
 
+    protocol = CLICKS
     sample: Case
     max_instances: int
     predicts: bool  # write the prediction

@@ -12,14 +12,17 @@ further rules. In protocol "challenge":
   correct one.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
+import msgspec
 import numpy as np
 
 from utils.errors import InputError
+from utils.results.ball import BALL_RADII_MM
 from utils.results.metrics import CHALLENGE_DSC_FLOOR, interaction_auc
 
 CLICKS, CHALLENGE = "clicks", "challenge"
@@ -91,28 +94,27 @@ class CaseScore:
     seconds: tuple[float, ...]
     peak_memory_mib: float
     targets: tuple[TargetScore, ...]
-    protocol: str = CHALLENGE  # or CLICKS
+    protocol: Literal["clicks", "challenge"] = CHALLENGE
 
     @classmethod
     def from_dict(cls, content: Mapping) -> "CaseScore":
         """Read the output of `to_dict`, with lists or tuples.
 
         Raises:
-            InputError: a field is missing or unknown, there is no target, or scores are not one
-                finite number a step; names the case.
+            InputError: a field is missing, unknown or of another type, there is no target, or a
+                number cannot be; names the case.
         """
         try:
-            fields = _tuples(content)
-            targets = tuple(TargetScore(**target) for target in fields.pop("targets"))
-            score = cls(**fields, targets=targets)
-            curves = [score.seconds, *(curve for target in targets for curve in target.curves)]
-            finite = all(np.isfinite(curve).all() for curve in curves)
-            lengths = {len(curve) for curve in curves}
-        except (AttributeError, KeyError, TypeError) as error:
-            raise InputError(_unreadable(content, repr(error))) from error
-        if not targets or not finite or len(lengths) != 1 or min(lengths) < 2:
-            found = f"{len(targets)} targets, scores of {sorted(lengths)} steps, finite: {finite}"
-            raise InputError(_unreadable(content, found))
+            score = msgspec.convert(content, cls)
+        except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+            raise InputError(_unreadable(content, str(error))) from error
+        unknown = content.keys() - {each.name for each in fields(cls)}
+        for target in content["targets"]:
+            unknown |= target.keys() - {each.name for each in fields(TargetScore)}
+        if found := [f"the unknown fields {sorted(unknown)!a:.200}"] * bool(unknown) or [
+            fault for fault, is_there in _faults(score) if is_there
+        ]:
+            raise InputError(_unreadable(content, found[0]))
         return score
 
     def to_dict(self) -> dict:
@@ -162,11 +164,32 @@ def _without_defaults(record: TargetScore | CaseScore, content: dict) -> dict:
     return {name: value for name, value in content.items() if value != defaults[name]}
 
 
-def _tuples(value: Any) -> Any:
-    """Return a JSON value with tuples in place of its lists."""
-    if isinstance(value, Mapping):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+def _faults(score: CaseScore) -> Iterator[tuple[str, bool]]:
+    """Yield what may be wrong with the values of a score, and whether it is."""
+    targets, steps = score.targets, len(score.seconds)
+    curves = [curve for target in targets for curve in target.curves]
+    yield "no target", not targets
+    yield "fewer than two steps", steps < 2
+    yield "curves of other lengths than the steps", any(len(curve) != steps for curve in curves)
+    yield "scores that are not from 0 to 1", not all(0 <= v <= 1 for curve in curves for v in curve)
+    times = [*score.seconds, *(ms for t in targets for ms in (t.encoder_ms, *t.decoder_ms))]
+    sizes = [*times, score.peak_memory_mib, *(target.voxels for target in targets)]
+    yield "a negative or endless time or size", not all(0 <= v < math.inf for v in sizes)
+    grid = [*score.shape, *score.spacing_xyz]
+    yield "no such shape or spacing", not all(0 < value < math.inf for value in grid)
+    limits = (*score.shape, 2)  # a click's kind is 0 or 1
+    clicks = [zip(click, limits, strict=True) for t in targets for click in t.clicks]
+    yield "no such click", not all(0 <= v < limit for click in clicks for v, limit in click)
+    names = [score.case, score.dataset, score.modality]
+    names += [name for target in targets for name in (target.name, target.organ)]
+    yield "an unprintable name", not all(map(str.isprintable, names))
+    shares = [v for t in targets for v in (t.coverage or 0, *t.ball_dsc)]
+    yield "shares that are not from 0 to 1", not all(0 <= v <= 1 for v in shares)
+    if score.protocol == CLICKS:
+        balls = [len(target.ball_dsc) for target in targets]
+        yield "balls of other radii", any(count != len(BALL_RADII_MM) for count in balls)
+        counts = [{len(t.clicks), len(t.mended), len(t.decoder_ms)} for t in targets]
+        yield "times of other clicks", any(len(c) > 1 or c == {0} for c in counts)
 
 
 def _unreadable(content: object, found: str) -> str:

@@ -6,7 +6,6 @@ those of that run. So a stopped run resumes. The traceback of a case that failed
 want of memory, lies in ``cases/<case>.log``.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,11 +15,12 @@ from tqdm import tqdm
 
 from segment_anything import Sam3D
 from utils.errors import InputError
-from utils.files.atomic import WriteError, atomic_path
+from utils.files.atomic import WriteError
 from utils.files.stamp import stamp
 from utils.run.executor import run_all
 from utils.run.failures import explain, release_memory
 from utils.run.network import NetworkFile
+from utils.validation.kept import keep_score, kept_score, remove_kept_score
 from utils.validation.protocol import NetworkFacts, RunSettings, ScoreJob
 from utils.validation.scores import CaseScore
 from utils.volumes.geometry import CropRule
@@ -77,28 +77,11 @@ def score_case(job: ScoreJob) -> tuple[str, CaseScore | str]:
 def _scored(job: ScoreJob) -> CaseScore:
     """Score a case; keep the scores."""
     key = job.key()  # first: if a source changes during scoring, the scores are outdated
-    job.score_path.unlink(missing_ok=True)  # old scores must not lie beside new outputs
+    remove_kept_score(job)  # old scores must not lie beside new outputs
     job.log_path.unlink(missing_ok=True)
     score = job.score()
-    content = {"key": key, "outputs": job.states(), "score": score.to_dict()}
-    with atomic_path(job.score_path) as temporary:
-        temporary.write_text(json.dumps(content))
+    keep_score(job, key, score)
     return score
-
-
-def kept_score(job: ScoreJob) -> CaseScore | None:
-    """Return the scores of an earlier run if they are still valid; a damaged file counts as none.
-
-    Scores are valid if sources and settings are unchanged, and the outputs are those that were
-    written together with the scores.
-    """
-    try:
-        content = json.loads(job.score_path.read_text())
-        same_outputs = job.states().items() <= content["outputs"].items()
-        same = content["key"] == job.key() and same_outputs
-        return CaseScore.from_dict(content["score"]) if same else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def opened(settings: RunSettings) -> tuple[Sam3D, CropRule]:
