@@ -8,13 +8,13 @@ import json
 import logging
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segment_anything import Sam3D, SamConfig, autocast, fingerprint
@@ -24,6 +24,7 @@ from utils.run.flags import non_negative_int, positive_int
 from utils.run.ranks import rank, wait_for_all, world_size
 from utils.training.crop_cache import CropIndex
 from utils.training.data_loader import CropDataset, Draw, make_loader
+from utils.training.loader import BatchLoader
 from utils.training.seeds import CLICKING, stream
 from utils.training.teacher_outputs import teacher_outputs
 from utils.training.teacher_store import TeacherStore, open_store
@@ -226,7 +227,7 @@ def _missing_batches(plan: _Plan, index: CropIndex, batch_size: int) -> list[lis
 
 def _store_batches(
     teacher: Sam3D,
-    loader: DataLoader,
+    loader: BatchLoader,
     plan: _Plan,
     config: StoreConfig,
     device: torch.device,
@@ -235,19 +236,20 @@ def _store_batches(
     """Compute the outputs of all batches and write them, shard by shard."""
     writer = ShardWriter(plan.folder, rank(), config.shard_bytes)
     progress = tqdm(
-        total=sum(map(len, loader.batch_sampler)),
+        total=sum(map(len, loader.draws)),
         desc="store",
         unit="sample",
         disable=rank() > 0,
     )
-    for batch in loader:
-        if "error" in batch:
-            raise InputError(batch["error"])
-        for sample_id, crop, tensors in _outputs_of(teacher, batch, config, device, precision):
-            target = plan.targets[sample_id]
-            row = {"whose": plan.maker, "target": target, "grid": crop["grid"]}
-            writer.add(sample_id, tensors, row)
-            progress.update()
+    with closing(iter(loader)) as batches:
+        for batch in batches:
+            if "error" in batch:
+                raise InputError(batch["error"])
+            for sample_id, crop, tensors in _outputs_of(teacher, batch, config, device, precision):
+                target = plan.targets[sample_id]
+                row = {"whose": plan.maker, "target": target, "grid": crop["grid"]}
+                writer.add(sample_id, tensors, row)
+                progress.update()
     writer.flush()
     progress.close()
 

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +95,8 @@ def fit(
     """
     run = _Run(task, config, out_dir, device, payload, resume)
     wait_for_all()  # every rank has read last.pt before rank 0 replaces it
-    run.train(_steps(dataset, samples, config, run.done), validate)
+    with closing(_steps(dataset, samples, config, run.done)) as steps:
+        run.train(steps, validate)
     run.finish()
     return run.report(validate is not None)
 
@@ -298,9 +299,9 @@ def _steps(
         rank=rank(),
         world=world_size(),
     )
-    loader = iter(make_loader(dataset, batches, config.workers))
-    for step in range(start, config.steps):
-        yield step, [next(loader) for _ in range(config.accumulation)]
+    with closing(iter(make_loader(dataset, batches, config.workers))) as loaded:
+        for step in range(start, config.steps):
+            yield step, [next(loaded) for _ in range(config.accumulation)]
 
 
 def _require_finite(what: str, value: float, step: int, sample_ids: list[str]) -> None:
