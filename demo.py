@@ -24,6 +24,7 @@ from utils.cases.phantoms import write_phantoms
 from utils.errors import InputError, exit_on_input_error
 from utils.results.curves import click_curve_figure
 from utils.results.figures import save
+from utils.run.flags import positive_int
 
 ROOT = Path(__file__).resolve().parent
 TRAIN_PHANTOMS, VAL_PHANTOMS = 24, 6
@@ -48,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--steps",
-        type=int,
+        type=positive_int,
         default=280,
         help="training steps of the teacher; the student has half as many (default: 280)",
     )

@@ -37,7 +37,7 @@ from segment_anything import (
     student_payload,
 )
 from utils.errors import InputError, exit_on_input_error
-from utils.run.flags import positive_int
+from utils.run.flags import non_negative_float, positive_int, share
 from utils.run.network import open_network, trained_on
 from utils.run.ranks import joined, rank, world_size
 from utils.run.start import start_run
@@ -148,33 +148,33 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
     )
     stages.add_argument(
         "--layer-share",
-        type=float,
+        type=share,
         help="share of the steps in the stage layers; 0 = none "
         "(default: 0.2 if hidden states can be compared, with --online or as stored; else 0)",
     )
     stages.add_argument(
         "--embedding-share",
-        type=float,
+        type=share,
         default=0.2,
         help="share of the steps on the embedding alone; 0 = none (default: 0.2)",
     )
     stages.add_argument(
         "--tune-decoder",
-        type=float,
+        type=share,
         default=0.0,
         metavar="SHARE",
         help="share of the steps, at the end, that train the decoder too (default: 0)",
     )
     stages.add_argument(
         "--logit-weight",
-        type=float,
+        type=non_negative_float,
         default=1.0,
         help="weight of the loss against the teacher's masks; the embedding has 1; 0 = none "
         "(default: 1)",
     )
     stages.add_argument(
         "--truth-weight",
-        type=float,
+        type=non_negative_float,
         default=1.0,
         help="weight of the loss against the true masks; 0 = none (default: 1)",
     )

@@ -36,7 +36,13 @@ from utils.data_paths import img_datas
 from utils.errors import InputError, exit_on_input_error
 from utils.files.atomic import make_folder
 from utils.run.device import pick_precision
-from utils.run.flags import non_negative_int, positive_int
+from utils.run.flags import (
+    millimetres,
+    non_negative_float,
+    non_negative_int,
+    positive_int,
+    share,
+)
 from utils.run.network import open_network, trained_on
 from utils.run.network_flags import changed
 from utils.run.ranks import joined, rank
@@ -150,7 +156,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     )
     network.add_argument(
         "--spacing-mm",
-        type=float,
+        type=millimetres,
         help="voxel size of the crops in mm (default: the checkpoint's, else 1.5)",
     )
     network.add_argument(
@@ -181,7 +187,7 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
     )
     clicks.add_argument(
         "--box-share",
-        type=float,
+        type=share,
         default=0.25,
         help="share of the samples that start from a box: a click in its middle and a coarse "
         "mask; 0 = none (default: 0.25)",
@@ -202,7 +208,7 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
     )
     clicks.add_argument(
         "--decoder-lr-scale",
-        type=float,
+        type=non_negative_float,
         default=0.1,
         help="learning rate of prompt encoder and mask decoder, as a share of --lr (default: 0.1)",
     )

@@ -139,7 +139,7 @@ def add_preparation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-voxels",
-        type=int,
+        type=positive_int,
         default=MAX_VOXELS,
         help="refuse larger volumes; a worker needs up to about 10 bytes per voxel "
         "(default: %(default)s)",

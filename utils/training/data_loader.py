@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from utils.errors import InputError
+from utils.errors import InputError, require_number
+from utils.run.flags import MAX_SEED, share
 from utils.training.augment import contrast, distort, place
 from utils.training.crop_cache import CropIndex, read_target
 from utils.training.loader import BatchLoader
@@ -31,7 +32,7 @@ def add_crop_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--zoom-share",
-        type=float,
+        type=share,
         default=0.5,
         help="share of the crops whose spacing is chosen so that the target fills a quarter to "
         "nine tenths of the edge; 0 = none (default: 0.5)",
@@ -116,7 +117,8 @@ class CropDataset(Dataset):
         seed: seeds the augmentation, together with the number of the `Draw`.
 
     Raises:
-        InputError: on reading an item: a file of the cache is missing, damaged or has changed.
+        InputError: an argument is out of its range; or, on reading an item, a file of the cache is
+            missing, damaged or has changed.
     """
 
     def __init__(
@@ -128,6 +130,12 @@ class CropDataset(Dataset):
         zoom_share: float = 0.5,
         seed: int = 0,
     ) -> None:
+        if augment not in AUGMENTATIONS:
+            raise InputError(
+                f"--augment: found {augment!r}, expected one of {', '.join(AUGMENTATIONS)}."
+            )
+        require_number("--zoom-share", zoom_share, 0, 1)
+        require_number("--seed", seed, 0, MAX_SEED, whole=True)
         self.index, self.rule = index, rule
         self.augment, self.zoom_share, self.seed = augment, zoom_share, seed
 

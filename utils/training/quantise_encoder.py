@@ -25,11 +25,13 @@ import numpy as np
 
 from segment_anything.export import ENCODER, FACTS
 from segment_anything.onnx_encoder import OnnxError, needed, open_session
-from utils.errors import InputError, exit_on_input_error
+from utils.errors import InputError, exit_on_input_error, require_number
 from utils.files.atomic import atomic_path
+from utils.files.lock import owned
+from utils.files.strict_json import read_json
 from utils.run.flags import positive_int
 from utils.training.crop_cache import CropIndex, read_index, read_target
-from utils.volumes.geometry import CropRule
+from utils.volumes.geometry import MAX_CROP_SIZE, CropRule
 
 INT8_ENCODER = "image_encoder_int8.onnx"
 CHECKED = 8  # crops on which the difference is measured
@@ -104,14 +106,20 @@ def read_facts(folder: Path) -> dict[str, Any]:
         InputError: it is missing, or not a file that segment_anything.export wrote.
     """
     path = folder / FACTS
-    try:
-        facts = json.loads(path.read_text())
-        facts["config"]["encoder"]["img_size"]
-        return facts
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    expected = "export.json, which python -m segment_anything.export writes"
+    if not path.exists():
         raise InputError(
-            f"{path}: not readable ({error}), expected the file of segment_anything.export.\n"
-            "Export the network first: python -m segment_anything.export."
+            f"{path}: not found, expected {expected}.\nExport the network first, or give its folder."
+        )
+    facts = read_json(path, expected, dict[str, Any])
+    try:
+        size = facts["config"]["encoder"]["img_size"]
+        require_number("img_size", size, 1, MAX_CROP_SIZE, whole=True)
+        return {"crop_rule": None} | facts
+    except (InputError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: holds no network that can be used ({error}).\nExpected {expected}: export the "
+            "network again."
         ) from error
 
 
@@ -133,9 +141,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> tuple[Path, float]:
     """Quantise the encoder; return the new file and its relative difference from float32."""
+    with owned(args.folder):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> tuple[Path, float]:
     facts = read_facts(args.folder)
     size = facts["config"]["encoder"]["img_size"]
-    rule = CropRule(**({"size": size} | (facts["crop_rule"] or {})))
+    rule = CropRule.read(facts["crop_rule"], size, args.folder / FACTS)
     index = read_index(args.calibrate)
     files = args.folder / INT8_ENCODER, args.folder / ENCODER
     try:

@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from segment_anything import Sam3D, SamConfig, autocast, fingerprint
-from utils.errors import InputError
+from utils.errors import InputError, require_number
 from utils.files.disk_space import readable, require_space
-from utils.run.flags import non_negative_int, positive_int
+from utils.run.flags import MAX_SEED, non_negative_int, positive_int
 from utils.run.ranks import rank, wait_for_all, world_size
 from utils.training.crop_cache import CropIndex
 from utils.training.data_loader import CropDataset, Draw, make_loader
@@ -40,13 +40,27 @@ LARGE = ("image_embedding", "low_res_masks", "hidden_")
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """What is stored; the fields are the flags of preparelabel.py."""
+    """What is stored; the fields are the flags of preparelabel.py.
+
+    Raises:
+        InputError: a field is out of its range.
+    """
 
     num_clicks: int
     layers: tuple[int, ...]  # the blocks whose output is stored, counted from 1
     precision: str  # one of STORE_PRECISIONS
     seed: int  # of the simulated clicks
     shard_bytes: int = 2**28
+
+    def __post_init__(self) -> None:
+        require_number("--stored-clicks", self.num_clicks, 1, whole=True)
+        if self.precision not in STORE_PRECISIONS:
+            raise InputError(
+                f"--store-precision: found {self.precision!r}, expected one of "
+                f"{', '.join(STORE_PRECISIONS)}."
+            )
+        require_number("--seed", self.seed, 0, MAX_SEED, whole=True)
+        require_number("--shard-mb", self.shard_bytes, 1, whole=True)
 
     @property
     def content(self) -> dict:

@@ -20,7 +20,7 @@ from utils.errors import InputError
 from utils.prompts.click_method import challenge_click
 from utils.results.metrics import dsc
 from utils.run.device import pick_precision
-from utils.run.flags import non_negative_int
+from utils.run.flags import non_negative_int, share_below_one
 from utils.run.ranks import mean_over_ranks, rank, world_size
 from utils.training.crop_cache import INDEX, CropIndex, build_cache, read_index
 from utils.training.data_loader import CropDataset
@@ -110,7 +110,7 @@ def add_crop_validation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--val-share",
-        type=float,
+        type=share_below_one,
         default=0.0,
         help="instead of --val-datas, hold out this share of the patients in --crops-dir; use "
         "the same share for teacher and student (default: 0)",
