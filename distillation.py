@@ -45,6 +45,7 @@ from utils.training.checkpoint import save_payload
 from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
+from utils.training.definition import flag_of
 from utils.training.distillation import (
     DistillationPlan,
     EncoderDistillation,
@@ -279,6 +280,12 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
     before = trained_on(args.teacher_dir / TEACHER) or set()
     origin["trained_on"] = sorted(index.folders | before)
 
+    defines = {
+        **_defining_flags(args, plan),
+        "--checkpoint": fingerprint(student) if args.checkpoint else None,
+        "crops of the validation": validation and validation.digest,
+    }
+
     def payload() -> dict:
         return student_payload(student, **origin)
 
@@ -304,6 +311,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
         payload=payload,
         resume=args.resume,
         validate=validation,
+        defines=defines,
     )
     if report.best:
         load_checkpoint(student, report.best)
@@ -311,6 +319,18 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
     if rank() == 0:
         save_payload(path, payload())
     return StudentReport(report, path)
+
+
+def _defining_flags(args: argparse.Namespace, plan: DistillationPlan) -> dict[str, object]:
+    """Return the flags that define a run, beside those of `FitConfig`, networks and crops."""
+    own = ("online", "num_clicks", "augment", "zoom_share") if args.online else ("online",)
+    own += () if args.checkpoint else ("init_from_teacher",)
+    stages = ("layer_share", "embedding_share", "logit_weight", "truth_weight")
+    return {
+        **{flag_of(name): getattr(args, name) for name in own},
+        **{flag_of(name): getattr(plan, name) for name in stages},
+        "--tune-decoder": plan.tune_share,
+    }
 
 
 @exit_on_input_error

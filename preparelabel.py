@@ -29,6 +29,7 @@ from segment_anything import (
     Sam3D,
     build_sam3D,
     checkpoint_payload,
+    fingerprint,
     load_checkpoint,
     network_configs,
 )
@@ -51,6 +52,7 @@ from utils.training.checkpoint import save_payload
 from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, build_cache, read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
+from utils.training.definition import flag_of
 from utils.training.store_writer import (
     add_store_arguments,
     require_layers,
@@ -70,6 +72,13 @@ from utils.volumes.geometry import CropRule
 from utils.volumes.labels import InstanceRule
 
 logger = logging.getLogger(__name__)
+
+
+#: Flags that define a run, beside those of `FitConfig`, the network, the crop rule and the crops.
+DEFINING = (
+    *("num_clicks", "box_share", "free_turns", "augment", "zoom_share", "loss_size"),
+    "decoder_lr_scale",
+)
 
 
 class TeacherReport(NamedTuple):
@@ -335,6 +344,11 @@ def train(
         payload=lambda: checkpoint_payload(teacher, **facts),
         resume=args.resume,
         validate=validation,
+        defines={
+            **{flag_of(name): getattr(args, name) for name in DEFINING},
+            "--checkpoint": fingerprint(teacher) if args.checkpoint else None,
+            "crops of the validation": validation and validation.digest,
+        },
     )
 
 

@@ -109,7 +109,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
     expected = "export.json, which python -m segment_anything.export writes"
     if not path.exists():
         raise InputError(
-            f"{path}: not found, expected {expected}.\nExport the network first, or give its folder."
+            f"{path}: not found, expected {expected}.\n"
+            "Export the network first, or give its folder."
         )
     facts = read_json(path, expected, dict[str, Any])
     try:
@@ -118,7 +119,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
         return {"crop_rule": None} | facts
     except (InputError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path}: holds no network that can be used ({error}).\nExpected {expected}: export the "
+            f"{path}: holds no network that can be used ({error}).\n"
+            f"Expected {expected}: export the "
             "network again."
         ) from error
 

@@ -24,6 +24,7 @@ from utils.run.flags import non_negative_int, share_below_one
 from utils.run.ranks import mean_over_ranks, rank, world_size
 from utils.training.crop_cache import INDEX, CropIndex, build_cache, read_index
 from utils.training.data_loader import CropDataset
+from utils.training.definition import digest_of
 from utils.volumes.geometry import CropRule
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,11 @@ class CropValidation:
         self.numbers = sorted(set(chosen.tolist()))
         self.dataset = CropDataset(index, rule)
         self.device, self.precision = device, precision
+
+    @property
+    def digest(self) -> str:
+        """A digest of the crops that are scored."""
+        return digest_of([self.dataset.index.samples[number] for number in self.numbers])
 
     def __call__(self, model: Sam3D) -> dict[str, float]:
         """Return the mean DSC after 1, 3 and 5 clicks, and ``score``, the mean of the three."""
