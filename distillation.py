@@ -40,12 +40,12 @@ from utils.errors import InputError, exit_on_input_error
 from utils.run.flags import non_negative_float, positive_int, share
 from utils.run.network import open_network, trained_on
 from utils.run.ranks import joined, rank, world_size
-from utils.run.start import start_run
+from utils.run.start import owning, start_run
 from utils.training.checkpoint import save_payload
 from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
-from utils.training.definition import flag_of
+from utils.training.definition import VALIDATION_CROPS, flag_of
 from utils.training.distillation import (
     DistillationPlan,
     EncoderDistillation,
@@ -258,10 +258,11 @@ def _beside(config: SamConfig, teacher: SamConfig, trained: bool) -> SamConfig:
 
 def run(args: argparse.Namespace) -> StudentReport:
     """Distil with the flags ``args``; return the losses and the path of the student."""
-    start_run(args, args.out_dir)
-    build_validation_cache(args, keep=True)
-    with joined(args.device) as device:
-        return distil(args, device)
+    with owning(args.out_dir):
+        start_run(args, args.out_dir)
+        build_validation_cache(args, keep=True)
+        with joined(args.device) as device:
+            return distil(args, device)
 
 
 def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
@@ -283,7 +284,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
     defines = {
         **_defining_flags(args, plan),
         "--checkpoint": fingerprint(student) if args.checkpoint else None,
-        "crops of the validation": validation and validation.digest,
+        VALIDATION_CROPS: validation and validation.digest,
     }
 
     def payload() -> dict:

@@ -47,12 +47,12 @@ from utils.run.flags import (
 from utils.run.network import open_network, trained_on
 from utils.run.network_flags import changed
 from utils.run.ranks import joined, rank
-from utils.run.start import start_run
+from utils.run.start import owning, start_run
 from utils.training.checkpoint import save_payload
 from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, build_cache, read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
-from utils.training.definition import flag_of
+from utils.training.definition import VALIDATION_CROPS, flag_of
 from utils.training.store_writer import (
     add_store_arguments,
     require_layers,
@@ -249,12 +249,14 @@ def open_crops(args: argparse.Namespace) -> CropIndex:
     """Build or update the crop cache; with ``--from-crops`` open it unchanged."""
     if args.from_crops:
         return read_index(args.crops_dir)
-    index = build_cache(
-        args.img_datas,
-        args.crops_dir,
-        instances=InstanceRule(args.max_instances, args.min_instance_voxels),
-        workers=max(1, args.workers),
-    )
+    # Only while the cache is written: trainings that read it may share it.
+    with owning(args.crops_dir, owned_before=(args.out_dir, args.teacher_dir)):
+        index = build_cache(
+            args.img_datas,
+            args.crops_dir,
+            instances=InstanceRule(args.max_instances, args.min_instance_voxels),
+            workers=max(1, args.workers),
+        )
     for failure in index.failures:
         logger.warning("left out: %s", failure)
     return index
@@ -262,12 +264,18 @@ def open_crops(args: argparse.Namespace) -> CropIndex:
 
 def run(args: argparse.Namespace) -> TeacherReport:
     """Train with the flags ``args``, then store the trained teacher's outputs for every target."""
-    start_run(args, args.out_dir)
     if args.resume and not args.steps:
         raise InputError(
             "--resume: nothing to resume where --steps is 0; expected --checkpoint with the "
             "network whose outputs are to be stored. Leave --resume out."
         )
+    with owning(args.out_dir, args.teacher_dir):
+        start_run(args, args.out_dir)
+        return build_and_train(args)
+
+
+def build_and_train(args: argparse.Namespace) -> TeacherReport:
+    """Open the network and the crops, then train and store."""
     make_folder(args.teacher_dir)  # reports a folder without write permission before the training
     teacher, rule = build_teacher(args)
     require_layers(teacher, store_config(args))
@@ -347,7 +355,7 @@ def train(
         defines={
             **{flag_of(name): getattr(args, name) for name in DEFINING},
             "--checkpoint": fingerprint(teacher) if args.checkpoint else None,
-            "crops of the validation": validation and validation.digest,
+            VALIDATION_CROPS: validation and validation.digest,
         },
     )
 

@@ -49,7 +49,10 @@ def owned(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(_owner())
         file.flush()
-        yield
+        try:
+            yield
+        finally:  # a worker that was forked in the block and still runs would keep the lock
+            fcntl.flock(file.fileno(), fcntl.LOCK_UN)
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -24,6 +24,8 @@ SOURCES = {
     "teacher": "--teacher-dir",
     "trained_on": "--img-datas, --val-share",
 }
+CROPS = "crops (--img-datas, --crops-dir, --max-instances, --min-instance-voxels, --val-share)"
+VALIDATION_CROPS = "crops of the validation (--val-datas, --val-share, --val-crops)"
 SHOWN = 60  # characters of a value in a message
 
 
@@ -44,7 +46,7 @@ def definition(
         "--batch-size x --accumulation x ranks": (
             config.batch_size * config.accumulation * world_size()
         ),
-        "crops of --crops-dir": digest_of(samples),
+        CROPS: digest_of(samples),
         **more,
     }
 

@@ -22,6 +22,7 @@ from utils.results.metrics import dsc
 from utils.run.device import pick_precision
 from utils.run.flags import non_negative_int, share_below_one
 from utils.run.ranks import mean_over_ranks, rank, world_size
+from utils.run.start import owning
 from utils.training.crop_cache import INDEX, CropIndex, build_cache, read_index
 from utils.training.data_loader import CropDataset
 from utils.training.definition import digest_of
@@ -148,7 +149,8 @@ def build_validation_cache(args: argparse.Namespace, *, keep: bool) -> None:
         return
     if keep and (_folder(args) / INDEX).exists():
         return
-    index = build_cache(args.val_datas, _folder(args), workers=max(1, args.workers))
+    with owning(_folder(args)):
+        index = build_cache(args.val_datas, _folder(args), workers=max(1, args.workers))
     for failure in index.failures:
         logger.warning("left out of the validation: %s", failure)
 

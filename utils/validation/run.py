@@ -15,7 +15,7 @@ from utils.errors import InputError
 from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.run.executor import cpu_count
 from utils.run.network import NetworkFile, trained_on
-from utils.run.start import start_run
+from utils.run.start import owning, start_run
 from utils.validation.protocol import (
     Finished,
     NetworkFacts,
@@ -45,13 +45,26 @@ def validate(args: argparse.Namespace) -> Summary:
         args: from `utils.validation.arguments.validation_parser`.
 
     Raises:
-        InputError: the network or the flags cannot be used, or no case could be scored.
+        InputError: the network or the flags cannot be used, no case could be scored, or another run
+            writes to the folder.
         WriteError: an output cannot be written.
     """
     protocol = PROTOCOLS[args.protocol](args)
     network = NetworkFile(args.checkpoint, args.network, args.teacher, args.encoder)
     _, rule, facts = open_once(network)
-    start_run(args, args.out_dir)
+    with owning(args.out_dir):
+        start_run(args, args.out_dir)
+        return _validate(args, protocol, network, rule, facts)
+
+
+def _validate(
+    args: argparse.Namespace,
+    protocol: ValidationProtocol,
+    network: NetworkFile,
+    rule: CropRule,
+    facts: NetworkFacts,
+) -> Summary:
+    """Score all cases; write tables and report."""
     settings = _settings(network, facts, rule, args, protocol)
     jobs = protocol.jobs(settings)
     scores, failures = score_all(jobs, args.workers)
