@@ -58,11 +58,11 @@ def run(folder, script, *flags, launcher=()):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
 
 
-def wait_for(path, seconds=60):
+def wait_for(path, seconds=200):
     ends = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < ends, f"{path} has not appeared"
