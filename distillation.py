@@ -300,7 +300,11 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
         task = EncoderDistillation(student, plan)
         crops_a_step = args.batch_size * args.accumulation * world_size()
         dataset = TeacherOutputs(
-            store, index, rule, layered_draws=plan.layered_steps * crops_a_step
+            store,
+            index,
+            rule,
+            layered_draws=plan.layered_steps * crops_a_step,
+            network=teacher.config,
         )
     report = fit(
         task,

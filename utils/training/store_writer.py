@@ -214,7 +214,7 @@ def _current_rows(folder: Path, maker: str, targets: dict[str, list[str]]) -> di
     """Return the rows on disk, by sample id, that match ``maker`` and the present ``targets``."""
 
     def is_current(row: dict) -> bool:
-        return row["whose"] == maker and targets.get(row["sample_id"]) == row["target"]
+        return row.get("whose") == maker and targets.get(row["sample_id"]) == row.get("target")
 
     return written_rows(folder, is_current)
 
