@@ -166,7 +166,7 @@ def test_more_steps_at_a_constant_rate_end_like_a_run_of_that_length():
 def test_more_steps_are_refused_where_the_rate_depends_on_their_number(schedule):
     teach(["--lr-schedule", schedule, "--out-dir", "a"])
 
-    with pytest.raises(InputError, match=r"--steps: found 8, expected 4.*other learning rates"):
+    with pytest.raises(InputError, match=r"--steps: found 8, expected 4.*learning rates follow"):
         teach(["--lr-schedule", schedule, "--out-dir", "a", "--resume", "--steps", "8"])
 
 
@@ -174,7 +174,7 @@ def test_more_steps_are_refused_where_the_stages_depend_on_their_number():
     same = ["--lr-schedule", "constant", "--embedding-share", "0.5", "--out-dir", "a"]
     distil(same)
 
-    with pytest.raises(InputError, match=r"--steps: found 8, expected 4.*other stages"):
+    with pytest.raises(InputError, match=r"--steps: found 8, expected 4.*stages follow"):
         distil([*same, "--resume", "--steps", "8"])
 
 

@@ -2,9 +2,9 @@
 
 A resumed run equals an uninterrupted one, so everything that changes its numbers is saved in
 ``last.pt`` and compared. Free to change are --workers, --device, --save-minutes and the names of
-folders. More or fewer --steps are allowed if no step done so far would have had another learning
-rate or stage. With the schedule "constant" without warm-up this is always so, with "steps" without
-warm-up before the first drop of the rate, and with "cosine" never.
+folders. Another number of --steps is allowed with --lr-schedule constant, if no step done so far
+would have had another rate (in the warm-up) or another stage. The schedules "steps" and "cosine"
+need the same number, since their rates are spread over all steps.
 """
 
 import hashlib
@@ -117,12 +117,13 @@ def _differences(stored: Mapping, now: Mapping, step: int) -> Iterator[str]:
             yield f"{name}: found {str(new)[:SHOWN]}, expected {str(old)[:SHOWN]}"
     if stored.get("--steps") == now["--steps"]:
         return
-    same_rates = _rates(stored, step) == _rates(now, step)
+    constant = now.get("--lr-schedule") == "constant"
+    same_rates = constant and _rates(stored, step) == _rates(now, step)
     if not same_rates or stored.get("stages") != now["stages"]:
         kind = "stages" if same_rates else "learning rates"
         yield (
             f"--steps: found {now['--steps']}, expected {str(stored.get('--steps'))[:SHOWN]}, "
-            f"since the {step} steps done had other {kind}"
+            f"since {kind} follow from the number of steps"
         )
 
 
