@@ -122,12 +122,17 @@ def test_shard_elsewhere_is_not_counted_as_written(store):
     assert written_rows(store[0], lambda row: True) == {}
 
 
+FACTS = {"teacher": "00", "rule": RULE.to_dict(), "num_clicks": 3, "layers": [1], "seed": 0}
+FACTS["precision"] = "float16"
 HEADS = {
     "a list": [1],
     "samples as text": {"samples": "1"},
     "common as a list": {"common": []},
     "empty common": {"common": {}},
     "more samples": {"samples": 2},
+    "no clicks": {"common": {**FACTS, "num_clicks": 0}},
+    "layers as text": {"common": {**FACTS, "layers": "12"}},
+    "unknown precision": {"common": {**FACTS, "precision": "int8"}},
 }
 
 

@@ -16,7 +16,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import torch
@@ -109,7 +109,7 @@ class _Common(msgspec.Struct):
 
     teacher: str
     rule: dict
-    num_clicks: int
+    num_clicks: Annotated[int, msgspec.Meta(ge=1)]
     layers: list[int]
     precision: Literal["float16", "bfloat16", "float32"]
     seed: int
