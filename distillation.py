@@ -43,7 +43,7 @@ from utils.run.ranks import joined, rank, world_size
 from utils.run.start import owning, start_run
 from utils.training.checkpoint import save_payload
 from utils.training.config import add_training_arguments, fit_config
-from utils.training.crop_cache import read_index
+from utils.training.crop_cache import CropIndex, read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
 from utils.training.definition import VALIDATION_CROPS, flag_of
 from utils.training.distillation import (
@@ -61,6 +61,7 @@ from utils.training.validation_crops import (
     build_validation_cache,
     open_validation,
 )
+from utils.volumes.geometry import CropRule
 
 logger = logging.getLogger(__name__)
 
@@ -291,21 +292,12 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
         return student_payload(student, **origin)
 
     if store is None:
-        online = {"num_clicks": args.num_clicks, "seed": args.seed}
-        task = OnlineDistillation(student, plan, teacher.to(device), **online)
-        dataset = CropDataset(
-            index, rule, augment=args.augment, zoom_share=args.zoom_share, seed=args.seed
-        )
+        task, dataset = _online(args, student, plan, teacher.to(device), index, rule)
     else:
         task = EncoderDistillation(student, plan)
         crops_a_step = args.batch_size * args.accumulation * world_size()
-        dataset = TeacherOutputs(
-            store,
-            index,
-            rule,
-            layered_draws=plan.layered_steps * crops_a_step,
-            network=teacher.config,
-        )
+        stored = {"layered_draws": plan.layered_steps * crops_a_step, "network": teacher.config}
+        dataset = TeacherOutputs(store, index, rule, **stored)
     report = fit(
         task,
         dataset,
@@ -324,6 +316,20 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
     if rank() == 0:
         save_payload(path, payload())
     return StudentReport(report, path)
+
+
+def _online(
+    args: argparse.Namespace,
+    student: Sam3D,
+    plan: DistillationPlan,
+    teacher: Sam3D,
+    index: CropIndex,
+    rule: CropRule,
+) -> tuple[OnlineDistillation, CropDataset]:
+    """Return task and crops of a distillation without stored outputs."""
+    task = OnlineDistillation(student, plan, teacher, num_clicks=args.num_clicks, seed=args.seed)
+    augmented = {"augment": args.augment, "zoom_share": args.zoom_share, "seed": args.seed}
+    return task, CropDataset(index, rule, **augmented)
 
 
 def _defining_flags(args: argparse.Namespace, plan: DistillationPlan) -> dict[str, object]:

@@ -12,7 +12,8 @@ import preparelabel
 import validation
 from segment_anything import checkpoint_payload, export
 from utils.errors import InputError, require_number
-from utils.run.network import open_network
+from utils.run.network import open_network, trained_on
+from utils.training import quantise_encoder
 from utils.training.config import FitConfig
 from utils.training.data_loader import CropDataset
 from utils.training.distillation import DistillationPlan
@@ -177,3 +178,31 @@ def test_a_range_may_leave_its_lower_end_out(value, fits):
     else:
         with pytest.raises(InputError, match=f"x: found {value}, expected a number above 0 to 7"):
             require_number("x", value, 0, 7, above=True)
+
+
+@pytest.mark.parametrize("names", [3, "liver/CT_A", [3], {"a": 1}])
+def test_training_folders_of_another_type_are_refused_with_the_file(tmp_path, names):
+    path = tmp_path / "network.pth"
+    torch.save(checkpoint_payload(small_sam(), trained_on=names), path)
+
+    with pytest.raises(InputError, match=r"network\.pth: its trained_on is"):
+        trained_on(path)
+
+
+EXPORTS = {
+    "deep nesting": "[" * 100_000,
+    "a list": "[1]",
+    "no network": "{}",
+    "a number as network": '{"config": 3}',
+    "size 0": '{"config": {"encoder": {"img_size": 0}}}',
+    "size as text": '{"config": {"encoder": {"img_size": "32"}}}',
+    "a size twice": '{"config": {"encoder": {"img_size": 32, "img_size": 64}}}',
+}
+
+
+@pytest.mark.parametrize("content", EXPORTS)
+def test_facts_of_an_export_that_cannot_be_right_are_refused(tmp_path, content):
+    (tmp_path / "export.json").write_text(EXPORTS[content])
+
+    with pytest.raises(InputError, match=r"export\.json"):
+        quantise_encoder.read_facts(tmp_path)

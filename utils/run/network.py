@@ -89,7 +89,14 @@ def trained_on(path: Path) -> set[str] | None:
     """Return the "organ/data set" folders a checkpoint was trained on; None where not recorded."""
     with checkpoint_errors():
         names = read_checkpoint(path).get("trained_on")
-    return None if names is None else set(names)
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            f"{path}: its trained_on is {str(names)[:99]}, expected a list of folders.\n"
+            "Use a file that this project wrote, or train the network again."
+        )
+    return set(names)
 
 
 @contextmanager

@@ -143,12 +143,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> tuple[Path, float]:
     """Quantise the encoder; return the new file and its relative difference from float32."""
-    with owned(args.folder):
-        return _run(args)
-
-
-def _run(args: argparse.Namespace) -> tuple[Path, float]:
     facts = read_facts(args.folder)
+    with owned(args.folder):
+        return _run(args, facts)
+
+
+def _run(args: argparse.Namespace, facts: dict[str, Any]) -> tuple[Path, float]:
     size = facts["config"]["encoder"]["img_size"]
     rule = CropRule.read(facts["crop_rule"], size, args.folder / FACTS)
     index = read_index(args.calibrate)

@@ -91,15 +91,8 @@ def fit(
         InputError: a sample cannot be read, or ``last.pt`` is damaged or belongs to another run.
         WriteError: the disk is full, or ``out_dir`` cannot be written to.
     """
-    run = _Run(
-        task,
-        config,
-        out_dir,
-        device,
-        payload,
-        resume,
-        definition(config, samples, defines or {}),
-    )
+    defined = definition(config, samples, defines or {})
+    run = _Run(task, config, out_dir, device, payload, resume, defined)
     wait_for_all()  # every rank has read last.pt before rank 0 replaces it
     with closing(_steps(dataset, samples, config, run.done)) as steps:
         run.train(steps, validate)
