@@ -197,6 +197,7 @@ DAMAGE = {
     "another optimizer": lambda c: c["training_state"].update(optimizer={"a": 1}),
     "step as text": lambda c: c.update(step="2"),
     "negative step": lambda c: c.update(step=-5),
+    "step beyond the run": lambda c: c.update(step=10**18),
     "step NaN": lambda c: c.update(step=float("nan")),
     "no step": lambda c: c.pop("step"),
     "another weight decay": lambda c: changed_optimizer(c, weight_decay="x"),

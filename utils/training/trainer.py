@@ -195,6 +195,7 @@ class _Run:
 
     def _definition_at(self, done: int) -> dict[str, object]:
         """Return what defines the run, with the stages of the steps done."""
+        self._require_steps_within(done)
         return self._defined | {"stages": stages_done(self.task, done)}
 
     def _restore(self) -> int:
@@ -204,13 +205,16 @@ class _Run:
         start = load_training_state(
             self.last, self.task.model, self.optimizer, self.payload(), self._definition_at
         )
-        if start > self.config.steps:
+        self._require_steps_within(start)
+        return start
+
+    def _require_steps_within(self, done: int) -> None:
+        if done > self.config.steps:
             raise InputError(
-                f"{self.last}: holds {start} steps, expected at most --steps "
+                f"{self.last}: holds {done} steps, expected at most --steps "
                 f"{self.config.steps}.\n"
                 "Give the --steps of the stopped run, or train anew in another --out-dir."
             )
-        return start
 
     def _require_new(self) -> int:
         """Raise an `InputError` if ``last.pt`` exists; return the steps done, 0."""
