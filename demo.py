@@ -21,9 +21,11 @@ from zlib import crc32
 
 from utils.cases.phantoms import write_phantoms
 from utils.errors import InputError, exit_on_input_error
+from utils.files.lock import owned
 from utils.files.strict_json import read_json
 from utils.results.curves import click_curve_figure
 from utils.results.figures import save
+from utils.run.flags import positive_int
 
 ROOT = Path(__file__).resolve().parent
 TRAIN_PHANTOMS, VAL_PHANTOMS = 24, 6
@@ -48,7 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--steps",
-        type=int,
+        type=positive_int,
         default=280,
         help="training steps of the teacher; the student has half as many (default: 280)",
     )
@@ -183,7 +185,14 @@ def run(args: argparse.Namespace) -> tuple[Path, dict[str, dict], list[str]]:
         The folder of all outputs, the summaries of teacher and student, and the scripts that
         left out a case.
     """
-    out, pipeline = out_folder(args), Pipeline()
+    out = out_folder(args)
+    with owned(out):
+        return run_steps(args, out)
+
+
+def run_steps(args: argparse.Namespace, out: Path) -> tuple[Path, dict[str, dict], list[str]]:
+    """Run the six steps in ``out``; return as `run` does."""
+    pipeline = Pipeline()
     npz = gather_cases(args.data, out)
     folders = {
         split: pipeline.prepare(npz[split], out / split, out / f"{split}_classified", args.json)

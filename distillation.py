@@ -40,14 +40,15 @@ from segment_anything import (
     student_payload,
 )
 from utils.errors import InputError, exit_on_input_error
-from utils.run.flags import positive_int
+from utils.run.flags import non_negative_float, positive_int, share
 from utils.run.network import open_network, trained_on
 from utils.run.ranks import joined, rank, world_size
-from utils.run.start import start_run
+from utils.run.start import owning, start_run
 from utils.training.checkpoint import save_payload
 from utils.training.config import add_training_arguments, fit_config
-from utils.training.crop_cache import read_index
+from utils.training.crop_cache import CropIndex, read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
+from utils.training.definition import VALIDATION_CROPS, flag_of
 from utils.training.distillation import (
     DistillationPlan,
     EncoderDistillation,
@@ -63,6 +64,7 @@ from utils.training.validation_crops import (
     build_validation_cache,
     open_validation,
 )
+from utils.volumes.geometry import CropRule
 
 logger = logging.getLogger(__name__)
 
@@ -151,33 +153,33 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
     )
     stages.add_argument(
         "--layer-share",
-        type=float,
+        type=share,
         help="share of the steps in the stage layers; 0 = none "
         "(default: 0.2 if hidden states can be compared, with --online or as stored; else 0)",
     )
     stages.add_argument(
         "--embedding-share",
-        type=float,
+        type=share,
         default=0.2,
         help="share of the steps on the embedding alone; 0 = none (default: 0.2)",
     )
     stages.add_argument(
         "--tune-decoder",
-        type=float,
+        type=share,
         default=0.0,
         metavar="SHARE",
         help="share of the steps, at the end, that train the decoder too (default: 0)",
     )
     stages.add_argument(
         "--logit-weight",
-        type=float,
+        type=non_negative_float,
         default=1.0,
         help="weight of the loss against the teacher's masks; the embedding has 1; 0 = none "
         "(default: 1)",
     )
     stages.add_argument(
         "--truth-weight",
-        type=float,
+        type=non_negative_float,
         default=1.0,
         help="weight of the loss against the true masks; 0 = none (default: 1)",
     )
@@ -260,10 +262,11 @@ def _beside(config: SamConfig, teacher: SamConfig, trained: bool) -> SamConfig:
 
 def run(args: argparse.Namespace) -> StudentReport:
     """Distil with the flags ``args``; return the losses and the path of the student."""
-    start_run(args, args.out_dir)
-    build_validation_cache(args, keep=True)
-    with joined(args.device) as device:
-        return distil(args, device)
+    with owning(args.out_dir):
+        start_run(args, args.out_dir)
+        build_validation_cache(args, keep=True)
+        with joined(args.device) as device:
+            return distil(args, device)
 
 
 def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
@@ -282,21 +285,22 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
     before = trained_on(args.teacher_dir / TEACHER) or set()
     origin["trained_on"] = sorted(index.folders | before)
 
+    defines = {
+        **_defining_flags(args, plan),
+        "--checkpoint": fingerprint(student) if args.checkpoint else None,
+        VALIDATION_CROPS: validation and validation.digest,
+    }
+
     def payload() -> dict:
         return student_payload(student, **origin)
 
     if store is None:
-        online = {"num_clicks": args.num_clicks, "seed": args.seed}
-        task = OnlineDistillation(student, plan, teacher.to(device), **online)
-        dataset = CropDataset(
-            index, rule, augment=args.augment, zoom_share=args.zoom_share, seed=args.seed
-        )
+        task, dataset = _online(args, student, plan, teacher.to(device), index, rule)
     else:
         task = EncoderDistillation(student, plan)
         crops_a_step = args.batch_size * args.accumulation * world_size()
-        dataset = TeacherOutputs(
-            store, index, rule, layered_draws=plan.layered_steps * crops_a_step
-        )
+        stored = {"layered_draws": plan.layered_steps * crops_a_step, "network": teacher.config}
+        dataset = TeacherOutputs(store, index, rule, **stored)
     report = fit(
         task,
         dataset,
@@ -307,6 +311,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
         payload=payload,
         resume=args.resume,
         validate=validation,
+        defines=defines,
     )
     if report.best:
         load_checkpoint(student, report.best)
@@ -314,6 +319,32 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
     if rank() == 0:
         save_payload(path, payload())
     return StudentReport(report, path)
+
+
+def _online(
+    args: argparse.Namespace,
+    student: Sam3D,
+    plan: DistillationPlan,
+    teacher: Sam3D,
+    index: CropIndex,
+    rule: CropRule,
+) -> tuple[OnlineDistillation, CropDataset]:
+    """Return task and crops of a distillation without stored outputs."""
+    task = OnlineDistillation(student, plan, teacher, num_clicks=args.num_clicks, seed=args.seed)
+    augmented = {"augment": args.augment, "zoom_share": args.zoom_share, "seed": args.seed}
+    return task, CropDataset(index, rule, **augmented)
+
+
+def _defining_flags(args: argparse.Namespace, plan: DistillationPlan) -> dict[str, object]:
+    """Return the flags that define a run, beside those of `FitConfig`, networks and crops."""
+    own = ("online", "num_clicks", "augment", "zoom_share") if args.online else ("online",)
+    own += () if args.checkpoint else ("init_from_teacher",)
+    stages = ("layer_share", "embedding_share", "logit_weight", "truth_weight")
+    return {
+        **{flag_of(name): getattr(args, name) for name in own},
+        **{flag_of(name): getattr(plan, name) for name in stages},
+        "--tune-decoder": plan.tune_share,
+    }
 
 
 @exit_on_input_error

@@ -32,6 +32,7 @@ from segment_anything import (
     Sam3D,
     build_sam3D,
     checkpoint_payload,
+    fingerprint,
     load_checkpoint,
     network_configs,
 )
@@ -39,15 +40,22 @@ from utils.data_paths import img_datas
 from utils.errors import InputError, exit_on_input_error
 from utils.files.atomic import make_folder
 from utils.run.device import pick_precision
-from utils.run.flags import non_negative_int, positive_int
+from utils.run.flags import (
+    millimetres,
+    non_negative_float,
+    non_negative_int,
+    positive_int,
+    share,
+)
 from utils.run.network import open_network, trained_on
 from utils.run.network_flags import changed
 from utils.run.ranks import joined, rank
-from utils.run.start import start_run
+from utils.run.start import owning, start_run
 from utils.training.checkpoint import save_payload
 from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, build_cache, read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
+from utils.training.definition import VALIDATION_CROPS, flag_of
 from utils.training.store_writer import (
     add_store_arguments,
     require_layers,
@@ -67,6 +75,13 @@ from utils.volumes.geometry import CropRule
 from utils.volumes.labels import InstanceRule
 
 logger = logging.getLogger(__name__)
+
+
+#: Flags that define a run, beside those of `FitConfig`, the network, the crop rule and the crops.
+DEFINING = (
+    *("num_clicks", "box_share", "free_turns", "augment", "zoom_share", "loss_size"),
+    "decoder_lr_scale",
+)
 
 
 class TeacherReport(NamedTuple):
@@ -153,7 +168,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     )
     network.add_argument(
         "--spacing-mm",
-        type=float,
+        type=millimetres,
         help="voxel size of the crops in mm (default: the checkpoint's, else 1.5)",
     )
     network.add_argument(
@@ -184,7 +199,7 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
     )
     clicks.add_argument(
         "--box-share",
-        type=float,
+        type=share,
         default=0.25,
         help="share of the samples that start from a box: a click in its middle and a coarse "
         "mask; 0 = none (default: 0.25)",
@@ -205,7 +220,7 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
     )
     clicks.add_argument(
         "--decoder-lr-scale",
-        type=float,
+        type=non_negative_float,
         default=0.1,
         help="learning rate of prompt encoder and mask decoder, as a share of --lr (default: 0.1)",
     )
@@ -237,12 +252,14 @@ def open_crops(args: argparse.Namespace) -> CropIndex:
     """Build or update the crop cache; with ``--from-crops`` open it unchanged."""
     if args.from_crops:
         return read_index(args.crops_dir)
-    index = build_cache(
-        args.img_datas,
-        args.crops_dir,
-        instances=InstanceRule(args.max_instances, args.min_instance_voxels),
-        workers=max(1, args.workers),
-    )
+    # Only while the cache is written: trainings that read it may share it.
+    with owning(args.crops_dir, owned_before=(args.out_dir, args.teacher_dir)):
+        index = build_cache(
+            args.img_datas,
+            args.crops_dir,
+            instances=InstanceRule(args.max_instances, args.min_instance_voxels),
+            workers=max(1, args.workers),
+        )
     for failure in index.failures:
         logger.warning("left out: %s", failure)
     return index
@@ -250,12 +267,18 @@ def open_crops(args: argparse.Namespace) -> CropIndex:
 
 def run(args: argparse.Namespace) -> TeacherReport:
     """Train with the flags ``args``, then store the trained teacher's outputs for every target."""
-    start_run(args, args.out_dir)
     if args.resume and not args.steps:
         raise InputError(
             "--resume: nothing to resume where --steps is 0; expected --checkpoint with the "
             "network whose outputs are to be stored. Leave --resume out."
         )
+    with owning(args.out_dir, args.teacher_dir):
+        start_run(args, args.out_dir)
+        return build_and_train(args)
+
+
+def build_and_train(args: argparse.Namespace) -> TeacherReport:
+    """Open the network and the crops, then train and store."""
     make_folder(args.teacher_dir)  # reports a folder without write permission before the training
     teacher, rule = build_teacher(args)
     require_layers(teacher, store_config(args))
@@ -332,6 +355,11 @@ def train(
         payload=lambda: checkpoint_payload(teacher, **facts),
         resume=args.resume,
         validate=validation,
+        defines={
+            **{flag_of(name): getattr(args, name) for name in DEFINING},
+            "--checkpoint": fingerprint(teacher) if args.checkpoint else None,
+            VALIDATION_CROPS: validation and validation.digest,
+        },
     )
 
 

@@ -38,7 +38,7 @@ from benchmarks.measure import (
 from segment_anything import checkpoint_payload, network_configs, sam_model_registry3D
 from utils.cases.phantoms import boxes_of, ct_phantom
 from utils.errors import InputError, exit_on_input_error
-from utils.run.flags import non_negative_int, positive_int
+from utils.run.flags import non_negative_int, positive_int, seed
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("imports", "weights", "cases", "network", "writing")  # of predict.py --timing
@@ -63,7 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", help="(default: auto)")
     parser.add_argument("--runs", type=positive_int, default=5, help="timed starts (default: 5)")
     parser.add_argument("--warmup", type=non_negative_int, default=1, help="(default: 1)")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="(default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="(default: 0)")
     parser.add_argument("--json", type=json_file, help="also write the numbers to this file")
     return parser.parse_args(argv)
 

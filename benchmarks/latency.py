@@ -59,7 +59,7 @@ from benchmarks.rivals import (
 from segment_anything import ENGINES, sam_model_registry3D
 from utils.errors import exit_on_input_error
 from utils.run.device import pick_device
-from utils.run.flags import PRECISIONS, positive_int
+from utils.run.flags import PRECISIONS, non_negative_int, positive_int
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -83,7 +83,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--medim", action=argparse.BooleanOptionalAction, default=True)
     add("--runs", type=positive_int, default=20, help="timed runs at batch 1 (default: 20)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    add("--threads", type=int, default=0, help="CPU threads; 0 = PyTorch's choice (default: 0)")
+    add(
+        "--threads",
+        type=non_negative_int,
+        default=0,
+        help="CPU threads; 0 = PyTorch's choice (default: 0)",
+    )
     add("--growth", action=argparse.BooleanOptionalAction, default=True, help="time predict.py too")
     add("--json", type=json_file, help="also write the numbers to this file")
     return parser.parse_args(argv)

@@ -34,6 +34,7 @@ from utils.cases.phantoms import ct_phantom
 from utils.files.atomic import atomic_path
 from utils.files.nifti import read_nifti, write_deflated_nifti, write_nifti
 from utils.files.npz_archive import NpzArchive
+from utils.run.flags import positive_int
 from utils.volumes.labels import count_values
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,15 +48,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", type=int, default=16, help="phantoms (default: %(default)s)")
     parser.add_argument(
-        "--classes", type=int, default=16, help="classes per case (default: %(default)s)"
+        "--cases", type=positive_int, default=16, help="phantoms (default: %(default)s)"
     )
     parser.add_argument(
-        "--zoom", type=int, default=3, help="in-plane zoom, 1 = 104 voxels (default: %(default)s)"
+        "--classes", type=positive_int, default=16, help="classes per case (default: %(default)s)"
     )
     parser.add_argument(
-        "--runs", type=int, default=3, help="runs of each script, in turns (default: %(default)s)"
+        "--zoom",
+        type=positive_int,
+        default=3,
+        help="in-plane zoom, 1 = 104 voxels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--runs",
+        type=positive_int,
+        default=3,
+        help="runs of each script, in turns (default: %(default)s)",
     )
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--plain", nargs=3, type=Path, help=argparse.SUPPRESS)

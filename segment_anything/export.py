@@ -307,6 +307,14 @@ def _prompts(model: Sam3D, batch: int, clicks: int, seed: int = 0) -> Inputs:
     }
 
 
+def _tolerance(text: str) -> float:
+    """Parse ``--tolerance``: with NaN or infinity no difference would be refused."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number above 0 and below 1")
+    return value
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -318,7 +326,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="folder to write to; created if need be")
     add(
         "--tolerance",
-        type=float,
+        type=_tolerance,
         default=TOLERANCE,
         help="largest difference to PyTorch, relative to the norm (default: %(default)g)",
     )

@@ -56,6 +56,42 @@ def test_two_blocks_of_one_process_exclude_each_other_while_the_first_runs(tmp_p
         pass
 
 
+def test_nothing_is_left_in_a_folder_that_is_no_longer_owned(tmp_path):
+    with owned(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+    assert not list(tmp_path.iterdir())
+
+
+def own_in_turns(folder, results):
+    """Own a folder 300 times, as often as it is free; count how often another owner was in it."""
+    taken = clashes = 0
+    while taken < 300:
+        try:
+            with owned(folder):
+                taken += 1
+                mark = folder / "mark"
+                clashes += mark.exists()
+                mark.touch()
+                mark.unlink(missing_ok=True)
+        except FolderInUseError:
+            continue
+    results.put(clashes)
+
+
+def test_processes_that_take_turns_are_never_in_the_folder_together(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    arguments = tmp_path, results
+    processes = [context.Process(target=own_in_turns, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+
+    assert sum(results.get(timeout=120) for _ in processes) == 0
+    for process in processes:
+        process.join()
+
+
 def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
 

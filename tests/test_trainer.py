@@ -11,8 +11,9 @@ from segment_anything import checkpoint_payload
 from utils.training.config import FitConfig, lr_factor
 from utils.training.crop_cache import build_cache
 from utils.training.data_loader import CropDataset
+from utils.training.optimizer import DivergedError
 from utils.training.tasks import InteractiveTask, Task
-from utils.training.trainer import DivergedError, fit
+from utils.training.trainer import fit
 
 CONFIG = FitConfig(
     steps=6, batch_size=2, accumulation=1, lr=1e-3, weight_decay=0.1, lr_schedule="cosine",

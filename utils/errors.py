@@ -5,9 +5,11 @@ other exception that ends a script is a bug and keeps its traceback.
 """
 
 import functools
+import math
 import sys
 import unicodedata
 from collections.abc import Callable
+from numbers import Integral, Real
 
 
 class InputError(ValueError):
@@ -32,6 +34,31 @@ def exit_on_input_error(main: Callable[[], int | None]) -> Callable[[], None]:
             sys.exit(130)
 
     return wrapped
+
+
+def require_number(
+    name: str,
+    value: object,
+    low: float,
+    high: float = math.inf,
+    *,
+    whole: bool = False,
+    above: bool = False,
+) -> None:
+    """Raise an `InputError` unless ``value`` is a finite number from ``low`` to ``high``.
+
+    Args:
+        name: of the value, for the message: a flag, or a field of a file.
+        whole: only whole numbers are allowed.
+        above: ``low`` itself is not allowed.
+    """
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if is_number and low <= value <= high and value < math.inf and not (above and value == low):
+        return
+    kind = "a whole number" if whole else "a number"
+    lower = f"above {low:g}" if above else f"from {low:g}"
+    upper = f" to {high:g}" if high < math.inf else "" if above else " up"
+    raise InputError(f"{name}: found {str(value)[:99]}, expected {kind} {lower}{upper}.")
 
 
 #: Unicode's categories of characters that can colour, hide, reorder or overwrite a terminal's text,

@@ -1,7 +1,7 @@
 """One owner of an output folder at a time, by a lock of the operating system.
 
-The lock vanishes with its process, also if that is killed. So no lock is ever left behind: the file
-``.lock`` that stays in the folder only names the last owner.
+The lock vanishes with its process, also if that is killed. So no lock is ever left behind: a file
+``.lock`` that a killed process leaves in the folder only names the last owner.
 """
 
 import errno
@@ -12,8 +12,9 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from utils.errors import InputError, printable
 from utils.files.atomic import unwritable
@@ -39,17 +40,38 @@ def owned(folder: Path) -> Iterator[None]:
         WriteError: the folder cannot be written to.
     """
     path = Path(folder) / LOCK
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")  # noqa: SIM115
-    except OSError as error:
-        raise unwritable(path, error) from error
-    with file:
-        _lock(file.fileno(), path)
+    with _locked_file(path) as file:
         file.truncate(0)
         file.write(_owner())
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+            with suppress(OSError):  # a worker that was forked in the block would keep the lock
+                fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+
+
+def _locked_file(path: Path) -> TextIO:
+    """Return the file ``path``, open and locked."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+")  # noqa: SIM115
+        except OSError as error:
+            raise unwritable(path, error) from error
+        try:
+            _lock(file.fileno(), path)
+            # An owner that has just ended has removed the file that was opened: open it anew.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            file.close()
+            raise
+        file.close()
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # A copy of segment_anything.ENGINES, whose import loads torch; test_engine.py compares the two.
 ENGINES = ("eager", "compiled", "graph")
+MAX_SEED = 2**32 - 1  # of NumPy's global generator
+MAX_INT = 2**63 - 1  # larger numbers fit no tensor, file or clock
 
 
 def add_device_arguments(parser: argparse._ActionsContainer) -> None:
@@ -46,19 +48,17 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``, ``--precision`` and ``--seed``."""
     run = parser.add_argument_group("run")
     add_device_arguments(run)
-    run.add_argument(
-        "--seed", type=non_negative_int, default=0, help="seed of all random choices (default: 0)"
-    )
+    run.add_argument("--seed", type=seed, default=0, help="seed of all random choices (default: 0)")
 
 
 def positive_int(text: str) -> int:
     """Parse the value of a flag: an integer of 1 or more."""
-    return _number(text, int, "1 or more", lambda value: value >= 1)
+    return _number(text, int, "1 or more", lambda value: 1 <= value <= MAX_INT)
 
 
 def non_negative_int(text: str) -> int:
     """Parse the value of a flag: an integer of 0 or more."""
-    return _number(text, int, "0 or more", lambda value: value >= 0)
+    return _number(text, int, "0 or more", lambda value: 0 <= value <= MAX_INT)
 
 
 def positive_float(text: str) -> float:
@@ -81,6 +81,21 @@ def share(text: str) -> float:
     return _number(text, float, "a share from 0 to 1", lambda value: 0 <= value <= 1)
 
 
+def share_below_one(text: str) -> float:
+    """Parse the value of a flag: a share from 0 to 1, without 1."""
+    return _number(text, float, "a share from 0 to below 1", lambda value: 0 <= value < 1)
+
+
+def millimetres(text: str) -> float:
+    """Parse the value of a flag: a voxel size in mm, from 0.001 to 1000."""
+    return _number(text, float, "0.001 to 1000 mm", lambda value: 1e-3 <= value <= 1e3)
+
+
+def seed(text: str) -> int:
+    """Parse the value of a flag: a seed that NumPy and torch accept."""
+    return _number(text, int, f"0 to {MAX_SEED}", lambda value: 0 <= value <= MAX_SEED)
+
+
 def _number(
     text: str, kind: type[int | float], expected: str, allowed: Callable[[float], bool]
 ) -> int | float:
@@ -88,6 +103,6 @@ def _number(
         value = kind(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or not allowed(value):
+    if not allowed(value) or not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
     return value

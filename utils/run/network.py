@@ -64,14 +64,15 @@ def open_network(
 
     Raises:
         InputError: the file is no checkpoint, is of another network, lacks a decoder, or holds
-            weights that are not finite; or the ONNX file is not of this network's encoder.
+            weights that are not finite or a crop rule out of range; or the ONNX file is not of this
+            network's encoder.
     """
     with checkpoint_errors():
         checkpoint = open_checkpoint(path)
         if decoder_checkpoint is None:
             require_decoder(checkpoint)
         model = build_from_checkpoint(checkpoint, network, decoder_checkpoint)
-        stored = checkpoint.facts.get("crop_rule", {})
+        stored = checkpoint.facts.get("crop_rule")
     broken = [name for name, p in model.state_dict().items() if not _is_finite(p)]
     if broken:
         raise InputError(
@@ -81,13 +82,7 @@ def open_network(
     if encoder is not None:
         with checkpoint_errors():
             use_onnx_encoder(model, encoder)
-    try:
-        return model, CropRule(**({"size": model.config.encoder.img_size} | stored))
-    except TypeError as error:
-        raise InputError(
-            f"{path}: crop rule {stored} is not of this version ({error}).\n"
-            "Use the version of this project that wrote the file."
-        ) from error
+    return model, CropRule.read(stored, model.config.encoder.img_size, path)
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
@@ -99,7 +94,14 @@ def trained_on(path: Path) -> set[str] | None:
     """Return the "organ/data set" folders a checkpoint was trained on; None where not recorded."""
     with checkpoint_errors():
         names = read_checkpoint(path).get("trained_on")
-    return None if names is None else set(names)
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            f"{path}: its trained_on is {str(names)[:99]}, expected a list of folders.\n"
+            "Use a file that this project wrote, or train the network again."
+        )
+    return set(names)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ The network's part, its configuration and weights, is defined in segment_anythin
 """
 
 import io
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,57 +14,89 @@ from segment_anything import Sam3D, load_checkpoint, read_checkpoint
 from utils.errors import InputError
 from utils.files.atomic import atomic_path
 from utils.run.network import checkpoint_errors
+from utils.training.definition import require_same_facts, require_same_run
+from utils.training.optimizer import Optimizer
 
 #: Entries of a checkpoint that `load_checkpoint` compares with the network.
 CHECKED_BY_LOADING = {"model_state_dict", "decoder_state_dict", "config"}
+RUN = "run"  # entry of a checkpoint: what defines its run
+
+logger = logging.getLogger(__name__)
 
 
-def save_checkpoint(path: Path, payload: dict, step: int, state: dict) -> None:
+def save_checkpoint(
+    path: Path, payload: dict, step: int, optimizer: Optimizer, run: dict[str, object]
+) -> None:
     """Write weights and training state; the previous file stays until the new one is complete.
 
     Args:
         payload: weights, configuration and other facts, as `checkpoint_payload` returns them.
         step: optimizer steps done.
-        state: objects with a ``state_dict``, by name: optimizer, schedule, loss scaler.
+        run: what defines the run (utils/training/definition.py).
 
     Raises:
         WriteError: the disk is full, or the folder cannot be written to.
     """
-    content = payload | {
-        "step": step,
-        "training_state": {name: part.state_dict() for name, part in state.items()},
-    }
+    content = payload | {"step": step, "training_state": optimizer.state_dict(), RUN: run}
     save_payload(path, content)
 
 
-def load_training_state(path: Path, model: Sam3D, state: dict, payload: dict) -> int:
-    """Load weights into ``model`` and the training state into ``state``; return the steps done.
+def load_training_state(
+    path: Path,
+    model: Sam3D,
+    optimizer: Optimizer,
+    payload: dict,
+    run_at: Callable[[int], dict[str, object]],
+) -> int:
+    """Load weights into ``model`` and the training state into ``optimizer``; return the steps done.
 
     Args:
         payload: what this run would save. Every entry except weights and configuration must equal
             the file's; `load_checkpoint` compares those two.
+        run_at: returns what defines this run, given the number of steps done.
 
     Raises:
-        InputError: the file is no training checkpoint, or it belongs to another network, crop rule
-            or teacher.
+        InputError: the file is no training checkpoint or is damaged, or it belongs to a run with
+            another network, other crops, another teacher or other flags.
     """
     with checkpoint_errors():
         content = read_checkpoint(path)
-        if "training_state" not in content:
-            raise InputError(
-                f"{path}: holds no training state, expected a last.pt of this script.\n"
-                "To start from its weights use --checkpoint instead of --resume."
-            )
+    if "training_state" not in content:
+        raise InputError(
+            f"{path}: holds no training state, expected a last.pt of this script.\n"
+            "To start from its weights use --checkpoint instead of --resume."
+        )
+    step = content.get("step")
+    if type(step) is not int or step < 0:
+        raise _damaged(path, f"its step is {str(step)[:60]}")
+    # The plan of a distillation follows from the run's flags.
+    compared = CHECKED_BY_LOADING | ({"plan"} if RUN in content else set())
+    facts = {key: payload[key] for key in sorted(payload.keys() - compared)}
+    require_same_facts(path, content, facts)
+    if RUN in content:
+        require_same_run(path, content[RUN], run_at(step), step)
+    else:
+        logger.warning(
+            "%s: was written by an earlier version, which did not save its flags: they cannot be "
+            "compared with the flags of this run",
+            path,
+        )
+    with checkpoint_errors():
         load_checkpoint(model, path)
-    for key in payload.keys() - CHECKED_BY_LOADING:
-        if content.get(key) != payload[key]:
-            raise InputError(
-                f"{path}: its {key} is {content.get(key)}, expected {payload[key]}.\n"
-                "Give --resume with the flags and files of the stopped run, or another --out-dir."
-            )
-    for name, part in state.items():
-        part.load_state_dict(content["training_state"][name])
-    return content["step"]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values()):
+        raise _damaged(path, "weights are not finite")
+    try:
+        optimizer.load_state_dict(content["training_state"], step)
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {str(error)[:200]}") from error
+    return step
+
+
+def _damaged(path: Path, found: str) -> InputError:
+    return InputError(
+        f"{path}: its training state cannot be used ({found}), expected that of a stopped run.\n"
+        "Start from its weights with --checkpoint, or train anew, in another --out-dir."
+    )
 
 
 def save_payload(path: Path, payload: dict) -> None:

@@ -7,11 +7,21 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from utils.errors import InputError, require_number
 from utils.run.device import pick_precision
-from utils.run.flags import add_run_arguments, non_negative_int, positive_int
+from utils.run.flags import (
+    MAX_SEED,
+    add_run_arguments,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    share,
+)
 
 #: Learning rate as a share of ``--lr``, given the share done of the steps after the warm-up.
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
     "steps": lambda done: 1.0 if done < 0.6 else 0.1 if done < 0.9 else 0.01,
 }
@@ -22,6 +32,9 @@ class FitConfig:
     """How to train; the fields are the flags of preparelabel.py and distillation.py.
 
     Each field's meaning and unit is the help text of its flag.
+
+    Raises:
+        InputError: a field is out of its range.
     """
 
     steps: int
@@ -38,6 +51,25 @@ class FitConfig:
     workers: int = 2
     seed: int = 0
     precision: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        require_number("--steps", self.steps, 0, whole=True)
+        require_number("--batch-size", self.batch_size, 1, whole=True)
+        require_number("--accumulation", self.accumulation, 1, whole=True)
+        require_number("--lr", self.lr, 0, above=True)
+        require_number("--weight-decay", self.weight_decay, 0)
+        require_number("--warmup", self.warmup, 0, 1)
+        require_number("--clip", self.clip, 0, above=True)
+        require_number("--validate-every", self.validate_every, 0, whole=True)
+        require_number("--patience", self.patience, 0, whole=True)
+        require_number("--save-minutes", self.save_minutes, 0)
+        require_number("--workers", self.workers, 0, whole=True)
+        require_number("--seed", self.seed, 0, MAX_SEED, whole=True)
+        if self.lr_schedule not in LR_SCHEDULES:
+            raise InputError(
+                f"--lr-schedule: found {self.lr_schedule!r}, expected one of "
+                f"{', '.join(LR_SCHEDULES)}."
+            )
 
 
 def add_training_arguments(
@@ -70,30 +102,34 @@ def add_training_arguments(
 
 def _add_rate_arguments(training: argparse._ArgumentGroup, lr: float, lr_schedule: str) -> None:
     training.add_argument(
-        "--lr", type=float, default=lr, help="learning rate of AdamW (default: %(default)s)"
+        "--lr",
+        type=positive_float,
+        default=lr,
+        help="learning rate of AdamW (default: %(default)s)",
     )
     training.add_argument(
         "--lr-schedule",
         choices=sorted(LR_SCHEDULES),
         default=lr_schedule,
-        help="after the warm-up; cosine: down to 0; steps: a tenth after 60 %% of the remaining "
-        "steps, a hundredth after 90 %%, as SAM-Med3D was trained (default: %(default)s)",
+        help="after the warm-up; constant: --lr; cosine: down to 0; steps: a tenth after 60 %% of "
+        "the remaining steps, a hundredth after 90 %%, as SAM-Med3D was trained "
+        "(default: %(default)s)",
     )
     training.add_argument(
         "--warmup",
-        type=float,
+        type=share,
         default=FitConfig.warmup,
         help="share of the steps in which the rate rises linearly; 0 = none (default: %(default)s)",
     )
     training.add_argument(
         "--weight-decay",
-        type=float,
+        type=non_negative_float,
         default=FitConfig.weight_decay,
         help="weight decay of AdamW (default: %(default)s)",
     )
     training.add_argument(
         "--clip",
-        type=float,
+        type=positive_float,
         default=FitConfig.clip,
         help="largest gradient norm (default: %(default)s)",
     )
@@ -115,7 +151,7 @@ def _add_progress_arguments(training: argparse._ArgumentGroup) -> None:
     )
     training.add_argument(
         "--save-minutes",
-        type=float,
+        type=non_negative_float,
         default=FitConfig.save_minutes,
         help="minutes between saves of last.pt (default: %(default)s)",
     )

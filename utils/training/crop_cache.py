@@ -13,14 +13,12 @@ machine without the NIfTI files.
 """
 
 import glob
-import hashlib
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
@@ -28,8 +26,12 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.files.atomic import WriteError, atomic_path, remove_abandoned
+from utils.files.safe_read import UNREADABLE
 from utils.files.stamp import stamp
+from utils.files.strict_json import parse_json, read_json
 from utils.run.executor import cpu_count, run_all
+from utils.training.crop_digests import damaged, image_digest, mask_digest, mask_of, require_digest
+from utils.training.crop_rows import IMAGES, checked_rows, lean, require_row
 from utils.volumes.crops import Crop, cut_at, grid_on_target
 from utils.volumes.geometry import CropGrid, CropRule, canonical_axes, spacing_zyx
 from utils.volumes.intensity import holds_hounsfield
@@ -39,20 +41,9 @@ if TYPE_CHECKING:
     from utils.cases.prepared import Case
 
 INDEX = "index.json"
-IMAGES = "images"
-#: Keys of a target's own file that index.json omits.
-ORIGIN = (
-    "layout",
-    "sources",
-    "instances",
-    "affine",
-    "targets",
-    "part_start",
-    "part_shape",
-    "modality",
-)
 #: Version of the layout above; a cache of another version is built again.
 LAYOUT = 3
+EXPECTED_INDEX = "the index of a crop cache, which preparelabel.py writes"
 
 
 @dataclass(frozen=True)
@@ -126,55 +117,59 @@ class CachedTarget:
 
 
 def read_target(folder: Path, row: dict) -> CachedTarget:
-    """Open a target of an index.
+    """Open a target of an index, and compare it with its digests.
+
+    The mask is compared whenever it is read, an image once in each process, since this reads the
+    whole image.
 
     Args:
         folder, row: of a `CropIndex`.
 
     Raises:
-        InputError: a file is missing, damaged, or has changed since the index was read.
+        InputError: a file is missing, damaged or outside of ``folder``, or has changed since the
+            index was written.
     """
+    require_row(folder / INDEX, folder, row)
     path = folder / row["file"]
     stored, bits = _read(path)
-    if stored.get("mask") != row["mask"] or stored.get("image") != row["image"]:
+    if lean(stored) != row:
         raise InputError(
             f"{path}: found target {stored.get('sample_id')} {stored.get('mask')}, expected "
             f"{row['sample_id']} {row['mask']}.\nAnother run has rewritten this file: run "
             "preparelabel.py again, or give each run a --crops-dir of its own."
         )
-    start, shape = tuple(stored["part_start"]), stored["part_shape"]
-    mask = np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
+    mask = mask_of(path, stored, bits)
     path = folder / row["image"]
     try:
         image = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise _damaged(path, error) from error
+    except UNREADABLE as error:
+        raise damaged(path, error) from error
     if list(image.shape) != row["shape"]:
-        raise _damaged(path, f"shape {image.shape}, expected {row['shape']}")
-    return CachedTarget(row, image, mask, start)
+        raise damaged(path, f"shape {image.shape}, expected {row['shape']}")
+    require_digest(path, image)
+    return CachedTarget(row, image, mask, tuple(stored["part_start"]))
 
 
 def read_index(folder: Path) -> CropIndex:
     """Open a cache that `build_cache` wrote.
 
     Raises:
-        InputError: there is no cache, or it has another version.
+        InputError: there is no cache, it has another version, or its index is damaged or names
+            files outside of the folder.
     """
     path = folder / INDEX
     if not path.exists():
         raise InputError(
             f"{path}: not found, expected a crop cache.\nRun preparelabel.py on prepared folders."
         )
-    try:
-        content = json.loads(path.read_text())
-        if content["layout"] != LAYOUT:
-            raise ValueError(f"layout {content['layout']}, expected {LAYOUT}")
-        return CropIndex(folder, content["samples"], [])
-    except (ValueError, KeyError, TypeError) as error:
+    content = read_json(path, EXPECTED_INDEX)
+    if not isinstance(content, dict) or content.get("layout") != LAYOUT:
+        found = content.get("layout") if isinstance(content, dict) else "no table"
         raise InputError(
-            f"{path}: not a crop index of this version ({error}).\n"
-            "Run preparelabel.py again: it builds the cache anew."
-        ) from error
+            f"{path}: not a crop index of this version (layout {str(found)[:60]}, expected "
+            f"{LAYOUT}).\nRun preparelabel.py again: it builds the cache anew."
+        )
+    return CropIndex(folder, checked_rows(path, content.get("samples")), [])
 
 
 def build_cache(
@@ -291,17 +286,10 @@ def _write_case(case: "Case", out_dir: Path, origin: dict) -> list[dict]:
             "part_shape": list(mask.shape),
         }
         row = origin | place | target
-        where = json.dumps([row[key] for key in ("part_start", "part_shape", "shape", "voxel_mm")])
-        digest = hashlib.blake2b(bits.tobytes() + where.encode(), digest_size=8)
-        row["mask"] = digest.hexdigest()
+        row["mask"] = mask_digest(bits, row)
         _write_target(out_dir / row["file"], bits, row)
-        rows.append(_lean(row))
+        rows.append(lean(row))
     return rows
-
-
-def _lean(row: dict) -> dict:
-    """Return the index row of a target; it is short, since a process may hold 131,000 rows."""
-    return {key: value for key, value in row.items() if key not in ORIGIN}
 
 
 def _turned(array: np.ndarray, axes: tuple, signs: tuple) -> np.ndarray:
@@ -314,9 +302,7 @@ def _write_image(out_dir: Path, voxels: np.ndarray) -> str:
     if voxels.dtype == np.float64:
         voxels = voxels.astype(np.float32)
     voxels = np.ascontiguousarray(voxels)
-    digest = hashlib.blake2b(voxels.data, digest_size=16)
-    digest.update(f"{voxels.dtype.str} {voxels.shape}".encode())
-    name = f"{IMAGES}/{digest.hexdigest()}.npy"
+    name = f"{IMAGES}/{image_digest(voxels)}.npy"
     path = out_dir / name
     # np.save writes a header of at least 64 bytes before the voxels.
     if not path.exists() or path.stat().st_size < voxels.nbytes + 64:
@@ -335,16 +321,10 @@ def _read(path: Path) -> tuple[dict, np.ndarray]:
     """Return the facts in a target's file, and its voxels as bits."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return json.loads(arrays["row"].tobytes()), arrays["bits"]
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, found: object) -> InputError:
-    return InputError(
-        f"{path}: not readable ({found}), expected a part of a crop cache.\n"
-        "Delete the file and run preparelabel.py again: it writes the file anew."
-    )
+            facts = parse_json(arrays["row"].tobytes(), dict[str, Any])
+            return facts, arrays["bits"]
+    except UNREADABLE as error:
+        raise damaged(path, error) from error
 
 
 def _finished(out_dir: Path, sample_id: str, origin: dict) -> list[dict]:
@@ -352,7 +332,9 @@ def _finished(out_dir: Path, sample_id: str, origin: dict) -> list[dict]:
     rows = []
     for path in _files_of(out_dir, sample_id):
         try:
-            row, _ = _read(path)
+            row, bits = _read(path)
+            require_row(path, out_dir, lean(row))
+            mask_of(path, row, bits)
         except InputError:
             return []
         if any(row.get(key) != value for key, value in origin.items()):
@@ -360,9 +342,9 @@ def _finished(out_dir: Path, sample_id: str, origin: dict) -> list[dict]:
         if not (out_dir / row["image"]).exists():
             return []
         rows.append(row)
-    complete = rows and len(rows) == rows[0]["targets"]
+    complete = rows and len(rows) == rows[0].get("targets")
     # Sort by length first: instance 7 comes before instance 41, as in `_write_case`.
-    rows = sorted(map(_lean, rows), key=lambda r: (len(r["file"]), r["file"]))
+    rows = sorted(map(lean, rows), key=lambda r: (len(r["file"]), r["file"]))
     return rows if complete else []
 
 

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from utils.errors import InputError
+from utils.errors import InputError, require_number
+from utils.run.flags import MAX_SEED, share
 from utils.training.augment import contrast, distort, place
 from utils.training.crop_cache import CropIndex, read_target
+from utils.training.loader import BatchLoader
 from utils.training.seeds import AUGMENTING, SAMPLING, stream
 from utils.volumes.geometry import CropRule
 
@@ -30,7 +32,7 @@ def add_crop_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--zoom-share",
-        type=float,
+        type=share,
         default=0.5,
         help="share of the crops whose spacing is chosen so that the target fills a quarter to "
         "nine tenths of the edge; 0 = none (default: 0.5)",
@@ -115,7 +117,8 @@ class CropDataset(Dataset):
         seed: seeds the augmentation, together with the number of the `Draw`.
 
     Raises:
-        InputError: on reading an item: a file of the cache is missing, damaged or has changed.
+        InputError: an argument is out of its range; or, on reading an item, a file of the cache is
+            missing, damaged or has changed.
     """
 
     def __init__(
@@ -127,6 +130,12 @@ class CropDataset(Dataset):
         zoom_share: float = 0.5,
         seed: int = 0,
     ) -> None:
+        if augment not in AUGMENTATIONS:
+            raise InputError(
+                f"--augment: found {augment!r}, expected one of {', '.join(AUGMENTATIONS)}."
+            )
+        require_number("--zoom-share", zoom_share, 0, 1)
+        require_number("--seed", seed, 0, MAX_SEED, whole=True)
         self.index, self.rule = index, rule
         self.augment, self.zoom_share, self.seed = augment, zoom_share, seed
 
@@ -157,10 +166,7 @@ class CropDataset(Dataset):
 
 
 def collate(items: list[dict]) -> dict:
-    """Stack tensors, list other values; if an item is unreadable, return its error instead."""
-    for item in items:
-        if "error" in item:
-            return item
+    """Stack tensors, list other values."""
     first = items[0]
     return {
         key: torch.stack([i[key] for i in items])
@@ -170,31 +176,24 @@ def collate(items: list[dict]) -> dict:
     }
 
 
-class _Guarded(Dataset):
-    """Returns an `InputError` as an item; raised in a worker, the error would gain a traceback."""
+class _Load:
+    """Makes batches; an unreadable sample gives its message, since an error would end a worker."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, draw: Draw) -> dict:
+    def __call__(self, draws: Sequence[Draw]) -> dict:
         try:
-            return self.dataset[draw]
+            return collate([self.dataset[draw] for draw in draws])
         except InputError as error:
             return {"error": str(error)}
 
 
-def make_loader(dataset: Dataset, batches: Iterable[list[Draw]], workers: int) -> DataLoader:
+def make_loader(dataset: Dataset, batches: Iterable[list[Draw]], workers: int) -> BatchLoader:
     """Return the loader of a run; a batch with an unreadable sample is ``{"error": message}``.
 
     Args:
         batches: the samples of each batch.
         workers: processes that load; 0 = load in this process.
     """
-    return DataLoader(
-        _Guarded(dataset),
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-    )
+    return BatchLoader(_Load(dataset), batches, workers)

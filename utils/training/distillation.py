@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segment_anything import Interaction, Sam3D, SamConfig
-from utils.errors import InputError
+from utils.errors import InputError, require_number
 from utils.training.clicks import shrink
 from utils.training.losses import dice_ce, embedding_loss
 from utils.training.seeds import CLICKING, stream
@@ -68,7 +68,9 @@ class DistillationPlan:
         shares = (self.layer_share, self.embedding_share, self.tune_share)
         if self.steps < 1:
             raise InputError(f"--steps {self.steps}: expected 1 or more to distil.")
-        if min(shares) < 0 or sum(shares) > 1 + 1e-9:
+        require_number("--logit-weight", self.logit_weight, 0)
+        require_number("--truth-weight", self.truth_weight, 0)
+        if not (min(shares) >= 0 and sum(shares) <= 1 + 1e-9):  # NaN is refused too
             raise InputError(
                 f"--layer-share, --embedding-share, --tune-decoder: found {shares}; expected "
                 "shares of the steps, from 0 to 1, together at most 1."

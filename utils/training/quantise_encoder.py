@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from segment_anything import ConfigError, SamConfig
@@ -29,7 +28,8 @@ from segment_anything.export import ENCODER, FACTS
 from segment_anything.onnx_encoder import OnnxError, needed, open_session
 from utils.errors import InputError, exit_on_input_error
 from utils.files.atomic import atomic_path
-from utils.files.strict_json import read_json, shown
+from utils.files.lock import owned
+from utils.files.strict_json import read_json
 from utils.run.flags import positive_int
 from utils.training.crop_cache import CropIndex, read_index, read_target
 from utils.volumes.geometry import CropRule
@@ -107,30 +107,23 @@ def read_facts(folder: Path) -> dict[str, Any]:
         InputError: it is missing, or not a file that segment_anything.export wrote.
     """
     path = folder / FACTS
-    try:
-        facts = read_json(path, "the file of segment_anything.export", dict)
-        SamConfig.from_dict(facts["config"])
-        crop_rule_of(facts)
-        return facts
-    except (InputError, ConfigError, KeyError) as error:
+    expected = "export.json, which python -m segment_anything.export writes"
+    if not path.exists():
         raise InputError(
-            f"{path}: not readable ({error}), expected the file of segment_anything.export.\n"
-            "Export the network first: python -m segment_anything.export."
-        ) from error
-
-
-def crop_rule_of(facts: dict[str, Any]) -> CropRule:
-    """Return the crops of the exported network.
-
-    Raises:
-        InputError: the facts hold another kind of value for them.
-    """
-    size = {"size": facts["config"]["encoder"]["img_size"]}
+            f"{path}: not found, expected {expected}.\n"
+            "Export the network first, or give its folder."
+        )
+    facts = read_json(path, expected, dict[str, Any])
     try:
-        rule = msgspec.convert(facts.get("crop_rule"), dict[str, int | float | bool] | None)
-        return msgspec.convert(size | (rule or {}), CropRule)
-    except (msgspec.ValidationError, ValueError) as error:
-        raise InputError(f"'crop_rule' is {shown(facts.get('crop_rule'))}: {error}") from error
+        config = SamConfig.from_dict(facts["config"])
+        CropRule.read(facts.get("crop_rule"), config.encoder.img_size, path)
+        return {"crop_rule": None} | facts
+    except (InputError, ConfigError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: holds no network that can be used ({error}).\n"
+            f"Expected {expected}: export the "
+            "network again."
+        ) from error
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -152,7 +145,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> tuple[Path, float]:
     """Quantise the encoder; return the new file and its relative difference from float32."""
     facts = read_facts(args.folder)
-    rule = crop_rule_of(facts)
+    with owned(args.folder):
+        return _run(args, facts)
+
+
+def _run(args: argparse.Namespace, facts: dict[str, Any]) -> tuple[Path, float]:
+    size = facts["config"]["encoder"]["img_size"]
+    rule = CropRule.read(facts["crop_rule"], size, args.folder / FACTS)
     index = read_index(args.calibrate)
     files = args.folder / INT8_ENCODER, args.folder / ENCODER
     try:

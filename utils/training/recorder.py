@@ -21,7 +21,7 @@ class Recorder:
 
     def __init__(self, path: Path, start: int, device: torch.device) -> None:
         self.path, self._device = path, device
-        self._losses = [row["loss"] for row in resume_rows(path, start)]
+        self._losses = [row["loss"] for row in resume_rows(path, start, "loss")]
         self._board = None
         if rank() == 0:
             from torch.utils.tensorboard import SummaryWriter  # takes a second

@@ -24,7 +24,7 @@ class Selection:
     def __init__(self, out_dir: Path, start: int, patience: int) -> None:
         self.path, self._log = out_dir / "best.pt", out_dir / "validation.jsonl"
         self._patience = patience
-        self.rows = resume_rows(self._log, start)
+        self.rows = resume_rows(self._log, start, "score")
 
     def add(self, step: int, scores: dict[str, float], payload: Callable[[], dict]) -> None:
         """Log a validation; save the network if its ``score`` is the highest so far.

@@ -8,22 +8,23 @@ import json
 import logging
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segment_anything import Sam3D, SamConfig, autocast, fingerprint
-from utils.errors import InputError
+from utils.errors import InputError, require_number
 from utils.files.disk_space import readable, require_space
-from utils.run.flags import non_negative_int, positive_int
+from utils.run.flags import MAX_SEED, non_negative_int, positive_int
 from utils.run.ranks import rank, wait_for_all, world_size
 from utils.training.crop_cache import CropIndex
 from utils.training.data_loader import CropDataset, Draw, make_loader
+from utils.training.loader import BatchLoader
 from utils.training.seeds import CLICKING, stream
 from utils.training.teacher_outputs import teacher_outputs
 from utils.training.teacher_store import TeacherStore, open_store
@@ -39,13 +40,27 @@ LARGE = ("image_embedding", "low_res_masks", "hidden_")
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """What is stored; the fields are the flags of preparelabel.py."""
+    """What is stored; the fields are the flags of preparelabel.py.
+
+    Raises:
+        InputError: a field is out of its range.
+    """
 
     num_clicks: int
     layers: tuple[int, ...]  # the blocks whose output is stored, counted from 1
     precision: str  # one of STORE_PRECISIONS
     seed: int  # of the simulated clicks
     shard_bytes: int = 2**28
+
+    def __post_init__(self) -> None:
+        require_number("--stored-clicks", self.num_clicks, 1, whole=True)
+        if self.precision not in STORE_PRECISIONS:
+            raise InputError(
+                f"--store-precision: found {self.precision!r}, expected one of "
+                f"{', '.join(STORE_PRECISIONS)}."
+            )
+        require_number("--seed", self.seed, 0, MAX_SEED, whole=True)
+        require_number("--shard-mb", self.shard_bytes, 1, whole=True)
 
     @property
     def content(self) -> dict:
@@ -199,7 +214,7 @@ def _current_rows(folder: Path, maker: str, targets: dict[str, list[str]]) -> di
     """Return the rows on disk, by sample id, that match ``maker`` and the present ``targets``."""
 
     def is_current(row: dict) -> bool:
-        return row["whose"] == maker and targets.get(row["sample_id"]) == row["target"]
+        return row.get("whose") == maker and targets.get(row["sample_id"]) == row.get("target")
 
     return written_rows(folder, is_current)
 
@@ -226,7 +241,7 @@ def _missing_batches(plan: _Plan, index: CropIndex, batch_size: int) -> list[lis
 
 def _store_batches(
     teacher: Sam3D,
-    loader: DataLoader,
+    loader: BatchLoader,
     plan: _Plan,
     config: StoreConfig,
     device: torch.device,
@@ -235,19 +250,20 @@ def _store_batches(
     """Compute the outputs of all batches and write them, shard by shard."""
     writer = ShardWriter(plan.folder, rank(), config.shard_bytes)
     progress = tqdm(
-        total=sum(map(len, loader.batch_sampler)),
+        total=sum(map(len, loader.draws)),
         desc="store",
         unit="sample",
         disable=rank() > 0,
     )
-    for batch in loader:
-        if "error" in batch:
-            raise InputError(batch["error"])
-        for sample_id, crop, tensors in _outputs_of(teacher, batch, config, device, precision):
-            target = plan.targets[sample_id]
-            row = {"whose": plan.maker, "target": target, "grid": crop["grid"]}
-            writer.add(sample_id, tensors, row)
-            progress.update()
+    with closing(iter(loader)) as batches:
+        for batch in batches:
+            if "error" in batch:
+                raise InputError(batch["error"])
+            for sample_id, crop, tensors in _outputs_of(teacher, batch, config, device, precision):
+                target = plan.targets[sample_id]
+                row = {"whose": plan.maker, "target": target, "grid": crop["grid"]}
+                writer.add(sample_id, tensors, row)
+                progress.update()
     writer.flush()
     progress.close()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segment_anything import NO_CLICK, Interaction, Sam3D, upsample
+from utils.errors import require_number
 from utils.prompts.box import Box, box_around, ellipsoid_logits
 from utils.training.clicks import coarsen, shrink, simulate_clicks
 from utils.training.losses import dice_ce
@@ -59,6 +60,9 @@ class InteractiveTask(Task):
             SAM-Med3D's paper.
         box_share: share of the samples that start from a box.
         free_turns: turns without a new click; the first turn always has one.
+
+    Raises:
+        InputError: an argument is out of its range.
     """
 
     def __init__(
@@ -73,6 +77,11 @@ class InteractiveTask(Task):
         free_turns: int = 0,
     ) -> None:
         super().__init__()
+        require_number("--num-clicks", num_clicks, 1, whole=True)
+        require_number("--loss-size", loss_size, 1, whole=True)
+        require_number("--decoder-lr-scale", decoder_lr_scale, 0)
+        require_number("--box-share", box_share, 0, 1)
+        require_number("--free-turns", free_turns, 0, whole=True)
         self.model = model
         self.num_clicks, self.loss_size, self.seed = num_clicks, loss_size, seed
         self.decoder_lr_scale = decoder_lr_scale

@@ -16,14 +16,19 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
+import msgspec
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from segment_anything import Sam3D, fingerprint
+from segment_anything import NO_CLICK, Sam3D, SamConfig, fingerprint
 from utils.errors import InputError
 from utils.training.crop_cache import CropIndex
 from utils.training.data_loader import CropDataset, Draw
-from utils.training.tensor_shards import Shards, open_shards
+from utils.training.teacher_outputs import hidden_name
+from utils.training.tensor_shards import INDEX, Shards, open_shards
 from utils.volumes.geometry import CropRule
 
 TEACHER = "teacher.pt"
@@ -76,6 +81,7 @@ def open_store(folder: Path, index: CropIndex, rule: CropRule) -> TeacherStore:
             the message names the first such sample.
     """
     shards = open_shards(folder)
+    _require_facts(shards)
     if shards.common["rule"] != rule.to_dict():
         raise InputError(
             f"{folder}: holds outputs on crops of {shards.common['rule']}, expected "
@@ -88,7 +94,7 @@ def open_store(folder: Path, index: CropIndex, rule: CropRule) -> TeacherStore:
             f"is {missing[0]}.\nRun preparelabel.py again: it stores what is missing."
         )
     for sample in index.samples:
-        stored = shards.rows[sample["sample_id"]]["target"]
+        stored = shards.rows[sample["sample_id"]].get("target")
         if stored != [sample["image"], sample["mask"]]:
             raise InputError(
                 f"{folder}: holds outputs of {sample['sample_id']} as it was before its image or "
@@ -96,6 +102,28 @@ def open_store(folder: Path, index: CropIndex, rule: CropRule) -> TeacherStore:
                 "preparelabel.py again: it replaces what has changed."
             )
     return TeacherStore(shards, index.samples)
+
+
+class _Common(msgspec.Struct):
+    """Facts that all samples of a store share."""
+
+    teacher: str
+    rule: dict
+    num_clicks: Annotated[int, msgspec.Meta(ge=1)]
+    layers: list[int]
+    precision: Literal["float16", "bfloat16", "float32"]
+    seed: int
+
+
+def _require_facts(shards: Shards) -> None:
+    """Raise an `InputError` if the facts that all samples share are not those of a store."""
+    try:
+        msgspec.convert(shards.common, _Common)
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"{shards.folder / INDEX}: its first line cannot be used ({error}), expected teacher, "
+            "rule, clicks, layers, precision and seed.\nRun preparelabel.py again."
+        ) from error
 
 
 def require_teacher(store: TeacherStore, teacher: Sam3D) -> None:
@@ -119,9 +147,11 @@ class TeacherOutputs(Dataset):
     Args:
         layered_draws: number of draws, from the start of a run, for which hidden states are loaded;
             hidden states are most of the data.
+        network: of the teacher; the shapes of the tensors are compared with it.
 
     Raises:
-        InputError: on reading an item: a file is unreadable, or outputs are of another crop.
+        InputError: on reading an item: a file is unreadable, outputs are of another crop, or no
+            teacher can have written them.
     """
 
     def __init__(
@@ -131,7 +161,9 @@ class TeacherOutputs(Dataset):
         rule: CropRule,
         *,
         layered_draws: float = math.inf,
+        network: SamConfig | None = None,
     ) -> None:
+        self.network = network
         self.store = store
         self.crops = CropDataset(index, rule)
         self.layered_draws = layered_draws
@@ -143,15 +175,84 @@ class TeacherOutputs(Dataset):
         item = self.crops[draw]
         row, cut = self.store.shards.rows[item["id"]], item["crop"]
         # JSON has turned the row's tuples into lists; `_plain` does the same to the crop's grid.
-        if (row["target"], row["grid"]) != ([cut["image"], cut["mask"]], _plain(cut["grid"])):
+        stored = row["target"], row.get("grid")
+        if stored != ([cut["image"], cut["mask"]], _plain(cut["grid"])):
             raise InputError(
-                f"{self.store.folder}: holds outputs of {item['id']} on the crop {row['grid']}, "
+                f"{self.store.folder}: holds outputs of {item['id']} on the crop {stored[1]}, "
                 f"expected {_plain(cut['grid'])}.\nRun preparelabel.py again on these crops."
             )
         layered = item["number"] < self.layered_draws
-        return item | self.store.shards.read(
+        tensors = self.store.shards.read(
             item["id"], lambda name: layered or not name.startswith("hidden_")
         )
+        self._require_outputs(row, tensors, item["image"].shape[-1])
+        return item | tensors
+
+    def _require_outputs(self, row: dict, tensors: dict[str, Tensor], size: int) -> None:
+        """Raise an `InputError` if tensors are none that a teacher writes for a crop."""
+        common = self.store.shards.common
+        fault = output_fault(tensors, common["num_clicks"], common["precision"], size)
+        wanted = stored_shapes(self.network, common) if self.network else {}
+        for name, shape in wanted.items():
+            if name in tensors and tuple(tensors[name].shape) != shape:
+                fault = f"{name} has shape {tuple(tensors[name].shape)}, expected {shape}"
+            if name not in row["tensors"]:
+                fault = f"{name} is missing"
+        if fault:
+            raise InputError(
+                f"{self.store.folder / row['shard']}: the outputs of {row['sample_id']} cannot be "
+                f"used ({fault}), expected those of the teacher.\nDelete the file and run "
+                "preparelabel.py again, which computes these samples anew."
+            )
+
+
+def stored_shapes(network: SamConfig, common: dict) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each stored tensor, by name.
+
+    Args:
+        network: the teacher's.
+        common: the facts that all samples share.
+    """
+    encoder, clicks = network.encoder, common["num_clicks"]
+    tokens, cells = (encoder.grid_size,) * 3, (encoder.low_res_size,) * 3
+    return {
+        "image_embedding": (encoder.embedding_chans, *tokens),
+        "low_res_masks": (clicks, *cells),
+        "predicted_iou": (clicks,),
+        "click_coords": (clicks, 3),
+        "click_labels": (clicks,),
+        **{hidden_name(n): (*tokens, encoder.embed_dim) for n in common["layers"]},
+    }
+
+
+def output_fault(tensors: dict[str, Tensor], clicks: int, precision: str, size: int) -> str:
+    """Return what is wrong with the values of stored tensors, or "".
+
+    Args:
+        tensors: of a sample, by name.
+        clicks: how many are stored.
+        precision: dtype of the large tensors.
+        size: edge of the crop in voxels.
+    """
+    missing = {"image_embedding", "low_res_masks", "click_coords", "click_labels"} - tensors.keys()
+    if missing:
+        return f"{min(missing)} is missing"
+    small = {"click_coords": torch.float32, "click_labels": torch.int64}
+    small["predicted_iou"] = torch.float32
+    for name, tensor in tensors.items():
+        expected = small.get(name, getattr(torch, precision))
+        if tensor.dtype != expected:
+            return f"{name} is {tensor.dtype}, expected {expected}"
+        if not torch.isfinite(tensor).all():
+            return f"{name} is not finite"
+    coords, labels = tensors["click_coords"], tensors["click_labels"]
+    if coords.shape != (clicks, 3) or labels.shape != (clicks,):
+        return f"{tuple(coords.shape)} click_coords and {tuple(labels.shape)} click_labels"
+    if not torch.isin(labels, torch.tensor([0, 1, NO_CLICK])).all():
+        return f"click_labels are {labels.tolist()}"
+    if coords.min() < 0 or coords.max() > size - 1:
+        return f"click_coords are outside of the cube of {size} voxels"
+    return ""
 
 
 def _plain(grid: dict) -> dict:

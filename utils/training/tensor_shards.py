@@ -11,13 +11,16 @@ others. Checksums are compared on reading.
 """
 
 import json
+import re
 import uuid
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -25,9 +28,26 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.files.atomic import atomic_path, remove_abandoned
+from utils.files.safe_read import UNREADABLE
 from utils.training.json_lines import read_rows
 
 INDEX = "index.jsonl"
+SHARD_NAME = re.compile(r"shard-[0-9]+-[0-9a-f]+\.safetensors")
+
+
+class _Row(msgspec.Struct):
+    """What every row has; further facts are the writer's own."""
+
+    sample_id: str
+    shard: str
+    tensors: dict[str, str]  # the checksum of each tensor, by name
+
+
+class _Head(msgspec.Struct):
+    """The first line of an index."""
+
+    common: dict[str, Any]
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,7 @@ class Shards:
         try:
             shard = _opened(path, path.stat().st_mtime_ns)
             tensors = {key: shard.get_tensor(f"{sample_id}/{key}") for key in expected}
-        except (OSError, SafetensorError) as error:
+        except (*UNREADABLE, SafetensorError) as error:
             raise _damaged(path, sample_id, str(error)) from error
         for key, tensor in tensors.items():
             if checksum(tensor) != expected[key]:
@@ -127,13 +147,29 @@ def open_shards(folder: Path) -> Shards:
             f"{path}: not found, expected the index of stored outputs.\n"
             "Run preparelabel.py to its end first."
         )
-    head, *rows = read_rows(path) or [{}]
-    if "common" not in head or len(rows) != head["samples"]:
+    first, *rows = read_rows(path) or [{}]
+    head = _converted(first, _Head)
+    rows = {row["sample_id"]: row for row in rows if is_row(row)}
+    if head is None or len(rows) != head.samples:
+        of = head.samples if head else "an unknown number"
         raise InputError(
-            f"{path}: found {len(rows)} samples of {head.get('samples', 'an unknown number')}; "
+            f"{path}: found {len(rows)} samples of {of}; "
             "expected a complete index.\nRun preparelabel.py again: it stores what is missing."
         )
-    return Shards(folder, head["common"], {row["sample_id"]: row for row in rows})
+    return Shards(folder, head.common, rows)
+
+
+def is_row(row: object) -> bool:
+    """Tell whether a line of an index is the row of a sample, which names a shard in the folder."""
+    typed = _converted(row, _Row)
+    return typed is not None and bool(typed.tensors) and bool(SHARD_NAME.fullmatch(typed.shard))
+
+
+def _converted(content: object, kind: type) -> Any:
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError:
+        return None
 
 
 def written_rows(folder: Path, wanted: Callable[[dict], bool]) -> dict[str, dict]:
@@ -141,7 +177,7 @@ def written_rows(folder: Path, wanted: Callable[[dict], bool]) -> dict[str, dict
     rows = {}
     for path in (folder / INDEX, *sorted(folder.glob("rows-*.jsonl"))):
         for row in read_rows(path):
-            if "shard" in row and wanted(row) and (folder / row["shard"]).exists():
+            if is_row(row) and wanted(row) and (folder / row["shard"]).is_file():
                 rows[row["sample_id"]] = row
     return rows
 

@@ -9,26 +9,26 @@ with batch size n * b. Rank 0 alone writes files.
 
 import gc
 import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from segment_anything import autocast
 from utils.errors import InputError
 from utils.results.curves import training_curve_figure, validation_curve_figure
 from utils.results.figures import save
 from utils.run.ranks import rank, shared, wait_for_all, world_size
 from utils.training.checkpoint import load_training_state, save_checkpoint
-from utils.training.config import FitConfig, lr_factor
+from utils.training.config import FitConfig
 from utils.training.data_loader import BalancedBatches, make_loader
+from utils.training.definition import definition, stages_done
+from utils.training.optimizer import Optimizer
 from utils.training.recorder import Recorder
 from utils.training.selection import Selection
 from utils.training.tasks import Task
@@ -37,10 +37,6 @@ logger = logging.getLogger(__name__)
 
 #: Returns a network's scores by name; of two networks the one with the higher ``score`` is better.
 Validate = Callable[[nn.Module], dict[str, float]]
-
-
-class DivergedError(InputError):
-    """The loss or the gradient is not a finite number."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,7 @@ def fit(
     payload: Callable[[], dict],
     resume: bool,
     validate: Validate | None = None,
+    defines: Mapping[str, object] | None = None,
 ) -> FitReport:
     """Train ``task.model`` in place, on draws from ``dataset``.
 
@@ -87,15 +84,18 @@ def fit(
         payload: returns a checkpoint's content without the training state: weights, config.
         resume: resume from ``out_dir/last.pt`` if it exists.
         validate: called every ``config.validate_every`` steps and after the last.
+        defines: further values that define the run, by flag: a run with others is not resumed.
 
     Raises:
         DivergedError: loss or gradient is not finite; the message names step and samples.
-        InputError: a sample cannot be read, or ``last.pt`` belongs to another run.
+        InputError: a sample cannot be read, or ``last.pt`` is damaged or belongs to another run.
         WriteError: the disk is full, or ``out_dir`` cannot be written to.
     """
-    run = _Run(task, config, out_dir, device, payload, resume)
+    defined = definition(config, samples, defines or {})
+    run = _Run(task, config, out_dir, device, payload, resume, defined)
     wait_for_all()  # every rank has read last.pt before rank 0 replaces it
-    run.train(_steps(dataset, samples, config, run.done), validate)
+    with closing(_steps(dataset, samples, config, run.done)) as steps:
+        run.train(steps, validate)
     run.finish()
     return run.report(validate is not None)
 
@@ -111,11 +111,12 @@ class _Run:
         device: torch.device,
         payload: Callable[[], dict],
         resume: bool,
+        defined: dict[str, object],
     ) -> None:
         self.task = task.to(device).train()
         self.config, self.out_dir, self.device, self.payload = config, out_dir, device, payload
         self.last = out_dir / "last.pt"
-        self.optimizer = _Optimizer(task, config, device)
+        self.optimizer, self._defined = Optimizer(task, config, device), defined
         self.start = self.done = self._restore() if resume else self._require_new()
         self.recorder = Recorder(out_dir / "metrics.jsonl", self.start, device)
         self.selection = Selection(out_dir, self.start, config.patience)
@@ -188,23 +189,32 @@ class _Run:
         return self._wrapped
 
     def _save(self) -> None:
-        save_checkpoint(self.last, self.payload(), self.done, self.optimizer.state)
+        run = self._definition_at(self.done)
+        save_checkpoint(self.last, self.payload(), self.done, self.optimizer, run)
         self.saved_at = time.monotonic()
+
+    def _definition_at(self, done: int) -> dict[str, object]:
+        """Return what defines the run, with the stages of the steps done."""
+        self._require_steps_within(done)
+        return self._defined | {"stages": stages_done(self.task, done)}
 
     def _restore(self) -> int:
         """Load ``last.pt`` if it exists; return the steps done."""
         if not self.last.exists():
             return 0
         start = load_training_state(
-            self.last, self.task.model, self.optimizer.state, self.payload()
+            self.last, self.task.model, self.optimizer, self.payload(), self._definition_at
         )
-        if start > self.config.steps:
+        self._require_steps_within(start)
+        return start
+
+    def _require_steps_within(self, done: int) -> None:
+        if done > self.config.steps:
             raise InputError(
-                f"{self.last}: holds {start} steps, expected at most --steps "
+                f"{self.last}: holds {done} steps, expected at most --steps "
                 f"{self.config.steps}.\n"
                 "Give the --steps of the stopped run, or train anew in another --out-dir."
             )
-        return start
 
     def _require_new(self) -> int:
         """Raise an `InputError` if ``last.pt`` exists; return the steps done, 0."""
@@ -214,74 +224,6 @@ class _Run:
                 "Resume that run with --resume, choose another --out-dir, or move the file away."
             )
         return 0
-
-
-class _Optimizer:
-    """AdamW with its learning-rate schedule and loss scaler.
-
-    ``state`` holds these three objects, by their names in a checkpoint.
-    """
-
-    def __init__(self, task: Task, config: FitConfig, device: torch.device) -> None:
-        self._config, self._device = config, device
-        self._adamw = torch.optim.AdamW(
-            task.parameter_groups(config.lr), weight_decay=config.weight_decay, betas=(0.9, 0.95)
-        )
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._adamw,
-            lambda step: lr_factor(step, config.steps, config.warmup, config.lr_schedule),
-        )
-        self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == torch.float16)
-        self.state = {
-            "optimizer": self._adamw,
-            "schedule": self._schedule,
-            "scaler": self._scaler,
-        }
-
-    @property
-    def lr(self) -> float:
-        """The learning rate of the next step, of the first parameter group."""
-        return self._schedule.get_last_lr()[0]
-
-    def take_step(
-        self, task: nn.Module, step: int, batches: list[dict]
-    ) -> tuple[list[dict[str, float]], float]:
-        """Add up the gradients of the micro-batches, then update the weights once.
-
-        Returns:
-            each micro-batch's scalars, and the norm of the gradient before it was clipped.
-        """
-        scalars, sample_ids = [], []
-        for part, batch in enumerate(batches):
-            if "error" in batch:
-                raise InputError(batch["error"])
-            # Ranks add up their gradients once a step, in the last micro-batch.
-            is_waiting = world_size() > 1 and part + 1 < len(batches)
-            with task.no_sync() if is_waiting else nullcontext():
-                scalars.append(self._backward(task, step, batch, len(batches)))
-            sample_ids += batch["id"]
-        return scalars, self._update(step, sample_ids)
-
-    def _backward(self, task: nn.Module, step: int, batch: dict, passes: int) -> dict[str, float]:
-        """Add the gradient of the loss of one of ``passes`` micro-batches; return its scalars."""
-        with autocast(self._device, self._config.precision):
-            report = task(_to_device(batch, self._device))
-        _require_finite("loss", float(report["loss"].detach()), step, batch["id"])
-        self._scaler.scale(report["loss"] / passes).backward()
-        return {key: float(value.detach()) for key, value in report.items()}
-
-    def _update(self, step: int, sample_ids: list[str]) -> float:
-        """Clip the gradient and update the weights; return the gradient's norm."""
-        self._scaler.unscale_(self._adamw)
-        parameters = [p for group in self._adamw.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(parameters, self._config.clip))
-        if not self._scaler.is_enabled():  # an enabled scaler skips steps with such gradients
-            _require_finite("gradient", norm, step, sample_ids)
-        self._scaler.step(self._adamw)
-        self._scaler.update()
-        self._adamw.zero_grad(set_to_none=True)
-        self._schedule.step()
-        return norm
 
 
 def _steps(
@@ -298,22 +240,6 @@ def _steps(
         rank=rank(),
         world=world_size(),
     )
-    loader = iter(make_loader(dataset, batches, config.workers))
-    for step in range(start, config.steps):
-        yield step, [next(loader) for _ in range(config.accumulation)]
-
-
-def _require_finite(what: str, value: float, step: int, sample_ids: list[str]) -> None:
-    if not math.isfinite(value):
-        raise DivergedError(
-            f"{what} is {value} at step {step}, samples {sample_ids}.\n"
-            "Expected a finite number: inspect these crops, lower --lr, or use --precision "
-            "float32. last.pt, if it exists, holds the finite weights of an earlier step."
-        )
-
-
-def _to_device(batch: dict, device: torch.device) -> dict:
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for key, value in batch.items()
-    }
+    with closing(iter(make_loader(dataset, batches, config.workers))) as loaded:
+        for step in range(start, config.steps):
+            yield step, [next(loaded) for _ in range(config.accumulation)]

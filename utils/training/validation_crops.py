@@ -20,10 +20,12 @@ from utils.errors import InputError
 from utils.prompts.click_method import challenge_click
 from utils.results.metrics import dsc
 from utils.run.device import pick_precision
-from utils.run.flags import non_negative_int
+from utils.run.flags import non_negative_int, share_below_one
 from utils.run.ranks import mean_over_ranks, rank, world_size
+from utils.run.start import owning
 from utils.training.crop_cache import INDEX, CropIndex, build_cache, read_index
 from utils.training.data_loader import CropDataset
+from utils.training.definition import digest_of
 from utils.volumes.geometry import CropRule
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,11 @@ class CropValidation:
         self.numbers = sorted(set(chosen.tolist()))
         self.dataset = CropDataset(index, rule)
         self.device, self.precision = device, precision
+
+    @property
+    def digest(self) -> str:
+        """A digest of the crops that are scored."""
+        return digest_of([self.dataset.index.samples[number] for number in self.numbers])
 
     def __call__(self, model: Sam3D) -> dict[str, float]:
         """Return the mean DSC after 1, 3 and 5 clicks, and ``score``, the mean of the three."""
@@ -110,7 +117,7 @@ def add_crop_validation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--val-share",
-        type=float,
+        type=share_below_one,
         default=0.0,
         help="instead of --val-datas, hold out this share of the patients in --crops-dir; use "
         "the same share for teacher and student (default: 0)",
@@ -142,7 +149,8 @@ def build_validation_cache(args: argparse.Namespace, *, keep: bool) -> None:
         return
     if keep and (_folder(args) / INDEX).exists():
         return
-    index = build_cache(args.val_datas, _folder(args), workers=max(1, args.workers))
+    with owning(_folder(args)):
+        index = build_cache(args.val_datas, _folder(args), workers=max(1, args.workers))
     for failure in index.failures:
         logger.warning("left out of the validation: %s", failure)
 

@@ -16,7 +16,7 @@ from utils.files.answers import require_apart
 from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.run.executor import cpu_count
 from utils.run.network import NetworkFile, trained_on
-from utils.run.start import start_run
+from utils.run.start import owning, start_run
 from utils.validation.protocol import (
     Finished,
     NetworkFacts,
@@ -46,7 +46,8 @@ def validate(args: argparse.Namespace) -> Summary:
         args: from `utils.validation.arguments.validation_parser`.
 
     Raises:
-        InputError: the network or the flags cannot be used, or no case could be scored.
+        InputError: the network or the flags cannot be used, no case could be scored, or another run
+            writes to the folder.
         WriteError: an output cannot be written.
     """
     protocol = PROTOCOLS[args.protocol](args)
@@ -57,30 +58,38 @@ def validate(args: argparse.Namespace) -> Summary:
     written = [path for job in jobs for path in (*job.outputs, job.score_path, job.log_path)]
     read = [path for job in jobs for path in job.sources]
     require_apart(written, [*read, *network.files])
-    start_run(args, args.out_dir)
-    scores, failures = score_all(jobs, args.workers)
-    if not scores:
-        first = "\n".join(f"{case}: {message}" for case, message in list(failures.items())[:5])
-        raise InputError(f"no case could be validated:\n{first}")
-    run = Finished(
-        network=facts,
-        scores=list(scores.values()),
-        failures=failures,
-        trained_on=_trained_on(network, args),
-        settings=settings,
-        out_dir=args.out_dir,
-    )
+    with owning(args.out_dir):
+        start_run(args, args.out_dir)
+        scores, failures = score_all(jobs, args.workers)
+        if not scores:
+            first = "\n".join(f"{case}: {text}" for case, text in list(failures.items())[:5])
+            raise InputError(f"no case could be validated:\n{first}")
+        run = Finished(
+            network=facts,
+            scores=list(scores.values()),
+            failures=failures,
+            trained_on=_trained_on(network, args),
+            settings=settings,
+            out_dir=args.out_dir,
+        )
+        return _finish(run, protocol, rule, draw_worst(jobs, run.scores, args.pictures))
+
+
+def _finish(
+    run: Finished, protocol: ValidationProtocol, rule: CropRule, overlays: list[Overlay]
+) -> Summary:
+    """Write tables and report."""
     summary = protocol.finish(run)
     write_report(
-        args.out_dir / "report.html",
+        run.out_dir / "report.html",
         run.scores,
-        model=facts.name,
-        fingerprint=facts.fingerprint,
-        resolution=facts.edges,
-        settings=_shown(settings, rule, protocol),
+        model=run.network.name,
+        fingerprint=run.network.fingerprint,
+        resolution=run.network.edges,
+        settings=_shown(run.settings, rule, protocol),
         notes=summary.notes,
-        overlays=draw_worst(jobs, run.scores, args.pictures),
-        failures=failures,
+        overlays=overlays,
+        failures=run.failures,
         trained_on=run.trained_on,
     )
     return summary

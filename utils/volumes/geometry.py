@@ -19,9 +19,12 @@ from itertools import permutations
 
 import numpy as np
 
-from utils.errors import InputError
+from utils.errors import InputError, require_number
 
 Triple = tuple[float, float, float]
+
+MAX_CROP_SIZE = 1024  # voxels along each axis of a network's input: 4 GiB a crop
+SPACING_RANGE_MM = (1e-3, 1e3)  # of a network's input
 
 
 class GeometryError(InputError):
@@ -70,11 +73,46 @@ class CropRule:
 
     >>> CropRule(fit=True).spacing_for((40, 64, 64), (1.0, 1.0, 1.0))    # 64 mm over 128 voxels
     0.5
+
+    Raises:
+        InputError: a field is out of its range.
     """
 
     size: int = 128
     spacing_mm: float = 1.5
     fit: bool = False
+
+    def __post_init__(self) -> None:
+        require_number("size of the crop", self.size, 1, MAX_CROP_SIZE, whole=True)
+        require_number("spacing of the crop in mm", self.spacing_mm, *SPACING_RANGE_MM)
+        if not isinstance(self.fit, bool):
+            raise InputError(f"fit of the crop: found {self.fit!r}, expected true or false.")
+
+    @classmethod
+    def read(cls, stored: object, size: int, file: object) -> "CropRule":
+        """Return the rule that a ``file`` holds for a network with inputs of ``size``³ voxels.
+
+        Args:
+            stored: the fields, as `to_dict` returned them; fields that are missing get defaults,
+                and None stands for no field.
+
+        Raises:
+            InputError: a field is unknown or out of its range, or ``size`` is another; the message
+                names the file.
+        """
+        try:
+            stored = {} if stored is None else stored
+            if not isinstance(stored, dict):
+                raise InputError(f"found {str(stored)[:99]}, expected a table of fields.")
+            rule = cls(**{"size": size} | stored)
+            if rule.size != size:
+                raise InputError(f"size of the crop: found {rule.size}, expected {size}.")
+            return rule
+        except (InputError, TypeError) as error:
+            raise InputError(
+                f"{file}: its crop rule cannot be used: {error}\n"
+                "Use a file that this version of the project wrote, or write it again."
+            ) from error
 
     def to_dict(self) -> dict:
         """Return the fields, as checkpoints and indices store them."""

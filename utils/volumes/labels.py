@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.errors import InputError
+from utils.errors import InputError, require_number
 
 MAX_LABEL = 65535  # labels are uint8 or uint16
 ROUNDING = 1e-3  # values no further from whole numbers are those numbers
@@ -106,10 +106,18 @@ def count_values(label: np.ndarray) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class InstanceRule:
-    """Which instances of a label are targets; a binary label is one target of any size."""
+    """Which instances of a label are targets; a binary label is one target of any size.
+
+    Raises:
+        InputError: a field is out of its range.
+    """
 
     most: int = 0  # only this many of the largest, of equal ones the first; 0 = all
     min_voxels: int = 64  # 4 x 4 x 4: half a token of the network's grid along each axis
+
+    def __post_init__(self) -> None:
+        require_number("--max-instances", self.most, 0, whole=True)
+        require_number("--min-instance-voxels", self.min_voxels, 0, whole=True)
 
     def values_of(self, label: np.ndarray) -> list[int]:
         """Return the values that become targets, rising; the largest instance always does."""

@@ -1,0 +1,138 @@
+"""AdamW with its learning-rate schedule and loss scaler: one optimizer step, and its state."""
+
+import math
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from segment_anything import autocast
+from utils.errors import InputError
+from utils.run.ranks import world_size
+from utils.training.config import FitConfig, lr_factor
+from utils.training.tasks import Task
+
+#: Entries of a parameter group that change during a run, or number its parameters.
+VARYING = {"lr", "params"}
+
+
+class DivergedError(InputError):
+    """The loss or the gradient is not a finite number."""
+
+
+class Optimizer:
+    """AdamW with its learning-rate schedule and loss scaler."""
+
+    def __init__(self, task: Task, config: FitConfig, device: torch.device) -> None:
+        self._config, self._device = config, device
+        self._adamw = torch.optim.AdamW(
+            task.parameter_groups(config.lr), weight_decay=config.weight_decay, betas=(0.9, 0.95)
+        )
+        self._schedule = self._schedule_from(0)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == torch.float16)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step, of the first parameter group."""
+        return self._schedule.get_last_lr()[0]
+
+    def state_dict(self) -> dict:
+        """Return the state that `load_state_dict` needs, as checkpoints store it."""
+        return {"optimizer": self._adamw.state_dict(), "scaler": self._scaler.state_dict()}
+
+    def load_state_dict(self, state: dict, step: int) -> None:
+        """Restore the state after ``step`` steps; the rates follow from the step alone.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError, RuntimeError: it is no such state, or
+                of other parameters; this optimizer must then not be used.
+        """
+        expected = [dict(group) for group in self._adamw.param_groups]
+        self._adamw.load_state_dict(state["optimizer"])
+        for found, own in zip(self._adamw.param_groups, expected, strict=True):
+            for key in (found.keys() & own.keys()) - VARYING:
+                if found[key] != own[key]:
+                    raise ValueError(
+                        f"{key} of the optimizer is {found[key]!r:.99}, not {own[key]}"
+                    )
+        for parameter, moments in self._adamw.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != parameter.shape or not moments[name].isfinite().all():
+                    raise ValueError(f"{name} of the optimizer is of another shape, or not finite")
+            if not 0 < float(moments["step"]) <= step:
+                raise ValueError(
+                    f"the optimizer has taken {float(moments['step'])} steps of {step}"
+                )
+        self._schedule = self._schedule_from(step)
+        if self._scaler.is_enabled():
+            if not math.isfinite(state["scaler"]["scale"]):
+                raise ValueError("the scale of the loss is not finite")
+            self._scaler.load_state_dict(state["scaler"])
+
+    def take_step(
+        self, task: nn.Module, step: int, batches: list[dict]
+    ) -> tuple[list[dict[str, float]], float]:
+        """Add up the gradients of the micro-batches, then update the weights once.
+
+        Returns:
+            each micro-batch's scalars, and the norm of the gradient before it was clipped.
+
+        Raises:
+            DivergedError: loss or gradient is not finite; the message names step and samples.
+            InputError: a sample could not be read.
+        """
+        scalars, sample_ids = [], []
+        for part, batch in enumerate(batches):
+            if "error" in batch:
+                raise InputError(batch["error"])
+            # Ranks add up their gradients once a step, in the last micro-batch.
+            is_waiting = world_size() > 1 and part + 1 < len(batches)
+            with task.no_sync() if is_waiting else nullcontext():
+                scalars.append(self._backward(task, step, batch, len(batches)))
+            sample_ids += batch["id"]
+        return scalars, self._update(step, sample_ids)
+
+    def _schedule_from(self, step: int) -> torch.optim.lr_scheduler.LambdaLR:
+        config = self._config
+        return torch.optim.lr_scheduler.LambdaLR(
+            self._adamw,
+            lambda number: lr_factor(number, config.steps, config.warmup, config.lr_schedule),
+            last_epoch=step - 1,
+        )
+
+    def _backward(self, task: nn.Module, step: int, batch: dict, passes: int) -> dict[str, float]:
+        """Add the gradient of the loss of one of ``passes`` micro-batches; return its scalars."""
+        with autocast(self._device, self._config.precision):
+            report = task(_to_device(batch, self._device))
+        _require_finite("loss", float(report["loss"].detach()), step, batch["id"])
+        self._scaler.scale(report["loss"] / passes).backward()
+        return {key: float(value.detach()) for key, value in report.items()}
+
+    def _update(self, step: int, sample_ids: list[str]) -> float:
+        """Clip the gradient and update the weights; return the gradient's norm."""
+        self._scaler.unscale_(self._adamw)
+        parameters = [p for group in self._adamw.param_groups for p in group["params"]]
+        norm = float(nn.utils.clip_grad_norm_(parameters, self._config.clip))
+        if not self._scaler.is_enabled():  # an enabled scaler skips steps with such gradients
+            _require_finite("gradient", norm, step, sample_ids)
+        self._scaler.step(self._adamw)
+        self._scaler.update()
+        self._adamw.zero_grad(set_to_none=True)
+        self._schedule.step()
+        return norm
+
+
+def _require_finite(what: str, value: float, step: int, sample_ids: list[str]) -> None:
+    if not math.isfinite(value):
+        raise DivergedError(
+            f"{what} is {value} at step {step}, samples {sample_ids}.\n"
+            "Expected a finite number: inspect these crops, lower --lr, or use --precision "
+            "float32. last.pt, if it exists, holds the finite weights of an earlier step."
+        )
+
+
+def _to_device(batch: dict, device: torch.device) -> dict:
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
