@@ -6,6 +6,7 @@ shrinks where the mask fills too little of it. Lengths are mm, places array coor
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -60,10 +61,12 @@ class Scene:
     rule: CropRule
     zoom: ZoomRule = field(default_factory=ZoomRule)
 
-    @property
+    @cached_property
     def voxel_mm(self) -> np.ndarray:
-        """The image's voxel size (z, y, x)."""
-        return np.array(spacing_zyx(self.affine))
+        """The image's voxel size (z, y, x); read-only."""
+        voxel_mm = np.array(spacing_zyx(self.affine))
+        voxel_mm.flags.writeable = False
+        return voxel_mm
 
     @property
     def finest_mm(self) -> float:
