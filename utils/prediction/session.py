@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from utils.errors import InputError
 from utils.prediction.masks import (
     OUTSIDE_LOGIT,
     SURE_LOGIT,
@@ -27,7 +28,7 @@ from utils.prediction.masks import (
     keep_prompted,
     merge,
 )
-from utils.prediction.region import Region, Scene, ZoomRule, extent_in, extent_of
+from utils.prediction.region import Region, Scene, ZoomRule, extent_in, extent_of, require_range
 from utils.prediction.tiles import blended, lattice
 from utils.prompts.box import Box, ellipsoid_logits
 from utils.prompts.kinds import BoxPrompt, Click, MaskPrompt, Prompt
@@ -35,11 +36,17 @@ from utils.volumes.geometry import CropGrid, Triple
 
 #: A click that would need a region this many times larger starts a second region of its target.
 FAR = 2.0
+#: The options that are true or false.
+FLAGS = ("box_mask", "only_prompted", "honour_clicks")
 
 
 @dataclass(frozen=True)
 class PredictorOptions:
-    """The predictor's steps around the network; docs/results.md has measurements."""
+    """The predictor's steps around the network; docs/results.md has measurements.
+
+    Raises:
+        InputError: a field is out of its range.
+    """
 
     zoom: ZoomRule = field(default_factory=ZoomRule)
     box_mask: bool = True  # a box is a coarse mask as well as a click in its middle
@@ -50,6 +57,19 @@ class PredictorOptions:
     tile_above: float = 1.5  # spacing, over the network's own, from which tiles add detail; 0 = off
     tiles: int = 27  # at most, for one target
     most_clicks: int = 64  # the newest ones that are decoded; earlier ones act through the mask
+
+    def __post_init__(self) -> None:
+        for name, kind in (("zoom", ZoomRule), *((flag, bool) for flag in FLAGS)):
+            if not isinstance(getattr(self, name), kind):
+                raise InputError(
+                    f"PredictorOptions: {name} is {getattr(self, name)!r}. Expected a "
+                    f"{kind.__name__}: give one."
+                )
+        require_range(self, "far_share", 0, 1)
+        require_range(self, "near_cells", 1e-3, 1e3)
+        require_range(self, "tile_above", 0, 1e3)
+        require_range(self, "tiles", 1, 10_000, whole=True)
+        require_range(self, "most_clicks", 1, 10_000, whole=True)
 
 
 class DecodeRequest(NamedTuple):

@@ -92,7 +92,7 @@ def checked_click(zyx: Iterable[float], is_foreground: bool, shape: tuple[int, i
         0 <= c < n and c == int(c) for c, n in zip(place, shape, strict=True)
     ):
         raise PromptError(
-            f"the click {_shown(zyx)} is not a voxel of the image (D, H, W) {shape}. Expected "
+            f"the click {shown(zyx)} is not a voxel of the image (D, H, W) {shape}. Expected "
             "whole numbers z, y, x from 0: check the axis order."
         )
     z, y, x = (int(c) for c in place)
@@ -120,7 +120,7 @@ def checked_box(
         good = all(a < b for a, b in zip(inner, outer, strict=True))
     if not good:
         raise PromptError(
-            f"the box from {_shown(start_zyx)} to {_shown(stop_zyx)} holds no voxel of the image "
+            f"the box from {shown(start_zyx)} to {shown(stop_zyx)} holds no voxel of the image "
             f"(D, H, W) {shape}. Expected start < stop along z, y and x, the stop outside: check "
             "the axis order."
         )
@@ -138,7 +138,19 @@ def checked_flag(value: object, name: str) -> bool:
     """
     if isinstance(value, (bool, np.bool_, int, np.integer)) and value in (0, 1):
         return bool(value)
-    raise PromptError(f"{name} is {_shown(value)}. Expected True or False: give one of them.")
+    raise PromptError(f"{name} is {shown(value)}. Expected True or False: give one of them.")
+
+
+def shown(value: object) -> str:
+    """Return a value for a message, shortened."""
+    value = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+    if isinstance(value, (list, tuple)):
+        value = tuple(c.item() if isinstance(c, np.generic) else c for c in value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print whole numbers of more than 4,300 digits
+        return f"a {type(value).__name__} with a number too long to print"
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _numbers(place: Iterable[float]) -> tuple[Real, Real, Real] | None:
@@ -176,15 +188,3 @@ def _checked_mask(mask: np.ndarray) -> np.ndarray:
             f"the mask has shape {mask.shape} and {np.count_nonzero(mask)} voxels. {advice}."
         )
     return mask.astype(bool, copy=False)
-
-
-def _shown(value: object) -> str:
-    """Return a value for a message, shortened."""
-    value = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
-    if isinstance(value, (list, tuple)):
-        value = tuple(c.item() if isinstance(c, np.generic) else c for c in value)
-    try:
-        text = repr(value)
-    except ValueError:  # Python does not print whole numbers of more than 4,300 digits
-        return f"a {type(value).__name__} with a number too long to print"
-    return text if len(text) <= 80 else f"{text[:80]}..."

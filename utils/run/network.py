@@ -10,6 +10,7 @@ import torch
 from segment_anything import (
     CheckpointError,
     ConfigError,
+    NotFiniteError,
     Sam3D,
     build_from_checkpoint,
     open_checkpoint,
@@ -103,4 +104,13 @@ def checkpoint_errors() -> Iterator[None]:
     try:
         yield
     except (CheckpointError, ConfigError, OnnxError) as error:
+        raise InputError(str(error)) from error
+
+
+@contextmanager
+def network_errors() -> Iterator[None]:
+    """Turn the error of a network that computes NaN or infinity into an `InputError`."""
+    try:
+        yield
+    except NotFiniteError as error:
         raise InputError(str(error)) from error

@@ -47,8 +47,9 @@ def normalise(image: np.ndarray, covered: tuple[slice, ...] = ()) -> np.ndarray:
         image /= deviation if deviation > 1e-6 else 1.0
     if not (np.isfinite(deviation) and np.isfinite(image).all()):
         raise InputError(
-            f"the image's values reach {np.abs(given).max():g} in magnitude and cannot be normalised in float32. "
-            f"Expected finite values of at most {NETWORK_MOST:g}: clip or window the image first."
+            f"the image's values reach {np.abs(given).max():g} in magnitude and cannot be "
+            f"normalised in float32. Expected finite values of at most {NETWORK_MOST:g}: clip or "
+            "window the image first."
         )
     return image
 

@@ -64,7 +64,7 @@ def require_network_input(image: np.ndarray, what: str) -> None:
 
 
 def _is_within(plane: np.ndarray, most: float) -> bool:
-    """Tell whether all values are numbers of at most this magnitude; NaN passes into min and max."""
+    """Tell whether all values are numbers of at most this magnitude; NaN becomes min and max."""
     return plane.size == 0 or (-most <= float(plane.min()) and float(plane.max()) <= most)
 
 
