@@ -10,12 +10,12 @@ from segment_anything.checkpoint import (
     CheckpointError,
     checkpoint_payload,
     fingerprint,
-    load_checkpoint,
     open_checkpoint,
     read_checkpoint,
     require_decoder,
     student_payload,
 )
+from segment_anything.checkpoint_fit import load_checkpoint
 from segment_anything.config import (
     ConfigError,
     DecoderConfig,
