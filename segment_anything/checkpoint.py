@@ -80,9 +80,8 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path}: not readable as a checkpoint ({reason[:300]}), {path.stat().st_size:,} "
+            f"{path}: not readable as a checkpoint ({_reason(error)}), {path.stat().st_size:,} "
             "bytes; expected a complete torch.save file that holds tensors and plain data only.\n"
             "Download or copy it again; if it holds other objects, save its weights alone as "
             f"{{'{WEIGHTS}': ...}}."
@@ -208,6 +207,13 @@ def _joined(weights: dict[str, Tensor], decoder: dict[str, Tensor]) -> dict[str,
             "expected each once.\nSave the weights under one of them."
         )
     return weights | decoder
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of PyTorch's message that tells what is wrong, without its advice."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    of_reader = [line for line in lines if "WeightsUnpickler error: " in line]
+    return (of_reader or lines)[0].strip().removeprefix("WeightsUnpickler error: ")[:300]
 
 
 def _require_stored(path: pathlib.Path) -> None:

@@ -1,10 +1,10 @@
 """Change fields of a network's configuration on the command line: --set PART.FIELD=VALUE."""
 
-import json
 from collections.abc import Sequence
 
 from segment_anything import ConfigError, SamConfig
 from utils.errors import InputError
+from utils.files.strict_json import JsonError, parse_json
 
 
 def changed(config: SamConfig, fields: Sequence[str]) -> SamConfig:
@@ -38,6 +38,6 @@ def _parsed(text: str) -> object:
     if "," in text or text.startswith("["):
         return [_parsed(entry) for entry in text.strip("[]").split(",") if entry]
     try:
-        return json.loads(text)
-    except ValueError:
+        return parse_json(text)
+    except JsonError:
         return text
