@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import json
 import pathlib
+import re
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ from segment_anything.checkpoint_keys import (
     KeysError,
     find_weights,
     is_state_dict,
+    prefix_advice,
     shorten,
     whole_network,
 )
@@ -211,9 +213,12 @@ def _joined(weights: dict[str, Tensor], decoder: dict[str, Tensor]) -> dict[str,
 
 def _reason(error: Exception) -> str:
     """Return the line of PyTorch's message that tells what is wrong, without its advice."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    of_reader = [line for line in lines if "WeightsUnpickler error: " in line]
-    return (of_reader or lines)[0].strip().removeprefix("WeightsUnpickler error: ")[:300]
+    text = str(error).strip() or type(error).__name__
+    of_reader = re.search(r"WeightsUnpickler error: (.+)", text)
+    if text.startswith("Weights only load failed") and not of_reader:
+        return "it holds more than plain data"
+    line = of_reader[1] if of_reader else text.splitlines()[0]
+    return line.split(" Please ")[0].strip(" .:")[:300]
 
 
 def _require_stored(path: pathlib.Path) -> None:
@@ -228,7 +233,12 @@ def _require_stored(path: pathlib.Path) -> None:
 def require_decoder(checkpoint: Checkpoint) -> None:
     """Raise `CheckpointError` for a file that holds an image encoder alone."""
     if not checkpoint.holds("mask_decoder"):
+        advice = prefix_advice(checkpoint.weights)
+        found = "no weights of a mask decoder by their keys" if advice else "an image encoder alone"
         raise CheckpointError(
-            f"{checkpoint.path}: holds an image encoder alone, expected a mask decoder too.\n"
-            "Give the file of the teacher that it was distilled from (--teacher FILE)."
+            f"{checkpoint.path}: holds {found}, expected a mask decoder too.\n"
+            + (
+                advice
+                or "Give the file of the teacher that it was distilled from (--teacher FILE)."
+            )
         )

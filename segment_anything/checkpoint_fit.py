@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segment_anything.checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from segment_anything.checkpoint_keys import PARTS, WEIGHTS, foreign_prefixes, shorten
+from segment_anything.checkpoint_keys import PARTS, prefix_advice, shorten
 from segment_anything.config import ConfigError, SamConfig
 from segment_anything.modeling import Sam3D
 
@@ -159,15 +159,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _advice(config: SamConfig, checkpoint: Checkpoint, parts: Sequence[str]) -> str:
     """Return advice on weights that do not fit, as far as their keys show the reason."""
-    foreign = foreign_prefixes(checkpoint.weights)
-    if foreign:
-        prefix = foreign[0][0]
-        found = ", ".join(f"{count} keys begin with '{name}'" for name, count in foreign[:4])
-        return (
-            f"{found}, of {len(checkpoint.weights)}. Save the network's own weights without that "
-            f"prefix: {{'{WEIGHTS}': {{k.removeprefix('{prefix}'): v for k, v in weights.items() "
-            f"if k.startswith('{prefix}')}}}}."
-        )
+    if advice := prefix_advice(checkpoint.weights):
+        return advice
     absent = [part for part in parts if not checkpoint.holds(part)]
     if absent:
         return (
@@ -183,4 +176,4 @@ def _advice(config: SamConfig, checkpoint: Checkpoint, parts: Sequence[str]) -> 
                 f"Block {block} has {has[0]} in the file and {has[1]} in {config.network}: "
                 "name the network that wrote the file (a teacher's file does not fit a student)."
             )
-    return "Name the network that wrote the file."
+    return "Name the network that wrote the file, or save it without entries of other modules."

@@ -67,10 +67,12 @@ def find_weights(content: Mapping) -> tuple[Mapping[str, Tensor], list[str]]:
             )
         chosen = candidates[0]
     aside = [str(name) for name in entries if name not in (chosen, DECODER_WEIGHTS)]
-    if not aside:
-        return content[chosen], []
-    note = f"takes the weights under '{chosen}' and leaves those under {shorten(aside)} aside"
-    return content[chosen], [note]
+    notes = []
+    if aside:
+        notes.append(f"takes the weights under '{chosen}', not those under {shorten(aside)}")
+    elif _AVERAGED.search(str(chosen)):
+        notes.append(f"takes the averaged weights under '{chosen}', since there are no others")
+    return content[chosen], notes
 
 
 def whole_network(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -111,6 +113,21 @@ def foreign_prefixes(keys: Iterable[str]) -> list[tuple[str, int]]:
         if places and places[0]:
             found[".".join(path[: places[0]]) + "."] += 1
     return found.most_common()
+
+
+def prefix_advice(keys: Iterable[str]) -> str:
+    """Return what to do about prefixes that only some keys have; "" where there are none."""
+    keys = list(keys)
+    foreign = foreign_prefixes(keys)
+    if not foreign:
+        return ""
+    prefix = foreign[0][0]
+    found = ", ".join(f"{count} keys begin with '{name}'" for name, count in foreign[:4])
+    return (
+        f"{found}, of {len(keys)}. Save the network's own weights without that prefix: "
+        f"{{'{WEIGHTS}': {{k.removeprefix('{prefix}'): v for k, v in weights.items() "
+        f"if k.startswith('{prefix}')}}}}."
+    )
 
 
 def shorten(names: Iterable[str]) -> str:

@@ -155,10 +155,8 @@ class InferenceEngine:
         count = int((~torch.isfinite(tensor)).sum())
         path = getattr(self.model.image_encoder, "path", None)  # of an encoder in an ONNX file
         if self.precision != torch.float32:
-            advice = (
-                f"{str(self.precision).removeprefix('torch.')} overflows sooner than float32: use "
-                "--precision float32."
-            )
+            name = str(self.precision).removeprefix("torch.")
+            advice = f"They were computed in {name}: use --precision float32."
         else:
             advice = (
                 "Check the image for extreme values, and the checkpoint"
