@@ -1,4 +1,4 @@
-"""Hundreds of prompts: the work grows with their number, not with its square, as does the memory."""
+"""Hundreds of prompts: work and memory grow with their number, not with its square."""
 
 import time
 import tracemalloc
@@ -74,13 +74,13 @@ def test_twice_the_clicks_take_about_twice_the_decoding(network, shape):
 
 def test_twice_the_clicks_take_about_twice_the_time(network):
     seconds = []
-    for number in (150, 600):
+    for number in (50, 200):
         predictor = ready(network)
         click_all(predictor, clicks(number))
         start = time.process_time()
         predictor.mask()
         seconds.append(time.process_time() - start)
-    assert seconds[1] < 8 * seconds[0]  # four times the clicks: 16 times if the square
+    assert seconds[1] < 6.5 * seconds[0]  # four times the clicks
 
 
 def test_the_newest_clicks_are_decoded_and_older_ones_act_through_the_mask(network):
@@ -88,15 +88,12 @@ def test_the_newest_clicks_are_decoded_and_older_ones_act_through_the_mask(netwo
     click_all(predictor, clicks(5))
     predictor.mask()
     assert predictor.network.engine.clicks == [1, 2, 3, 3, 3]
-    few, many = [], []
+    answers = []
     for first in ((2, 2, 2), (17, 20, 25)):
-        for kept, found in ((3, few), (64, many)):
-            predictor = ready(network, most_clicks=kept)
-            predictor.add_point(first)
-            click_all(predictor, clicks(5))
-            found.append(predictor.logits(1).values)
-    assert not np.array_equal(*few)
-    assert not np.array_equal(*many)
+        predictor = ready(network, most_clicks=3, zoom=ZoomRule(passes=0))
+        click_all(predictor, [(first, True), *clicks(5)])
+        answers.append(predictor.logits(1).values)
+    assert not np.array_equal(*answers)
 
 
 def test_all_of_a_few_dozen_clicks_are_decoded(network):
@@ -153,18 +150,14 @@ def test_masks_that_were_replaced_take_almost_no_memory(network):
     predictor.set_image(image, (1.0, 1.0, 1.0))
     mask = np.zeros(image.shape, bool)
     mask[5:95, 5:95, 5:95] = True
-    predictor.add_mask(mask)
-    predictor.mask()
     tracemalloc.start()
-    for number in range(40):
+    for number in range(10):
         mask[number, number, number] = False
         predictor.add_mask(mask)
-        predictor.mask()
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # 40 masks as bits, and the cached logits of the last one, 4 bytes a voxel.
-    assert taken < 40 * mask.size / 8 + 2 * 4 * mask.size
-    assert len(predictor._states[1]) == 1
+    assert taken < 2 * 10 * mask.size / 8
+    assert predictor.mask()[50, 50, 50]
 
 
 def test_undo_brings_back_what_a_mask_has_replaced(network):
