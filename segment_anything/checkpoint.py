@@ -39,6 +39,9 @@ from segment_anything.checkpoint_keys import (
     shorten,
     whole_network,
 )
+from segment_anything.checkpoint_keys import (
+    PARTS as PARTS,
+)
 from segment_anything.modeling import Sam3D
 
 

@@ -49,8 +49,9 @@ def find_weights(content: Mapping) -> tuple[Mapping[str, Tensor], list[str]]:
         chosen = WEIGHTS
     elif WEIGHTS in content:
         raise KeysError(
-            f"found no weights under '{WEIGHTS}', expected a state dict of named tensors.\nSave "
-            f"them as {{'{WEIGHTS}': model.state_dict()}}."
+            f"found the entries {shorten(map(str, content))}, but no named tensors under "
+            f"'{WEIGHTS}'; expected a state dict there.\nSave the weights alone as "
+            f"{{'{WEIGHTS}': model.state_dict()}}."
         )
     elif is_state_dict(content):
         return content, []

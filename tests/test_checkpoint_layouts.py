@@ -150,7 +150,7 @@ REFUSED = {
     "no weights": (lambda w: {"epoch": 3}, "none of them with the weights of a network"),
     "empty weights beside good ones": (
         lambda w: {"model_state_dict": {}, "ema": w},
-        "no weights under 'model_state_dict'",
+        "no named tensors under 'model_state_dict'",
     ),
     "a part in both entries": (
         lambda w: {"model_state_dict": w, "decoder_state_dict": w},

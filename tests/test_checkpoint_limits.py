@@ -83,7 +83,7 @@ def test_tied_weights_load(path, content):
 def test_keys_that_are_no_names_are_refused(path, content, key):
     refused(path, {key: torch.zeros(3)}, "none of them with the weights")
     content["model_state_dict"][key] = torch.zeros(3)
-    refused(path, content, "no weights under 'model_state_dict'")
+    refused(path, content, "no named tensors under 'model_state_dict'")
 
 
 def test_a_compressed_archive_is_refused(path, content, tmp_path):

@@ -331,7 +331,6 @@ def test_without_an_image_every_call_is_refused(network, call):
 PARTS = {
     "model": {"model": "student.pth"},
     "rule": {"rule": (32, 1.0)},
-    "size": {"rule": CropRule(size=64, spacing_mm=1.0)},
     "device": {"device": "cpu"},
     "precision": {"precision": torch.int8},
     "precision's name": {"precision": "float32"},
@@ -344,6 +343,14 @@ def test_a_predictor_of_wrong_parts_is_refused(network, part):
     parts = {"model": network, "rule": RULE} | part
     with pytest.raises(InputError, match="Expected"):
         Predictor(parts.pop("model"), parts.pop("rule"), **parts)
+
+
+def test_a_crop_rule_of_another_network_is_refused_with_the_right_one(network):
+    predictor = Predictor(network, CropRule(size=64, spacing_mm=1.0))
+    predictor.set_image(image(), SPACING)
+    predictor.add_point((5, 20, 18))
+    with pytest.raises(InputError, match=r"got a volume of shape .*64.* Expected the crop rule"):
+        predictor.mask()
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,6 @@ def require_parts(
             f"precision is {precision!r}. Expected one of {', '.join(map(str, PRECISIONS))}: give "
             "one of them."
         )
-    size = model.config.encoder.img_size
-    if rule.size != size:
-        raise InputError(
-            f"the crop rule has the size {rule.size}. Expected the network's {size}: give the "
-            "rule that open_network returned with the network."
-        )
 
 
 def require_image(volume: np.ndarray) -> None:
@@ -92,13 +86,19 @@ def checked_affine(spacing_xyz: Sequence[float] | None, affine: np.ndarray | Non
     return given.astype(float)
 
 
-def require_shape(prompt: MaskPrompt, shape: tuple[int, int, int]) -> None:
-    """Raise `PromptError` unless a mask has the image's shape."""
-    if prompt.shape != shape:
+def mask_prompt(mask: np.ndarray, shape: tuple[int, int, int]) -> MaskPrompt:
+    """Return a mask to start from, of the image's shape.
+
+    Raises:
+        PromptError: it is no mask, is empty, or is of another shape.
+    """
+    is_mask = isinstance(mask, np.ndarray) and mask.dtype.kind in "buif"
+    if is_mask and (mask.shape != shape or not mask.any()):
         raise PromptError(
-            f"the mask has shape {prompt.shape}. Expected the image's shape {shape}: resample it "
-            "to the image's grid."
+            f"the mask has shape {mask.shape} and {np.count_nonzero(mask)} voxels. Expected the "
+            f"image's shape {shape} and at least one voxel: resample it to the image's grid."
         )
+    return MaskPrompt(mask)
 
 
 def checked_target(target: int) -> int:

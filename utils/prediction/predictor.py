@@ -203,7 +203,7 @@ class Predictor:
             PromptError: the mask is empty, no mask or of another shape, or the id is not allowed.
             InputError: there is no image yet.
         """
-        self._add(target, MaskPrompt(mask))
+        self._add(target, checks.mask_prompt(mask, self._shape))
 
     def add(self, prompt: Prompt, *, target: int = 1) -> None:
         """Add a prompt of any kind.
@@ -220,7 +220,7 @@ class Predictor:
             start, stop, middle = prompt
             self.add_box(start, stop, middle_slice=middle, target=target)
         elif isinstance(prompt, MaskPrompt):
-            self._add(target, prompt)
+            self.add_mask(prompt.mask, target=target)
         elif isinstance(prompt, Click):
             self.add_point(prompt.zyx, prompt.is_foreground, target=target)
         else:
@@ -361,7 +361,6 @@ class Predictor:
         target = checks.checked_target(target)
         with self._turn:
             if isinstance(prompt, MaskPrompt):
-                checks.require_shape(prompt, self._shape)
                 # What came before counts again after `undo`; it is then decoded anew.
                 self._states.pop(target, None)
             self._prompts.setdefault(target, PromptHistory()).add(prompt)
