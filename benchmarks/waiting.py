@@ -30,6 +30,7 @@ from benchmarks import cold_start, training
 from benchmarks.measure import machine, machine_line, summary, table, write_json
 from segment_anything import network_configs, sam_model_registry3D
 from utils.errors import InputError, exit_on_input_error
+from utils.files.strict_json import parse_json
 from utils.run.flags import positive_int
 from utils.run.threads import SPINS
 
@@ -99,7 +100,7 @@ def in_a_process(work: str, form: str, busy: int, runs: int) -> tuple[list[float
         )
     if done.returncode:
         raise InputError(f"{' '.join(command)} failed:\n{done.stderr}")
-    return tuple(json.loads(done.stdout.splitlines()[-1]))
+    return tuple(parse_json(done.stdout.splitlines()[-1]))
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from segment_anything.checkpoint import (
     CheckpointError,
     checkpoint_payload,
     fingerprint,
-    load_checkpoint,
     open_checkpoint,
     read_checkpoint,
     require_decoder,
     student_payload,
 )
+from segment_anything.checkpoint_fit import load_checkpoint
 from segment_anything.config import (
     ConfigError,
     DecoderConfig,
@@ -30,7 +30,9 @@ from segment_anything.engine import (
     Engine,
     EngineError,
     InferenceEngine,
+    NotFiniteError,
     autocast,
+    is_finite,
     require_engine,
 )
 from segment_anything.modeling import Sam3D
@@ -47,6 +49,7 @@ __all__ = [
     "EngineError",
     "InferenceEngine",
     "Interaction",
+    "NotFiniteError",
     "PromptConfig",
     "Prompted",
     "Sam3D",
@@ -56,6 +59,7 @@ __all__ = [
     "build_sam3D",
     "checkpoint_payload",
     "fingerprint",
+    "is_finite",
     "load_checkpoint",
     "network_configs",
     "open_checkpoint",

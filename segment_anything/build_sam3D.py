@@ -31,17 +31,18 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from segment_anything.checkpoint import (
-    DECODER_PARTS,
     Checkpoint,
     CheckpointError,
-    load_checkpoint,
     open_checkpoint,
     student_num_heads,
 )
+from segment_anything.checkpoint_fit import config_of, load_checkpoint, require_fit
+from segment_anything.checkpoint_keys import DECODER_PARTS, PARTS
 from segment_anything.config import (
     ConfigError,
     DecoderConfig,
@@ -158,13 +159,7 @@ def build_from_checkpoint(
             f"{path}: holds the network '{config['network']}', expected '{network}'.\n"
             "Leave the name out, or give the file that you meant."
         )
-    try:
-        return _load(SamConfig.from_dict(config), checkpoint, decoder_checkpoint)
-    except ConfigError as error:
-        raise CheckpointError(
-            f"{path}: its config cannot be used ({error}), expected one of this version.\n"
-            "Use the version of this project that wrote it."
-        ) from error
+    return _load(config_of(checkpoint), checkpoint, decoder_checkpoint)
 
 
 def _build(
@@ -181,7 +176,13 @@ def _build(
     checkpoint = open_checkpoint(checkpoint)
     if config.network == FASTSAM3D.network:  # released students exist with 12 heads and with 6
         heads = student_num_heads(checkpoint.weights, str(checkpoint.path))
-        encoder = dataclasses.replace(config.encoder, num_heads=heads)
+        try:
+            encoder = dataclasses.replace(config.encoder, num_heads=heads)
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{checkpoint.path}: holds an encoder with {heads} heads by its shapes ({error}), "
+                "expected a released student's 12 or 6.\nName the network that wrote the file."
+            ) from error
         config = dataclasses.replace(config, encoder=encoder)
     return _load(config, checkpoint, decoder_checkpoint)
 
@@ -200,18 +201,40 @@ class _SkipInitialisation(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+class _Skeleton(TorchFunctionMode):
+    """Build modules whose parameters have their shapes and take no memory; they hold no values.
+
+    PyTorch's meta device would do the same, but its first use imports 800 modules.
+    """
+
+    creates = (torch.empty, torch.zeros, torch.ones, torch.randn)
+    fills = (*_SkipInitialisation.draws, Tensor.fill_, Tensor.zero_, Tensor.copy_, torch.empty_like)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in self.creates:
+            size = args[0] if isinstance(args[0], (tuple, list)) else args
+            return torch.empty(()).expand(size)
+        if function in self.fills:
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return function(*args, **(kwargs or {}))
+
+
 def _load(config: SamConfig, checkpoint: Checkpoint, decoder_path: str | Path | None) -> Sam3D:
     encoder_alone = not any(checkpoint.holds(part) for part in DECODER_PARTS)
     untrained = encoder_alone and decoder_path is None
+    parts = ("image_encoder",) if encoder_alone or decoder_path is not None else PARTS
+    files = [(checkpoint, parts)]
+    if decoder_path is not None:
+        files.append((open_checkpoint(decoder_path), DECODER_PARTS))
+    with _Skeleton():
+        needed = build_sam3D(config).state_dict()
+    for file, held in files:  # before the network is built, which might take all memory
+        require_fit(config, needed, file, held)
     with nullcontext() if untrained else _SkipInitialisation():
         model = build_sam3D(config)
-    if encoder_alone or decoder_path is not None:
-        load_checkpoint(model, checkpoint, ("image_encoder",))
-    else:
-        load_checkpoint(model, checkpoint)
-    if decoder_path is not None:
-        load_checkpoint(model, decoder_path, DECODER_PARTS)
-    elif untrained:
+    for file, held in files:
+        load_checkpoint(model, file, held)
+    if untrained:
         warnings.warn(
             f"{checkpoint.path}: holds an image encoder alone; prompt encoder and mask decoder are "
             "untrained until decoder_checkpoint, the teacher's file, is given",

@@ -8,32 +8,41 @@ layouts:
 * our students: the encoder alone as FastSAM3D releases it, and the other two parts under
   ``decoder_state_dict``, so that the file can be used on its own.
 
-A bare state dict is accepted too. The ``module.`` prefixes of parallel training are dropped. Our
-files carry ``config``, the `SamConfig` as a dictionary. Files are read without running code from
-them (``weights_only``).
+A bare state dict is accepted too, and so are other layouts and prefixes of training scripts
+(segment_anything/checkpoint_keys.py). Our files carry ``config``, the `SamConfig` as a dictionary.
+Files are read without running code from them (``weights_only``). Weights are compared with the
+network's before they are loaded: segment_anything/checkpoint_fit.py.
 """
 
 import argparse
 import hashlib
 import json
 import pathlib
+import re
 import zipfile
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from segment_anything.checkpoint_keys import (
+    DECODER_PARTS,
+    DECODER_WEIGHTS,
+    WEIGHTS,
+    KeysError,
+    find_weights,
+    is_state_dict,
+    prefix_advice,
+    shorten,
+    whole_network,
+)
+from segment_anything.checkpoint_keys import (
+    PARTS as PARTS,
+)
 from segment_anything.modeling import Sam3D
-
-PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
-DECODER_PARTS = PARTS[1:]
-WEIGHTS = "model_state_dict"
-DECODER_WEIGHTS = "decoder_state_dict"
-_WRAPPERS = ("module", "_orig_mod")  # parallel training, torch.compile
-_NAMED_KEYS = 8  # how many keys of a kind an error message spells out
 
 
 class CheckpointError(ValueError):
@@ -48,6 +57,7 @@ class Checkpoint:
     weights: dict[str, Tensor]  # on the CPU; keys of `Sam3D.state_dict` unless the file is foreign
     config: Mapping[str, Any] | None  # `SamConfig.to_dict`; None in released files
     facts: Mapping[str, Any]  # the entries that are not weights, such as crop_rule and step
+    notes: tuple[str, ...] = ()  # choices made in reading it, one sentence each
 
     def holds(self, part: str) -> bool:
         """Tell whether the file has weights of ``part``, one of `PARTS`."""
@@ -69,14 +79,15 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_plain_data_types()):
             mmap = zipfile.is_zipfile(path)  # older files cannot be mapped
+            if mmap:
+                _require_stored(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path}: not readable as a checkpoint ({reason}), {path.stat().st_size:,} bytes; "
-            "expected a complete torch.save file that holds tensors and plain data only.\n"
+            f"{path}: not readable as a checkpoint ({_reason(error)}), {path.stat().st_size:,} "
+            "bytes; expected a complete torch.save file that holds tensors and plain data only.\n"
             "Download or copy it again; if it holds other objects, save its weights alone as "
             f"{{'{WEIGHTS}': ...}}."
         ) from error
@@ -100,63 +111,20 @@ def open_checkpoint(path: str | pathlib.Path | Checkpoint) -> Checkpoint:
         return path
     path = pathlib.Path(path)
     content = read_checkpoint(path)
-    weights = content.get(WEIGHTS, content)
-    if not _is_state_dict(weights):
-        raise CheckpointError(
-            f"{path}: found the entries {_shorten(map(str, content))}, expected weights under "
-            f"'{WEIGHTS}' or a state dict.\nPoint to the file that training wrote, or save the "
-            f"weights as {{'{WEIGHTS}': model.state_dict()}}."
-        )
-    weights = {_unwrapped(key): tensor for key, tensor in weights.items()}
-    if not any(key.startswith(tuple(part + "." for part in PARTS)) for key in weights):
-        weights = {f"image_encoder.{key}": tensor for key, tensor in weights.items()}
-    decoder = content.get(DECODER_WEIGHTS)
-    if _is_state_dict(decoder):
-        weights |= {_unwrapped(key): tensor for key, tensor in decoder.items()}
+    try:
+        weights, notes = find_weights(content)
+        weights, more = whole_network(weights)
+        decoder = content.get(DECODER_WEIGHTS)
+        if is_state_dict(decoder):
+            decoder, _ = whole_network(decoder)
+            weights = _joined(weights, decoder)
+    except KeysError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     config = content.get("config")
     is_ours = isinstance(config, Mapping) and "network" in config
-    facts = {k: v for k, v in content.items() if WEIGHTS in content and not _is_state_dict(v)}
-    return Checkpoint(path, weights, config if is_ours else None, facts)
-
-
-def load_checkpoint(
-    model: Sam3D,
-    path: str | pathlib.Path | Checkpoint,
-    parts: Sequence[str] = PARTS,
-) -> None:
-    """Load weights into ``parts`` of a network, all of them or none.
-
-    Args:
-        model: The network.
-        path: A checkpoint file, or one already open.
-        parts: The parts to load, from `PARTS`; the rest of the network stays unchanged.
-
-    Raises:
-        CheckpointError: the file cannot be read; a key is missing, unexpected or of another shape;
-            or the file's config is that of another network. ``model`` is then unchanged.
-    """
-    checkpoint = open_checkpoint(path)
-    _require_same_network(model, checkpoint, parts)
-    prefixes = tuple(part + "." for part in parts)
-    others = tuple(part + "." for part in PARTS if part not in parts)
-    wanted = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
-    found = {key: value for key, value in checkpoint.weights.items() if not key.startswith(others)}
-    missing = [key for key in wanted if key not in found]
-    unexpected = [key for key in found if key not in wanted]
-    reshaped = [
-        f"{key} {tuple(found[key].shape)} for {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in found and found[key].shape != wanted[key].shape
-    ]
-    if missing or unexpected or reshaped:
-        lines = [f"{checkpoint.path}: the weights are not those of {model.config.network}."]
-        groups = {"missing": missing, "unexpected": unexpected, "reshaped": reshaped}
-        lines += [f"  {name}: {_shorten(keys)}" for name, keys in groups.items() if keys]
-        lines.append(f"  expected: {len(wanted)} tensors of {', '.join(parts)}")
-        raise CheckpointError("\n".join([*lines, _advice(model, checkpoint, parts)]))
-    with torch.no_grad():
-        for key, tensor in wanted.items():
-            tensor.copy_(found[key])
+    facts = {k: v for k, v in content.items() if WEIGHTS in content and not is_state_dict(v)}
+    notes = tuple(f"{path}: {note}" for note in (*notes, *more))
+    return Checkpoint(path, weights, config if is_ours else None, facts, notes)
 
 
 def student_num_heads(state_dict: Mapping[str, Tensor], source: str = "the weights") -> int:
@@ -175,11 +143,11 @@ def student_num_heads(state_dict: Mapping[str, Tensor], source: str = "the weigh
         suffix: tensor.shape[-1]
         for key, tensor in state_dict.items()
         for suffix in ("pos_embed", "rel_pos_d")
-        if key.endswith(suffix)
+        if key.endswith(suffix) and tensor.dim() and tensor.numel()
     }
     if len(widths) < 2:
         raise CheckpointError(
-            f"{source}: found the keys {_shorten(state_dict)}, expected pos_embed and a "
+            f"{source}: found the keys {shorten(state_dict)}, expected pos_embed and a "
             "rel_pos_d among them.\nGive the weights of an image encoder with attention."
         )
     return widths["pos_embed"] // widths["rel_pos_d"]
@@ -225,6 +193,9 @@ def _plain_data_types() -> list[Any]:
     numpy_dtypes = [type(torch.zeros(1, dtype=dtype).numpy().dtype) for dtype in dtypes]
     return [
         *(argparse.Namespace, OrderedDict, defaultdict, pathlib.PosixPath, pathlib.PurePosixPath),
+        # Windows paths, which other systems can hold but not use.
+        (pathlib.PureWindowsPath, "pathlib.WindowsPath"),
+        pathlib.PureWindowsPath,
         *(type(array), array.dtype.__reduce__()[0], *numpy_dtypes),
         *(rebuild_array, rebuild_scalar),
         (rebuild_array, "numpy.core.multiarray._reconstruct"),
@@ -232,82 +203,45 @@ def _plain_data_types() -> list[Any]:
     ]
 
 
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(entry, Tensor) for entry in value.values())
-    )
-
-
-def _unwrapped(key: str) -> str:
-    return ".".join(name for name in key.split(".") if name not in _WRAPPERS)
-
-
-def _shorten(names: Any) -> str:
-    names = list(names)
-    more = f", and {len(names) - _NAMED_KEYS} more" if len(names) > _NAMED_KEYS else ""
-    return ", ".join(names[:_NAMED_KEYS]) + more
-
-
-def _require_same_network(model: Sam3D, checkpoint: Checkpoint, parts: Sequence[str]) -> None:
-    """Compare the configs, since different networks may have equal keys and shapes."""
-    if checkpoint.config is None:
-        return
-    theirs, ours = _flat(checkpoint.config), _flat(model.config.to_dict())
-    fields = {
-        "image_encoder": "encoder.",
-        "prompt_encoder": "prompt.dense_pe_axes",  # other fields do not change the weights' meaning
-        "mask_decoder": "decoder.",
-    }
-    compared = tuple(fields[part] for part in parts)
-    differing = [
-        f"{name} is {theirs.get(name)}, expected {ours.get(name)}"
-        for name in sorted(theirs.keys() | ours.keys())
-        if name.startswith(compared) and theirs.get(name) != ours.get(name)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{checkpoint.path}: the config of its network '{theirs.get('network')}' differs from "
-            f"that of '{model.config.network}'.\n  {'; '.join(differing)}\n"
-            "Build the network from the file with build_from_checkpoint."
+def _joined(weights: dict[str, Tensor], decoder: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a student's encoder together with its decoder, which must not hold the same keys."""
+    twice = [key for key in decoder if key in weights]
+    if twice:
+        raise KeysError(
+            f"holds {shorten(twice)} both under '{WEIGHTS}' and under '{DECODER_WEIGHTS}', "
+            "expected each once.\nSave the weights under one of them."
         )
+    return weights | decoder
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def _reason(error: Exception) -> str:
+    """Return the line of PyTorch's message that tells what is wrong, without its advice."""
+    text = str(error).strip() or type(error).__name__
+    of_reader = re.search(r"WeightsUnpickler error: (.+)", text)
+    if text.startswith("Weights only load failed") and not of_reader:
+        return "it holds more than plain data"
+    line = of_reader[1] if of_reader else text.splitlines()[0]
+    return line.split(" Please ")[0].strip(" .:")[:300]
 
 
-def _advice(model: Sam3D, checkpoint: Checkpoint, parts: Sequence[str]) -> str:
-    """Return advice on weights that do not fit, as far as their keys show the reason."""
-    absent = [part for part in parts if not checkpoint.holds(part)]
-    if absent:
-        return (
-            f"The file holds no weights of {' and '.join(absent)}: load these parts from another "
-            "file (decoder_checkpoint)."
-        )
-    attention_free = model.config.encoder.attention_free_blocks
-    for block in range(model.config.encoder.depth):
-        in_file = f"image_encoder.blocks.{block}.attn.qkv.weight" in checkpoint.weights
-        if "image_encoder" in parts and in_file == (block in attention_free):
-            has = ("attention", "none") if in_file else ("no attention", "some")
-            return (
-                f"Block {block} has {has[0]} in the file and {has[1]} in {model.config.network}: "
-                "name the network that wrote the file (a teacher's file does not fit a student)."
-            )
-    return "Name the network that wrote the file."
+def _require_stored(path: pathlib.Path) -> None:
+    """Raise ValueError for a zip archive that would grow when it is read."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    held, size = sum(member.file_size for member in members), path.stat().st_size
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or held > size:
+        raise ValueError(f"a compressed archive of {held:,} bytes, expected an uncompressed one")
 
 
 def require_decoder(checkpoint: Checkpoint) -> None:
     """Raise `CheckpointError` for a file that holds an image encoder alone."""
     if not checkpoint.holds("mask_decoder"):
+        advice = prefix_advice(checkpoint.weights)
+        found = "no weights of a mask decoder by their keys" if advice else "an image encoder alone"
         raise CheckpointError(
-            f"{checkpoint.path}: holds an image encoder alone, expected a mask decoder too.\n"
-            "Give the file of the teacher that it was distilled from (--teacher FILE)."
+            f"{checkpoint.path}: holds {found}, expected a mask decoder too.\n"
+            + (
+                advice
+                or "Give the file of the teacher that it was distilled from (--teacher FILE)."
+            )
         )

@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 CELLS_PER_TOKEN = 4  # low-resolution mask cells along each axis of a token
+MOST_TOKENS = 16  # along each axis of the grid; attention's memory grows with the sixth power
+MOST_WEIGHTS = 5 * 10**9  # of a whole network, 20 GB in float32: ten times the largest ViT of SAM
+MOST_BLOCKS = 64
+NAME_LENGTH = 100
 
 
 class ConfigError(ValueError):
@@ -42,22 +46,32 @@ class EncoderConfig:
     detail_chans: int = 0  # features of each low-resolution cell for the mask decoder; 0 = none
 
     def __post_init__(self) -> None:
-        _require_positive(
-            self, "img_size", "patch_size", "embed_dim", "num_heads", "mlp_ratio", "out_chans"
-        )
-        _require(self.depth >= 0 and self.detail_chans >= 0, "depth or detail_chans is negative")
+        _require_types(self)
+        _require_range(self, "img_size", 1, 1024)
+        _require_range(self, "patch_size", 1, 256)
+        _require_range(self, "embed_dim", 1, 8192)
+        _require_range(self, "depth", 0, MOST_BLOCKS)
+        _require_range(self, "num_heads", 1, 256)
+        _require_range(self, "mlp_ratio", 1 / self.embed_dim, 64)
+        _require_range(self, "out_chans", 1, 8192)
+        _require_range(self, "window_size", 0, 4 * MOST_TOKENS)
+        _require_range(self, "neck_kernel", 1, 15)
+        _require_range(self, "detail_chans", 0, 1024)
+        _require_range(self, "global_attn_indexes", 0, MOST_BLOCKS - 1)
         _require(self.img_size % self.patch_size == 0, "img_size is no multiple of patch_size")
+        _require(
+            self.grid_size <= MOST_TOKENS,
+            f"img_size / patch_size is {self.grid_size}, expected at most {MOST_TOKENS}",
+        )
         _require(self.embed_dim % self.num_heads == 0, "embed_dim is no multiple of num_heads")
-        _require_one_of(self, "mlp_residual", "input", "normalised")
-        _require_one_of(self, "stem", "patch", "conv")
-        _require_one_of(self, "relative_terms", "released", "textbook")
         _require(self.stem == "patch" or self.patch_size == 16, "the conv stem needs patch_size 16")
         blocks = range(self.depth)
         _require(
             set(self.attention_free_blocks) <= set(blocks),
             f"attention_free_blocks are {self.attention_free_blocks}, expected 0 ... depth - 1",
         )
-        _require(self.neck_kernel % 2 == 1 and self.neck_kernel > 0, "neck_kernel is not odd")
+        _require(int(self.embed_dim * self.mlp_ratio) > 0, "embed_dim * mlp_ratio is below 1")
+        _require(self.neck_kernel % 2 == 1, "neck_kernel is not odd")
         _require(
             self.relative_terms == "released" or self.window_size <= self.grid_size,
             "textbook relative_terms are not supported with windows: set window_size to 0",
@@ -101,11 +115,12 @@ class PromptConfig:
     click_memory: Literal["last", "all"] = "last"  # clicks that are decoded at each step
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require(
             sorted(self.dense_pe_axes) == [0, 1, 2], "dense_pe_axes is no permutation of 0, 1, 2"
         )
-        _require(self.click_stamp_sigma >= 0, "click_stamp_sigma is negative")
-        _require_one_of(self, "click_memory", "last", "all")
+        _require_range(self, "click_stamp_sigma", 0, 1000)
+        _require_range(self, "click_stamp_logit", -1000, 1000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +128,7 @@ class DecoderConfig:
     """The two-way transformer of the mask decoder.
 
     Raises:
-        ConfigError: a field is not above 0.
+        ConfigError: a field is out of its range.
     """
 
     depth: int = 2
@@ -121,7 +136,10 @@ class DecoderConfig:
     mlp_dim: int = 2048
 
     def __post_init__(self) -> None:
-        _require_positive(self, "depth", "num_heads", "mlp_dim")
+        _require_types(self)
+        _require_range(self, "depth", 1, MOST_BLOCKS)
+        _require_range(self, "num_heads", 1, 256)
+        _require_range(self, "mlp_dim", 1, 65536)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +147,8 @@ class SamConfig:
     """A whole network. ``network`` is its name in `sam_model_registry3D`.
 
     Raises:
-        ConfigError: the widths of the parts do not fit each other.
+        ConfigError: a field is of a wrong type, the widths of the parts do not fit each other, or
+            the network would be too large for any memory.
     """
 
     network: str
@@ -138,16 +157,37 @@ class SamConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
     def __post_init__(self) -> None:
+        _require_types(self)
+        _require(
+            0 < len(self.network) <= NAME_LENGTH and self.network.isprintable(),
+            f"network is {self.network[:NAME_LENGTH]!r}, not a name",
+        )
         width = self.encoder.out_chans
         _require(
             width % 24 == 0 and width % (2 * self.decoder.num_heads) == 0,
             f"out_chans is {width}, expected a multiple of 24 and of twice the decoder's num_heads",
+        )
+        _require(
+            self.rough_weights <= MOST_WEIGHTS,
+            f"the network would have about {self.rough_weights:.1g} weights, expected at most "
+            f"{MOST_WEIGHTS:.1g}",
         )
 
     @property
     def low_res_size(self) -> int:
         """Cells along each axis of a low-resolution mask: m, where shapes are named."""
         return self.encoder.low_res_size
+
+    @property
+    def rough_weights(self) -> float:
+        """About how many weights the network has: those of its large matrices and tables."""
+        encoder, decoder = self.encoder, self.decoder
+        dim, width = encoder.embed_dim, encoder.out_chans
+        stem = dim * (encoder.patch_size**3 + encoder.grid_size**3)
+        blocks = encoder.depth * dim**2 * (4 + 2 * encoder.mlp_ratio)
+        neck = width * (dim + width * encoder.neck_kernel**3)
+        layers = decoder.depth * width * (10 * width + 2 * decoder.mlp_dim)
+        return float(stem + blocks + neck + layers + 27 * encoder.detail_chans**2)
 
     def to_dict(self) -> dict[str, Any]:
         """Return dicts, lists, strings and numbers, as JSON and checkpoints hold them."""
@@ -168,14 +208,25 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _require_one_of(config: Any, name: str, *allowed: str) -> None:
+def _require_range(config: Any, name: str, low: float, high: float) -> None:
+    """Refuse a number, or one of several, outside of ``low`` to ``high``; NaN lies outside."""
     value = getattr(config, name)
-    _require(value in allowed, f"{name} is {value}, expected one of {', '.join(allowed)}")
+    for number in value if isinstance(value, tuple) else (value,):
+        _require(low <= number <= high, f"{name} is {_short(number)}, not {low:g} to {high:g}")
 
 
-def _require_positive(config: Any, *names: str) -> None:
-    for name in names:
-        _require(getattr(config, name) > 0, f"{name} is {getattr(config, name)}, not above 0")
+def _require_types(config: Any) -> None:
+    for name, expected in typing.get_type_hints(type(config)).items():
+        _require_type(expected, getattr(config, name), where=name)
+
+
+def _short(value: Any) -> str:
+    """Return a value for a message, shortened."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
+        return f"a {type(value).__name__} too long to print"
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _plain(value: Any) -> Any:
@@ -186,25 +237,41 @@ def _plain(value: Any) -> Any:
 
 def _require_type(expected: Any, value: Any, *, where: str) -> None:
     """Refuse values of a wrong type, such as words for numbers and fractions for counts."""
+    origin, allowed = typing.get_origin(expected), typing.get_args(expected)
     if expected in (int, float):
-        allowed = (int, float) if expected is float else int
+        numbers = (int, float) if expected is float else int
         _require(
-            isinstance(value, allowed) and not isinstance(value, bool),
-            f"{where} is {value!r}, not a {'whole ' if expected is int else ''}number",
+            isinstance(value, numbers) and not isinstance(value, bool),
+            f"{where} is {_short(value)}, not a {'whole ' if expected is int else ''}number",
         )
-    elif typing.get_origin(expected) is tuple:
-        _require(isinstance(value, tuple), f"{where} is {value!r}, not a list")
+    elif origin is Literal:
+        _require(
+            isinstance(value, str) and value in allowed,
+            f"{where} is {_short(value)}, expected one of {', '.join(allowed)}",
+        )
+    elif origin is tuple:
+        _require(
+            isinstance(value, tuple) and len(value) <= MOST_BLOCKS,
+            f"{where} is {_short(value)}, not a list of at most {MOST_BLOCKS} numbers",
+        )
         for entry in value:
             _require_type(int, entry, where=where)
+    else:
+        _require(
+            isinstance(value, expected), f"{where} is {_short(value)}, not a {expected.__name__}"
+        )
 
 
 def _from_dict(cls: type, values: Any, *, where: str) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} is a {type(values).__name__}, not a table of fields")
     types = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(types))
+    unknown = sorted(_short(name) for name in values if name not in types)
     if unknown:
-        raise ConfigError(f"{where} has unknown fields {unknown}; {cls.__name__} has {list(types)}")
+        raise ConfigError(
+            f"{where} has unknown fields [{', '.join(unknown[:8])}]; {cls.__name__} has "
+            f"{list(types)}"
+        )
     arguments = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(types[name]):

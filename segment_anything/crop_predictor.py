@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segment_anything.decoding import NO_CLICK, ClickHistory, Interaction, no_mask
+from segment_anything.decoding import NO_CLICK, Interaction, first_shown, no_mask
 from segment_anything.engine import Engine, InferenceEngine
 from segment_anything.modeling import Sam3D
 
@@ -127,11 +127,12 @@ class CropPredictor:
 
     def _points(self, clicks: Sequence[CropClick]) -> tuple[Tensor, Tensor]:
         """Return the clicks to decode: coordinates (1, N, 3) and labels (1, N), on the CPU."""
-        history = ClickHistory(self.model.config.prompt.click_memory)
-        for place, is_foreground in clicks or [((0.0, 0.0, 0.0), None)]:
-            label = NO_CLICK if is_foreground is None else int(is_foreground)
-            history.add(torch.tensor([tuple(place)], dtype=torch.float32), torch.tensor([label]))
-        return history.shown()
+        if not clicks:
+            return torch.zeros(1, 1, 3), torch.tensor([[NO_CLICK]])
+        shown = clicks[first_shown(self.model.config.prompt.click_memory) :]
+        places = [tuple(place) for place, _ in shown]
+        labels = [int(is_foreground) for _, is_foreground in shown]
+        return torch.tensor([places], dtype=torch.float32), torch.tensor([labels])
 
     def _mask(self, target: Prompted) -> Tensor:
         """Return the mask prompt (1, 1, m, m, m) on the network's device."""

@@ -27,6 +27,11 @@ def no_mask(model: Sam3D, batch: int = 1, device: torch.device | None = None) ->
     return torch.zeros(batch, 1, *[model.config.low_res_size] * 3, device=device)
 
 
+def first_shown(memory: str) -> int:
+    """Return the index of the first click that is decoded, by ``PromptConfig.click_memory``."""
+    return -1 if memory == "last" else 0
+
+
 class ClickHistory:
     """All clicks on a batch so far, and the selection of them that is decoded.
 
@@ -47,7 +52,7 @@ class ClickHistory:
 
     def shown(self) -> tuple[Tensor, Tensor]:
         """Return the clicks to decode: point_coords (B, N, 3) and point_labels (B, N)."""
-        first = -1 if self.memory == "last" else 0
+        first = first_shown(self.memory)
         return torch.stack(self._coords[first:], 1), torch.stack(self._labels[first:], 1)
 
 

@@ -41,6 +41,10 @@ class EngineError(RuntimeError):
     """An engine that does not exist or that this machine cannot run."""
 
 
+class NotFiniteError(ArithmeticError):
+    """The network computed NaN or infinity, which would count as background in a mask."""
+
+
 class InferenceEngine:
     """The three steps of an interaction on batches: encode, decode, upsample. No gradients.
 
@@ -107,9 +111,12 @@ class InferenceEngine:
 
         Raises:
             ValueError: S is not the network's ``img_size``.
+            NotFiniteError: an embedding holds NaN or infinity.
         """
         with self._without_tf32():
-            return self._steps[0](to_device(images, self.device))
+            embeddings = self._steps[0](to_device(images, self.device))
+        self._require_finite("image embedding", embeddings)
+        return embeddings
 
     @torch.inference_mode()
     def decode(
@@ -129,15 +136,36 @@ class InferenceEngine:
 
         Raises:
             ValueError: the shapes do not fit each other.
+            NotFiniteError: a logit is NaN or infinite.
         """
         inputs = (image_embeddings, point_coords, point_labels, low_res_masks)
         with self._without_tf32():
-            return self._steps[1](*(to_device(tensor, self.device) for tensor in inputs))
+            low_res, iou = self._steps[1](*(to_device(tensor, self.device) for tensor in inputs))
+        self._require_finite("logits", low_res)
+        return low_res, iou
 
     @torch.inference_mode()
     def upsample(self, low_res_masks: Tensor, size: int) -> Tensor:
         """Return logits (B, 1, size, size, size) of (B, 1, m, m, m), trilinear."""
         return self._steps[2](to_device(low_res_masks, self.device), size)
+
+    def _require_finite(self, what: str, tensor: Tensor) -> None:
+        if is_finite(tensor):
+            return
+        count = int((~torch.isfinite(tensor)).sum())
+        path = getattr(self.model.image_encoder, "path", None)  # of an encoder in an ONNX file
+        if self.precision != torch.float32:
+            name = str(self.precision).removeprefix("torch.")
+            advice = f"They were computed in {name}: use --precision float32."
+        else:
+            advice = (
+                "Check the image for extreme values, and the checkpoint"
+                f"{'' if path is None else f' and {path}'} for damage: use another file."
+            )
+        raise NotFiniteError(
+            f"network '{self.model.config.network}': {count:,} of {tensor.numel():,} values of the "
+            f"{what} are NaN or infinite, expected finite numbers.\n{advice}"
+        )
 
     def _without_tf32(self) -> AbstractContextManager:
         """Turn off TF32, cuDNN's default of a 10-bit mantissa for float32 convolutions."""
@@ -267,6 +295,14 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds neither NaN nor infinity.
+
+    The sum is tested first: this is ten times as fast, and a finite sum has only finite terms.
+    """
+    return bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all())
 
 
 def keep_compiled_kernels() -> None:

@@ -21,6 +21,7 @@ from utils.files.nifti import read_nifti
 from utils.files.strict_json import read_json
 from utils.volumes.grid import Volume, require_same_grid
 from utils.volumes.labels import InstanceRule, as_label
+from utils.volumes.values import require_network_input
 
 SUFFIX = ".nii.gz"
 MODALITIES = (
@@ -135,7 +136,8 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
     """Read image and label, checked to lie on one grid.
 
     Raises:
-        InputError: a file is missing or unreadable, the grids differ, or the label is empty.
+        InputError: a file is missing or unreadable, the image has values that the network cannot
+            take, the grids differ, or the label is empty.
     """
     if not case.image_path.exists():
         raise InputError(
@@ -143,6 +145,7 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
             "Run reallocate.py on this tree."
         )
     image, label = read_nifti(case.image_path), read_nifti(case.label_path)
+    require_network_input(image.array, f"{case.image_path}: the image")
     agreement = require_same_grid(image, label, case.image_path, case.label_path)
     for note in () if agreement.everywhere else agreement.notes:
         logger.warning("%s: %s", case.sample_id, note)

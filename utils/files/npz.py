@@ -11,6 +11,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.files.npz_archive import MAX_VOXELS, NpzArchive
+from utils.volumes.values import require_finite, require_real
 
 SPACING_MM = (1e-9, 1e9)  # far wider than any scanner's: a value outside is a mistake
 VOLUME_KEYS = frozenset({"imgs", "gts", "segs"})
@@ -76,18 +77,9 @@ def require_volume_shape(shape: tuple[int, ...], path: Path, key: str) -> None:
 
 
 def require_real_and_finite(array: np.ndarray, path: Path, what: str) -> None:
-    """Raise `InputError` for complex numbers, text, NaN and infinity; checks plane by plane."""
-    if array.dtype.kind not in "buif":
-        raise InputError(
-            f"{path}: {what} has dtype {array.dtype}. Expected real numbers: convert it first."
-        )
-    if array.dtype.kind == "f":
-        count = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in array)
-        if count:
-            raise InputError(
-                f"{path}: {what} has {count} voxels that are NaN or infinite. Expected finite "
-                "values: export it again, or fill those voxels."
-            )
+    """Raise `InputError` for complex numbers, text, NaN, infinity, and values beyond float32."""
+    require_real(array, f"{path}: {what}")
+    require_finite(array, f"{path}: {what}")
 
 
 def _checked_spacing(spacing: np.ndarray, path: Path) -> np.ndarray:

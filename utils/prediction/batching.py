@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from segment_anything import CropPredictor, Prompted
+from utils.errors import InputError
 from utils.prediction.session import DecodeRequest
 from utils.volumes.crops import cut_image
 from utils.volumes.geometry import CropGrid
@@ -64,7 +65,13 @@ class BatchDecoder:
         grids = list(dict.fromkeys(grids))
         new = [grid for grid in grids if grid not in self._embeddings]
         crops = [cut_image(grid, self._image, hounsfield=self._hounsfield) for grid in new]
-        encoded = self.network.encode_all([torch.from_numpy(crop) for crop in crops])
+        try:
+            encoded = self.network.encode_all([torch.from_numpy(crop) for crop in crops])
+        except ValueError as error:  # crops of another size
+            raise InputError(
+                f"{error}. Expected the crop rule of this network: give the one that open_network "
+                "returned with it."
+            ) from error
         self._embeddings.update(zip(new, encoded, strict=True))
         self.encoder_runs += len(new)
         for grid in grids:

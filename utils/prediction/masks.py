@@ -72,6 +72,8 @@ class LogitBox:
     ) -> "LogitBox":
         """Return a larger box that also holds a voxel and ``margin`` voxels on each side of it.
 
+        If the box holds them already, it is returned itself.
+
         Args:
             shape: of the image, (D, H, W); the box is cut to it.
         """
@@ -84,6 +86,8 @@ class LogitBox:
             slice(max(0, min(side.start, c - m)), min(n, max(side.stop, c + m + 1)))
             for side, c, m, n in zip(self.box, zyx, margin, shape, strict=True)
         )
+        if box == self.box:
+            return self
         pads = [
             (old.start - new.start, new.stop - old.stop)
             for old, new in zip(self.box, box, strict=True)
@@ -143,10 +147,10 @@ def keep_prompted(logits: LogitBox, seeds: Iterable[Sequence[float]]) -> LogitBo
     if not mask.any():
         return logits
     labels, _ = connected_components(mask)
-    voxels = [
-        side(seed).astype(int) - logits.start for seed in seeds for side in (np.floor, np.ceil)
-    ]
-    kept = {_value_at(labels, voxel) for voxel in voxels} - {0}
+    places = np.array(list(seeds), float).reshape(-1, 3)
+    voxels = np.vstack([np.floor(places), np.ceil(places)]).astype(int) - logits.start
+    inside = ((voxels >= 0) & (voxels < labels.shape)).all(axis=1)
+    kept = set(np.unique(labels[tuple(voxels[inside].T)]).tolist()) - {0}
     if not kept:
         return logits
     dropped = mask & ~np.isin(labels, list(kept))
@@ -196,14 +200,20 @@ def honour_clicks(
     own = {click.zyx: click.is_foreground for click in clicks}
     # Sorted by voxel, so that the numbering of targets does not matter.
     places = dict.fromkeys(sorted(click.zyx for click in clicks_of_others), False) | own
+    of_kind = {
+        kind: np.array([zyx for zyx, is_foreground in places.items() if is_foreground == kind])
+        for kind in (True, False)
+    }
     width = np.maximum(SPOT_CELLS * cell_mm, SPOT_VOXELS * np.array(voxel_mm))
     reach = np.ceil(SPOT_REACH * width / voxel_mm).astype(int)
+    given = logits.values
     for zyx, is_foreground in places.items():
         if (logits.holds(zyx) and logits.values[tuple(zyx - logits.start)] > 0) == is_foreground:
             continue
         logits = logits.extended_to(zyx, reach, shape)
-        opposite = [other for other, kind in places.items() if kind != is_foreground]
-        _blend_spot(logits, zyx, is_foreground, opposite, width, np.array(voxel_mm))
+        if logits.values is given:
+            logits = LogitBox(logits.box, given.copy())
+        _blend_spot(logits, zyx, is_foreground, of_kind[not is_foreground], width, voxel_mm)
     return _set_clicked(logits, places)
 
 
@@ -228,27 +238,22 @@ def compete(shape: tuple[int, int, int], targets: Iterable[tuple[int, LogitBox]]
     return answer
 
 
-def _value_at(array: np.ndarray, zyx: np.ndarray) -> float:
-    inside = (np.array(zyx) >= 0).all() and (np.array(zyx) < array.shape).all()
-    return array[tuple(zyx)] if inside else 0
-
-
 def _blend_spot(
     logits: LogitBox,
     zyx: tuple[int, int, int],
     is_foreground: bool,
-    opposite: Sequence[tuple[int, int, int]],
+    opposite: np.ndarray,
     width_mm: np.ndarray,
-    voxel_mm: np.ndarray,
+    voxel_mm: Triple,
 ) -> None:
     """Blend logits into `SURE_LOGIT` around a click, in place.
 
     Args:
-        opposite: voxels of the clicks of the other kind.
+        opposite: (n, 3) voxels of the clicks of the other kind.
         width_mm: the Gaussian's standard deviation (z, y, x).
     """
-    if opposite:
-        apart = np.linalg.norm((np.array(opposite) - zyx) * voxel_mm, axis=1).min()
+    if len(opposite):
+        apart = np.linalg.norm((opposite - zyx) * voxel_mm, axis=1).min()
         width_mm = np.minimum(width_mm, max(apart, 1e-3) / 3)
     reach = np.ceil(SPOT_REACH * width_mm / voxel_mm).astype(int)
     middle = zyx - logits.start

@@ -22,13 +22,14 @@ Conventions of all methods:
   counted from 0, in that order.
 * Boxes are half-open: the start is inside, the stop is outside.
 * Lengths are mm. Only ``spacing_xyz`` is in the order (x, y, z), as challenge files store it.
+* A method that raises an error leaves image and prompts as they were. Threads take turns.
 * A mask depends on the image, the prompts, and the order of a target's own prompts. It does not
   depend on how often masks were asked for in between, nor on the order of the targets.
 
 How prompts become masks: utils/prediction/session.py and docs/prediction.md.
 """
 
-from collections import defaultdict
+import threading
 from collections.abc import Generator, Sequence
 
 import numpy as np
@@ -36,9 +37,11 @@ import torch
 
 from segment_anything import CropPredictor, Engine, Sam3D
 from utils.errors import InputError
+from utils.prediction import checks
 from utils.prediction.batching import BatchDecoder
 from utils.prediction.lockstep import in_lockstep
 from utils.prediction.masks import ForegroundClicks, LogitBox, compete, honour_clicks
+from utils.prediction.prompts import PromptHistory
 from utils.prediction.region import Scene
 from utils.prediction.session import DecodeRequest, ImageSession, PredictorOptions, State
 from utils.prompts.kinds import (
@@ -49,10 +52,11 @@ from utils.prompts.kinds import (
     PromptError,
     checked_box,
     checked_click,
+    checked_flag,
 )
 from utils.run.device import pick_device, pick_engine, pick_precision
-from utils.volumes.geometry import CropRule, affine_from_spacing
-from utils.volumes.labels import MAX_LABEL
+from utils.run.network import network_errors
+from utils.volumes.geometry import CropRule
 
 #: Requests that go through the network at once. A CPU gains nothing from batches. Without batches
 #: the other targets do not change a single bit of a target's logits.
@@ -77,6 +81,7 @@ class Predictor:
         options: what is done beyond the network; the defaults measured best.
 
     Raises:
+        InputError: an argument is of another type, or the rule is not of this network.
         EngineError: the engine cannot run on this machine.
     """
 
@@ -90,12 +95,15 @@ class Predictor:
         engine: Engine = "eager",
         options: PredictorOptions | None = None,
     ) -> None:
-        device = device or torch.device("cpu")
+        device = torch.device("cpu") if device is None else device
+        options = PredictorOptions() if options is None else options
+        checks.require_parts(model, rule, device, precision, options)
         batch_size = CPU_BATCH if device.type == "cpu" else GPU_BATCH
         self.network = CropPredictor(model, device, precision, engine, batch_size)
-        self.rule, self.options = rule, options or PredictorOptions()
+        self.rule, self.options = rule, options
         self.session: ImageSession | None = None
         self.decoder: BatchDecoder | None = None
+        self._turn = threading.RLock()
         self.reset()
 
     def set_image(
@@ -121,21 +129,19 @@ class Predictor:
                 training.
 
         Raises:
-            InputError: the volume is not 3D, is empty, or holds NaN or infinity; or the affine is
-                degenerate; or both or neither of spacing and affine are given.
+            InputError: the volume is no array, not 3D or empty, or holds NaN, infinity or values
+                too large for the network; or spacing or affine are impossible, or both or neither
+                of them are given.
         """
-        if volume.ndim != 3 or 0 in volume.shape:
-            raise InputError(f"the image has shape {volume.shape}. Expected (D, H, W), none 0.")
-        if (spacing_xyz is None) == (affine is None):
-            raise InputError("an image needs either its spacing or its affine. Give one of them.")
-        if affine is None:
-            affine = affine_from_spacing(np.asarray(spacing_xyz, float))
-        affine = np.asarray(affine, float)
-        _require_usable(volume, affine)
-        self.decoder = BatchDecoder(self.network, volume, hounsfield=hounsfield)
-        scene = Scene(volume.shape, affine, self.rule, self.options.zoom)
-        self.session = ImageSession(scene, self.decoder.cells, self.options)
-        self.reset()
+        checks.require_image(volume)
+        affine = checks.checked_affine(spacing_xyz, affine)
+        hounsfield = checked_flag(hounsfield, "hounsfield")
+        with self._turn:
+            decoder = BatchDecoder(self.network, volume, hounsfield=hounsfield)
+            scene = Scene(volume.shape, affine, self.rule, self.options.zoom)
+            self.session = ImageSession(scene, decoder.cells, self.options)
+            self.decoder = decoder
+            self.reset()
 
     def add_point(self, zyx: Sequence[float], positive: bool = True, *, target: int = 1) -> None:
         """Add a click to a target's prompts.
@@ -149,7 +155,8 @@ class Predictor:
             target: id of the target, from 1 to 65535. A new id starts a new target.
 
         Raises:
-            PromptError: the voxel is not in the image, or the id is not allowed.
+            PromptError: the voxel is not in the image, ``positive`` is neither true nor false, or
+                the id is not allowed.
             InputError: there is no image yet.
         """
         self._add(target, checked_click(zyx, positive, self._shape))
@@ -188,20 +195,15 @@ class Predictor:
         The target's earlier prompts no longer count; `undo` brings them back.
 
         Args:
-            mask: (D, H, W) bool, or numbers that are 0 outside; the image's shape. It holds at
-                least one voxel, and is copied.
+            mask: (D, H, W) bool, or numbers that are 0 outside and above 0 inside; the image's
+                shape. It holds at least one voxel, and is copied.
             target: id of the target, from 1 to 65535. A new id starts a new target.
 
         Raises:
-            PromptError: the mask is empty or of another shape, or the id is not allowed.
+            PromptError: the mask is empty, no mask or of another shape, or the id is not allowed.
             InputError: there is no image yet.
         """
-        if mask.shape != self._shape or not mask.any():
-            raise PromptError(
-                f"the mask has shape {mask.shape} and {np.count_nonzero(mask)} voxels. Expected "
-                f"the image's shape {self._shape} and at least one voxel."
-            )
-        self._add(target, MaskPrompt(mask.astype(bool)))
+        self._add(target, checks.mask_prompt(mask, self._shape))
 
     def add(self, prompt: Prompt, *, target: int = 1) -> None:
         """Add a prompt of any kind.
@@ -219,8 +221,13 @@ class Predictor:
             self.add_box(start, stop, middle_slice=middle, target=target)
         elif isinstance(prompt, MaskPrompt):
             self.add_mask(prompt.mask, target=target)
-        else:
+        elif isinstance(prompt, Click):
             self.add_point(prompt.zyx, prompt.is_foreground, target=target)
+        else:
+            raise PromptError(
+                f"the prompt is a {type(prompt).__name__}. Expected a Click, BoxPrompt or "
+                "MaskPrompt of utils/prompts/kinds.py: give one, or call add_point or add_box."
+            )
 
     def undo(self, *, target: int = 1) -> None:
         """Remove the target's last prompt; the mask is again the one before it.
@@ -228,27 +235,33 @@ class Predictor:
         Raises:
             PromptError: the target has no prompt.
         """
-        if not self._prompts.get(target):
-            raise PromptError(f"target {target} has no prompt to take back.")
-        self._prompts[target].pop()
-        del self._states[target][len(self._prompts[target]) :]
-        self._cached.pop(target, None)
+        target = checks.checked_target(target)
+        with self._turn:
+            history = self._history(target, "has no prompt to take back")
+            kept = 0 if isinstance(history.undo(), MaskPrompt) else len(history.counted)
+            del self._states[target][kept:]
+            self._cached.pop(target, None)
 
     def reset(self, target: int | None = None) -> None:
-        """Remove all prompts of a target, or of all targets if none is named; the image stays."""
-        if target is None:
-            self._prompts: dict[int, list[Prompt]] = defaultdict(list)
-            self._states: dict[int, list[State]] = defaultdict(list)  # after each prompt
-            self._cached: dict[int, tuple[State, LogitBox]] = {}
-        else:
-            self._prompts.pop(target, None)
-            self._states.pop(target, None)
-            self._cached.pop(target, None)
+        """Remove all prompts of a target, or of all targets if none is named; the image stays.
+
+        Raises:
+            PromptError: the id is not allowed.
+        """
+        with self._turn:
+            if target is None:
+                self._prompts: dict[int, PromptHistory] = {}
+                self._states: dict[int, list[State]] = {}  # after each prompt that counts
+                self._cached: dict[int, tuple[State, LogitBox]] = {}
+            else:
+                target = checks.checked_target(target)
+                for kept in (self._prompts, self._states, self._cached):
+                    kept.pop(target, None)
 
     @property
     def targets(self) -> list[int]:
         """The ids of all targets that have a prompt, in rising order."""
-        return sorted(target for target, prompts in self._prompts.items() if prompts)
+        return sorted(target for target, history in self._prompts.items() if history)
 
     def mask(self, *, target: int = 1) -> np.ndarray:
         """Return the mask of one target; see `segmentation`.
@@ -257,8 +270,10 @@ class Predictor:
             (D, H, W) bool on the image's grid. It is empty if the target has no prompt.
 
         Raises:
-            InputError: there is no image yet.
+            PromptError: the id is not allowed.
+            InputError: as `segmentation`.
         """
+        target = checks.checked_target(target)
         return self.segmentation() == target
 
     def segmentation(self) -> np.ndarray:
@@ -272,12 +287,13 @@ class Predictor:
             is above 255.
 
         Raises:
-            InputError: there is no image yet.
+            InputError: there is no image yet, or the network computes NaN or infinity.
         """
-        shape, targets = self._shape, self.targets
-        self._decode_new_prompts(targets)
-        clicks = self._foreground_clicks()
-        return compete(shape, ((target, self._logits(target, clicks)) for target in targets))
+        with self._turn:
+            shape, targets = self._shape, self.targets
+            self._decode_new_prompts(targets)
+            clicks = self._foreground_clicks()
+            return compete(shape, ((target, self._logits(target, clicks)) for target in targets))
 
     def logits(self, target: int) -> LogitBox:
         """Return one target's logits, before targets compete for voxels.
@@ -290,11 +306,13 @@ class Predictor:
 
         Raises:
             PromptError: the target has no prompt.
+            InputError: as `segmentation`.
         """
-        if not self._prompts.get(target):
-            raise PromptError(f"target {target} has no prompt. Expected one of {self.targets}.")
-        self._decode_new_prompts([target])
-        return self._logits(target, self._foreground_clicks())
+        target = checks.checked_target(target)
+        with self._turn:
+            self._history(target, "has no prompt")
+            self._decode_new_prompts([target])
+            return self._logits(target, self._foreground_clicks())
 
     def _logits(self, target: int, foreground: ForegroundClicks) -> LogitBox:
         logits, state = self._cached_logits(target), self._states[target][-1]
@@ -303,7 +321,7 @@ class Predictor:
         scene = self.session.scene
         return honour_clicks(
             logits,
-            self._clicks(target),
+            self._prompts[target].clicks,
             foreground.of_others(target, logits),
             tuple(scene.voxel_mm),
             self.session.cell_mm(state),
@@ -324,30 +342,37 @@ class Predictor:
 
     def _decode_new_prompts(self, targets: Sequence[int]) -> None:
         """Decode the prompts that have no state yet, those of all targets in common batches."""
-        in_lockstep([self._advance(target) for target in targets], self.decoder.decode)
+        with network_errors():
+            in_lockstep([self._advance(target) for target in targets], self.decoder.decode)
 
     def _advance(self, target: int) -> Generator[list[DecodeRequest], list[np.ndarray], None]:
-        prompts, states = self._prompts[target], self._states[target]
-        while len(states) < len(prompts):
-            counted = _since_mask(prompts[: len(states) + 1])
+        counted, states = self._prompts[target].counted, self._states[target]
+        while len(states) < len(counted):
             before = states[-1] if states else None
-            states.append((yield from self.session.advance(before, counted, target)))
+            until = counted[: len(states) + 1]
+            states.append((yield from self.session.advance(before, until, target)))
         yield from self.session.decode_tiles(states[-1])
 
     def _foreground_clicks(self) -> ForegroundClicks:
-        clicks = [(target, click) for target in self.targets for click in self._clicks(target)]
+        clicks = [(target, c) for target in self.targets for c in self._prompts[target].clicks]
         return ForegroundClicks([pair for pair in clicks if pair[1].is_foreground])
 
-    def _clicks(self, target: int) -> list[Click]:
-        counted = _since_mask(self._prompts[target])
-        return [prompt for prompt in counted if isinstance(prompt, Click)]
-
     def _add(self, target: int, prompt: Prompt) -> None:
-        if target != int(target) or not 0 < target <= MAX_LABEL:
+        target = checks.checked_target(target)
+        with self._turn:
+            if isinstance(prompt, MaskPrompt):
+                # What came before counts again after `undo`; it is then decoded anew.
+                self._states.pop(target, None)
+            self._prompts.setdefault(target, PromptHistory()).add(prompt)
+            self._states.setdefault(target, [])
+
+    def _history(self, target: int, found: str) -> PromptHistory:
+        history = self._prompts.get(target)
+        if not history:
             raise PromptError(
-                f"target {target}: expected a whole number from 1 to {MAX_LABEL}; 0 is background."
+                f"target {target} {found}. Expected one of {self.targets}: name another target."
             )
-        self._prompts[target].append(prompt)
+        return history
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -372,25 +397,3 @@ def ready_predictor(
         precision=pick_precision(precision, where),
         engine=pick_engine(engine, where),
     )
-
-
-def _since_mask(prompts: list[Prompt]) -> list[Prompt]:
-    """Return the prompts that count: those from the last mask on."""
-    masks = [n for n, prompt in enumerate(prompts) if isinstance(prompt, MaskPrompt)]
-    return prompts[masks[-1] :] if masks else prompts
-
-
-def _require_usable(volume: np.ndarray, affine: np.ndarray) -> None:
-    """Raise `InputError` for voxels that are no finite real numbers, or a degenerate affine."""
-    if volume.dtype.kind not in "buif" or (
-        volume.dtype.kind == "f" and not np.isfinite(volume).all()
-    ):
-        raise InputError(
-            f"the image has dtype {volume.dtype}, or voxels that are NaN or infinite. Expected "
-            "finite real numbers: fill or convert them first."
-        )
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.linalg.det(affine[:3, :3]):
-        raise InputError(
-            f"the image's affine is {affine.tolist()}. Expected three independent finite axes, "
-            "from a spacing above 0: correct it."
-        )

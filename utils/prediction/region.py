@@ -6,9 +6,12 @@ shrinks where the mask fills too little of it. Lengths are mm, places array coor
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from numbers import Integral, Real
 
 import numpy as np
 
+from utils.errors import InputError
 from utils.prompts.kinds import BoxPrompt
 from utils.volumes.geometry import CropGrid, CropRule, Triple, bounding_box, spacing_zyx
 
@@ -16,9 +19,30 @@ from utils.volumes.geometry import CropGrid, CropRule, Triple, bounding_box, spa
 LEAST_IMAGE = 0.125
 
 
+def require_range(
+    options: object, name: str, low: float, high: float, *, whole: bool = False
+) -> None:
+    """Raise `InputError` unless a field of options is a number from ``low`` to ``high``.
+
+    Args:
+        whole: it is a whole number.
+    """
+    value = getattr(options, name)
+    good = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not good or not low <= value <= high:
+        raise InputError(
+            f"{type(options).__name__}: {name} is {value!r}. Expected a {'whole ' * whole}number "
+            f"from {low:g} to {high:g}: give one."
+        )
+
+
 @dataclass(frozen=True)
 class ZoomRule:
-    """How a region is made for a target, and when it moves. Shares are of the region's edge."""
+    """How a region is made for a target, and when it moves. Shares are of the region's edge.
+
+    Raises:
+        InputError: a field is out of its range.
+    """
 
     fill: float = 0.5  # share that the target's longest side takes of a region made for it
     least_fill: float = 0.15  # a mask of a smaller share gets a smaller region
@@ -28,6 +52,16 @@ class ZoomRule:
     finest: float = 0.5  # smallest spacing, as a multiple of the image's finest voxel
     coarsest: float = 4.0  # largest spacing, over the network's; more if the image needs it
     same: float = 0.1  # a move that changes spacing and centre by a smaller share is skipped
+
+    def __post_init__(self) -> None:
+        require_range(self, "fill", 0.01, 1)
+        require_range(self, "least_fill", 0, 1)
+        require_range(self, "growth", 1, 100)
+        require_range(self, "passes", 0, 100, whole=True)
+        require_range(self, "in_plane", 1, 100)
+        require_range(self, "finest", 1e-3, 1e3)
+        require_range(self, "coarsest", 1e-3, 1e3)
+        require_range(self, "same", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -60,10 +94,12 @@ class Scene:
     rule: CropRule
     zoom: ZoomRule = field(default_factory=ZoomRule)
 
-    @property
+    @cached_property
     def voxel_mm(self) -> np.ndarray:
-        """The image's voxel size (z, y, x)."""
-        return np.array(spacing_zyx(self.affine))
+        """The image's voxel size (z, y, x); read-only."""
+        voxel_mm = np.array(spacing_zyx(self.affine))
+        voxel_mm.flags.writeable = False
+        return voxel_mm
 
     @property
     def finest_mm(self) -> float:

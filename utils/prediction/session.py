@@ -12,11 +12,14 @@ lockstep.py and batching.py.
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from utils.errors import InputError
 from utils.prediction.masks import (
     OUTSIDE_LOGIT,
     SURE_LOGIT,
@@ -25,7 +28,7 @@ from utils.prediction.masks import (
     keep_prompted,
     merge,
 )
-from utils.prediction.region import Region, Scene, ZoomRule, extent_in, extent_of
+from utils.prediction.region import Region, Scene, ZoomRule, extent_in, extent_of, require_range
 from utils.prediction.tiles import blended, lattice
 from utils.prompts.box import Box, ellipsoid_logits
 from utils.prompts.kinds import BoxPrompt, Click, MaskPrompt, Prompt
@@ -33,11 +36,17 @@ from utils.volumes.geometry import CropGrid, Triple
 
 #: A click that would need a region this many times larger starts a second region of its target.
 FAR = 2.0
+#: The options that are true or false.
+FLAGS = ("box_mask", "only_prompted", "honour_clicks")
 
 
 @dataclass(frozen=True)
 class PredictorOptions:
-    """The predictor's steps around the network; docs/results.md has measurements."""
+    """The predictor's steps around the network; docs/results.md has measurements.
+
+    Raises:
+        InputError: a field is out of its range.
+    """
 
     zoom: ZoomRule = field(default_factory=ZoomRule)
     box_mask: bool = True  # a box is a coarse mask as well as a click in its middle
@@ -47,6 +56,20 @@ class PredictorOptions:
     honour_clicks: bool = True  # clicked voxels end inside (foreground) or outside
     tile_above: float = 1.5  # spacing, over the network's own, from which tiles add detail; 0 = off
     tiles: int = 27  # at most, for one target
+    most_clicks: int = 64  # the newest ones that are decoded; earlier ones act through the mask
+
+    def __post_init__(self) -> None:
+        for name, kind in (("zoom", ZoomRule), *((flag, bool) for flag in FLAGS)):
+            if not isinstance(getattr(self, name), kind):
+                raise InputError(
+                    f"PredictorOptions: {name} is {getattr(self, name)!r}. Expected a "
+                    f"{kind.__name__}: give one."
+                )
+        require_range(self, "far_share", 0, 1)
+        require_range(self, "near_cells", 1e-3, 1e3)
+        require_range(self, "tile_above", 0, 1e3)
+        require_range(self, "tiles", 1, 10_000, whole=True)
+        require_range(self, "most_clicks", 1, 10_000, whole=True)
 
 
 class DecodeRequest(NamedTuple):
@@ -72,7 +95,7 @@ class State:
     low_res: np.ndarray | None  # (m, m, m) logits; None before anything was decoded
     other_views: tuple["State", ...] = ()  # of the same target; these have no other views
 
-    @property
+    @cached_property
     def seeds(self) -> np.ndarray:
         """The places (n, 3) of the foreground clicks, array coordinates."""
         return np.array([c.zyx for c in self.clicks if c.is_foreground], float).reshape(-1, 3)
@@ -164,13 +187,11 @@ class ImageSession:
         return replace(state, low_res=low_res)
 
     def request(self, state: State) -> DecodeRequest:
-        """Return the request to decode the clicks that the state's region holds."""
+        """Return the request to decode the newest clicks that the state's region holds."""
         grid = self.scene.grid(state.region)
-        clicks = [
-            (grid.to_crop(click.zyx), click.is_foreground)
-            for click in state.clicks
-            if self.scene.holds(state.region, click.zyx)
-        ]
+        held = (c for c in reversed(state.clicks) if self.scene.holds(state.region, c.zyx))
+        newest = list(islice(held, self.options.most_clicks))[::-1]
+        clicks = [(grid.to_crop(click.zyx), click.is_foreground) for click in newest]
         return DecodeRequest(grid, clicks, state.low_res)
 
     def decode_tiles(self, state: State) -> Generator[list[DecodeRequest], list[np.ndarray], None]:
@@ -196,7 +217,7 @@ class ImageSession:
         grid = self.scene.grid(state.region)
         whole = LogitBox((slice(0, self.cells),) * 3, state.low_res)
         cell = grid.size / self.cells
-        seeds = [np.floor((np.array(grid.to_crop(zyx)) + 0.5) / cell) for zyx in state.seeds]
+        seeds = np.floor((np.transpose(grid.to_crop(state.seeds.T)) + 0.5) / cell)
         return keep_prompted(whole, seeds).values > 0
 
     def _widened(self, before: State, click: Click) -> Region:

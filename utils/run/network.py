@@ -1,17 +1,18 @@
 """Open a network file: rebuild and check the network; return it with its crop rule."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from segment_anything import (
     CheckpointError,
     ConfigError,
+    NotFiniteError,
     Sam3D,
     build_from_checkpoint,
+    is_finite,
     open_checkpoint,
     read_checkpoint,
     require_decoder,
@@ -19,6 +20,8 @@ from segment_anything import (
 from segment_anything.onnx_encoder import OnnxError, use_onnx_encoder
 from utils.errors import InputError
 from utils.volumes.geometry import CropRule
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,13 @@ def open_network(
     """
     with checkpoint_errors():
         checkpoint = open_checkpoint(path)
+        for note in checkpoint.notes:
+            logger.warning("%s", note)
         if decoder_checkpoint is None:
             require_decoder(checkpoint)
         model = build_from_checkpoint(checkpoint, network, decoder_checkpoint)
         stored = checkpoint.facts.get("crop_rule")
-    broken = [name for name, p in model.state_dict().items() if not _is_finite(p)]
+    broken = [name for name, p in model.state_dict().items() if not is_finite(p)]
     if broken:
         raise InputError(
             f"{path}: {len(broken)} weights are not finite, {broken[0]} first; expected numbers.\n"
@@ -85,21 +90,20 @@ def open_network(
     return model, CropRule.read(stored, model.config.encoder.img_size, path)
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
-    """Test the sum first: this is ten times as fast, and a finite sum has only finite terms."""
-    return bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all())
-
-
 def trained_on(path: Path) -> set[str] | None:
-    """Return the "organ/data set" folders a checkpoint was trained on; None where not recorded."""
+    """Return the "organ/data set" folders a checkpoint was trained on; None where not recorded.
+
+    Raises:
+        InputError: the file is no checkpoint, or the entry is no list of names.
+    """
     with checkpoint_errors():
         names = read_checkpoint(path).get("trained_on")
     if names is None:
         return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, (list, tuple, set)) or not all(isinstance(n, str) for n in names):
         raise InputError(
-            f"{path}: its trained_on is {str(names)[:99]}, expected a list of folders.\n"
-            "Use a file that this project wrote, or train the network again."
+            f"{path}: its trained_on is a {type(names).__name__}, expected a list of folders' "
+            "names.\nUse a file that this version of the project wrote."
         )
     return set(names)
 
@@ -110,4 +114,13 @@ def checkpoint_errors() -> Iterator[None]:
     try:
         yield
     except (CheckpointError, ConfigError, OnnxError) as error:
+        raise InputError(str(error)) from error
+
+
+@contextmanager
+def network_errors() -> Iterator[None]:
+    """Turn the error of a network that computes NaN or infinity into an `InputError`."""
+    try:
+        yield
+    except NotFiniteError as error:
         raise InputError(str(error)) from error

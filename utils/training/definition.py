@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from utils.errors import InputError
+from utils.files.strict_json import parse_json
 from utils.run.ranks import world_size
 from utils.training.config import FitConfig, lr_factor
 from utils.training.tasks import Task
@@ -68,7 +69,7 @@ def digest_of(samples: Sequence[Mapping]) -> str:
 def stages_done(task: Task, done: int) -> list[list]:
     """Return the stages of the steps done: a list of [stage, number of steps]."""
     stages = groupby(range(done), task.stage)
-    return [[json.loads(json.dumps(stage)), len(list(steps))] for stage, steps in stages]
+    return [[parse_json(json.dumps(stage)), len(list(steps))] for stage, steps in stages]
 
 
 def require_same_facts(path: Path, found: Mapping, expected: Mapping) -> None:

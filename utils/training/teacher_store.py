@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 
 from segment_anything import NO_CLICK, Sam3D, SamConfig, fingerprint
 from utils.errors import InputError
+from utils.files.strict_json import parse_json
 from utils.training.crop_cache import CropIndex
 from utils.training.data_loader import CropDataset, Draw
 from utils.training.teacher_outputs import hidden_name
@@ -256,4 +257,4 @@ def output_fault(tensors: dict[str, Tensor], clicks: int, precision: str, size: 
 
 
 def _plain(grid: dict) -> dict:
-    return json.loads(json.dumps(grid))
+    return parse_json(json.dumps(grid))

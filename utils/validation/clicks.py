@@ -21,6 +21,7 @@ from utils.prompts.kinds import Click
 from utils.results.ball import BALL_RADII_MM, ball_dsc_curve
 from utils.results.metrics import dsc, nsd
 from utils.run.device import peak_memory_mib, synchronise
+from utils.run.network import network_errors
 from utils.validation.scores import CLICKS, CaseScore, TargetScore
 from utils.volumes.crops import Crop, cut
 from utils.volumes.geometry import CropRule
@@ -79,6 +80,7 @@ class Evaluator:
 
     Raises:
         EngineError: the machine cannot run the engine.
+        InputError: the network computes NaN or infinity.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Evaluator:
         self.device = device
         self._warm_up()
 
+    @network_errors()
     def run_case(self, case: Case) -> ScoredCase:
         """Segment and score every target of a case.
 
@@ -105,7 +108,7 @@ class Evaluator:
         tolerance of 2 mm.
 
         Raises:
-            InputError: the case cannot be read.
+            InputError: the case cannot be read, or the network computes NaN or infinity.
         """
         image, label = read_case(case)
         prediction = np.zeros(label.array.shape, np.uint16)
@@ -199,6 +202,7 @@ class Evaluator:
         synchronise(self.device)
         return out, 1000 * (time.perf_counter() - start)
 
+    @network_errors()
     def _warm_up(self) -> None:
         """Run every shape once, untimed: first calls pay for allocation and kernel choice."""
         size = self.rule.size

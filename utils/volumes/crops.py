@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from utils.errors import InputError
 from utils.volumes.geometry import CropGrid, CropRule, Triple, bounding_box_centre
 from utils.volumes.intensity import holds_hounsfield
+from utils.volumes.values import NETWORK_MOST
 
 #: Hounsfield range that SAM-Med3D was trained on.
 HU_RANGE = (-1000, 1000)
@@ -28,16 +30,27 @@ def normalise(image: np.ndarray, covered: tuple[slice, ...] = ()) -> np.ndarray:
     Args:
         image: (S, S, S).
         covered: the box of the crop that lies on the volume; the padding around it does not count.
+
+    Raises:
+        InputError: the values are not finite, or too large to be normalised in float32.
     """
-    image = image.astype(np.float32)
-    known = image[covered] if image[covered].size else image
-    body = known[known > 0]
-    if body.size == 0:
-        body = known
-    deviation = body.std()
-    image -= body.mean()
-    # A constant body has no deviation; padding divided by nearly 0 would overflow float16.
-    image /= deviation if deviation > 1e-6 else 1.0
+    given = image
+    with np.errstate(over="ignore", invalid="ignore"):  # checked at the end
+        image = image.astype(np.float32)
+        known = image[covered] if image[covered].size else image
+        body = known[known > 0]
+        if body.size == 0:
+            body = known
+        deviation = body.std()
+        image -= body.mean()
+        # A constant body has no deviation; padding divided by nearly 0 would overflow float16.
+        image /= deviation if deviation > 1e-6 else 1.0
+    if not (np.isfinite(deviation) and np.isfinite(image).all()):
+        raise InputError(
+            f"the image's values reach {np.abs(given).max():g} in magnitude and cannot be "
+            f"normalised in float32. Expected finite values of at most {NETWORK_MOST:g}: clip or "
+            "window the image first."
+        )
     return image
 
 
