@@ -131,18 +131,21 @@ def test_a_truth_without_classes_has_no_score():
     assert np.isnan(multi_class_dsc(nothing, nothing))
 
 
+SHAPES_DIFFER = r"the truth has shape \(D, H, W\) \(3, 4, 5\) and the prediction \(3, 5, 4\)"
+
+
 @pytest.mark.parametrize(
-    "call",
+    ("call", "found"),
     [
-        lambda: dsc(np.ones((3, 4, 5), bool), np.ones((3, 5, 4), bool)),
-        lambda: multi_class_dsc(np.ones((3, 4, 5), int), np.ones((3, 5, 4), int)),
-        lambda: dsc(np.ones((3, 4, 5)), np.ones((3, 4, 5))),
-        lambda: nsd(bar(0, 2), bar(0, 2), (1, 1)),
-        lambda: nsd(bar(0, 2), bar(0, 2), (1, 0, 1)),
-        lambda: interaction_auc([]),
+        (lambda: dsc(np.ones((3, 4, 5), bool), np.ones((3, 5, 4), bool)), SHAPES_DIFFER),
+        (lambda: multi_class_dsc(np.ones((3, 4, 5), int), np.ones((3, 5, 4), int)), SHAPES_DIFFER),
+        (lambda: dsc(np.ones((3, 4, 5)), np.ones((3, 4, 5))), "gt_mask has dtype float64"),
+        (lambda: nsd(bar(0, 2), bar(0, 2), (1, 1)), r"spacing is \(1\.0, 1\.0\); expected 3"),
+        (lambda: nsd(bar(0, 2), bar(0, 2), (1, 0, 1)), r"spacing is \(1\.0, 0\.0, 1\.0\)"),
+        (lambda: interaction_auc([]), r"scores of shape \(0,\)"),
     ],
     ids=["mask shapes", "label shapes", "probabilities", "two lengths", "zero mm", "no score"],
 )
-def test_what_cannot_be_scored_is_refused(call):
-    with pytest.raises(InputError, match=r"expected|need"):
+def test_what_cannot_be_scored_is_refused(call, found):
+    with pytest.raises(InputError, match=found):
         call()

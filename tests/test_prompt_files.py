@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ POINT = {"at": [1, 2, 3]}
         ({"coordinates": "ijk", "targets": []}, 'coordinates is "ijk". Expected one of zyx, xyz'),
         ({"coordinates": "zyx", "targets": {}}, r"targets is \{\}. Expected a list"),
     ],
-    ids=lambda value: str(value)[:30],
+    ids=lambda value: re.sub(r"\W+", "-", str(value))[:30],
 )
 def test_what_is_no_prompt_file_is_named(tmp_path, content, said):
     path = write(tmp_path, content)
@@ -130,7 +131,7 @@ def test_what_is_no_prompt_file_is_named(tmp_path, content, said):
         ({"id": 1, "box": {"from": [1, 2, 3]}}, "box: missing 'to'"),
         ({"id": 1, "box": {"from": [11, 0, 0], "to": [15, 4, 4]}}, "box: the box .* no voxel"),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: re.sub(r"\W+", "-", str(value))[:40],
 )
 def test_what_is_wrong_with_a_target_is_named_with_its_place(tmp_path, target, said):
     with pytest.raises(InputError, match=rf"(?s)scan\.json: targets\[1\]: (?=.*Expected){said}"):
