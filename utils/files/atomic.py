@@ -76,13 +76,13 @@ def is_abandoned(temporary: Path) -> bool:
     if match is None:
         return False
     machine, process = match[1], int(match[2], 16)
-    if machine != _machine():
-        return time.time() - temporary.stat().st_mtime > ABANDONED_SECONDS
     try:
+        if machine != _machine():
+            return time.time() - temporary.stat().st_mtime > ABANDONED_SECONDS
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # a number too large for a process
         return True
-    except OSError:  # a process of another user
+    except OSError:  # a process of another user, or the file was renamed meanwhile
         return False
     return False
 
