@@ -59,14 +59,6 @@ def test_a_temporary_name_is_no_finished_files_name_but_has_its_suffixes(tempora
     assert temporary.name.endswith("-a.nii.gz")
 
 
-def test_two_writers_of_one_file_have_two_temporary_files(tmp_path):
-    with atomic_path(tmp_path / "a") as first, atomic_path(tmp_path / "a") as second:
-        assert first != second
-        first.write_text("1")
-        second.write_text("2")
-    assert (tmp_path / "a").read_text() == "1"  # the outer block ends last
-
-
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
 def test_a_block_that_fails_leaves_the_file_that_was_there_and_nothing_else(tmp_path, error):
     path = tmp_path / "a"
@@ -91,23 +83,6 @@ def test_what_cannot_be_written_is_named_with_the_room_in_its_nearest_folder(tmp
         atomic_path(tmp_path / "file" / "b" / "a"),
     ):
         pass
-
-
-def test_a_folder_is_made_with_its_parents_and_left_as_it_is(tmp_path):
-    for _ in range(2):
-        make_folder(tmp_path / "a" / "b")
-        assert os.listdir(tmp_path / "a") == ["b"]
-    (tmp_path / "a/b/probe").write_text("mine")
-    make_folder(tmp_path / "a" / "b")
-    assert (tmp_path / "a/b/probe").read_text() == "mine"
-    assert os.listdir(tmp_path / "a/b") == ["probe"]
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(WriteError, match=f"{tmp_path}/file: cannot be written"):
-        make_folder(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_folder_that_takes_no_files_is_named(tmp_path, monkeypatch):
