@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import namedtuple
 
 import pytest
 
@@ -17,6 +18,7 @@ from utils.files.atomic import (
 )
 
 DAY = 24 * 3600
+Usage = namedtuple("Usage", "free")
 
 
 @pytest.fixture
@@ -144,3 +146,9 @@ def test_only_abandoned_files_are_removed_at_any_depth(tmp_path, temporary, dead
     remove_abandoned(tmp_path)
 
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept
+
+
+def test_the_room_that_is_left_is_said_in_mib(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage(5 * 2**30 + 2**19))
+    with pytest.raises(WriteError, match=r"\(5,120 MiB are free in "), atomic_path(tmp_path / "a"):
+        raise OSError("full")

@@ -99,3 +99,8 @@ def test_a_folder_that_is_a_link_itself_holds_its_own_files(tmp_path):
     (tmp_path / "tree").mkdir()
     (tmp_path / "link").symlink_to("tree")
     assert is_inside("a", tmp_path / "link")
+
+
+def test_an_absolute_path_is_not_inside_even_where_it_leads_into_the_folder(tmp_path):
+    assert not is_inside(str(tmp_path / "a"), tmp_path)
+    assert not is_inside(f"{tmp_path}/a/../b", tmp_path)
