@@ -123,7 +123,12 @@ def test_every_kind_of_prompt_may_be_added_by_one_call():
     assert by_one.targets == by_kind.targets == [3, 4]
     assert same(by_one, by_kind, 3)
     assert same(by_one, by_kind, 4)
-    assert not same(by_one, fresh(BoxPrompt((4, 5, 6), (12, 15, 18)), prompts[1], target=3), 3)
+
+
+def test_a_box_of_a_middle_slice_is_another_prompt_than_a_whole_box(predictor):
+    predictor.add_box((4, 5, 6), (12, 15, 18), middle_slice=True)
+    assert same(predictor, fresh(BoxPrompt((4, 5, 6), (12, 15, 18), True)))
+    assert not same(predictor, fresh(BoxPrompt((4, 5, 6), (12, 15, 18))))
 
 
 @pytest.mark.parametrize(
