@@ -173,3 +173,18 @@ def test_the_kind_of_what_is_left_bare_is_named():
     dtype = b"\x80\x04cnumpy\ndtype\nX\x02\0\0\0i4\x89\x88\x87R."
     with pytest.raises(InputError, match=r"^a\.npz: the pickle holds a bare dtype\. Expected only"):
         load_objects(dtype, "a.npz")
+
+
+@pytest.mark.parametrize("room", [200, 10_000])
+def test_a_pickle_larger_than_allowed_is_refused_by_its_size_in_the_archive(
+    tmp_path, monkeypatch, room
+):
+    monkeypatch.setattr(npz_archive, "MAX_BYTES", room)
+    boxes = np.array([{"z_min": 1}, {"z_min": 2}], object)
+    path = write(tmp_path / "a.npz", boxes=npy(boxes))
+    if room == 10_000:
+        with NpzArchive(path) as archive:
+            assert archive.objects["boxes"].tolist() == boxes.tolist()
+        return
+    with pytest.raises(InputError, match=r"'boxes' has shape \(2,\), dtype object\. Expected at"):
+        NpzArchive(path).__enter__()
