@@ -318,3 +318,8 @@ def test_the_options_are_the_predictors():
     predictor.set_image(noise(), (1.0, 1.0, 1.0))
     assert predictor.session.options == options
     assert predictor.session.scene.zoom == options.zoom
+
+
+def test_a_box_is_of_the_whole_target_unless_said_otherwise(predictor):
+    predictor.add_box((4, 5, 6), (12, 15, 18))
+    assert same(predictor, fresh(BoxPrompt((4, 5, 6), (12, 15, 18), False)))

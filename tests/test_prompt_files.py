@@ -315,3 +315,9 @@ def test_flags_may_be_given_more_than_once_and_in_any_coordinates(tmp_path):
 def test_a_stem_keeps_dots_and_other_suffixes():
     names = {"a.nii": "a", "a.nii.gz.nii.gz": "a.nii.gz", "a.gz": "a.gz", "a.npz.txt": "a.npz.txt"}
     assert {name: image_stem(Path(name)) for name in names} == names
+
+
+def test_an_unknown_coordinate_system_is_refused_as_a_flag(capsys):
+    with pytest.raises(SystemExit):
+        parsed("--fg", "1,2,3", "--coordinates", "ijk")
+    assert "--coordinates: invalid choice: 'ijk'" in capsys.readouterr().err
