@@ -36,15 +36,27 @@ def test_best_radius_has_the_highest_mean():
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "found"),
     [
-        lambda: ball_dsc_curve(np.zeros((3, 3, 3), bool), (1, 1, 1), (1, 1, 1), [1]),
-        lambda: ball_dsc_curve(np.ones((3, 3, 3), bool), (1, 3, 1), (1, 1, 1), [1]),
-        lambda: ball_dsc_curve(np.ones((3, 3, 3), bool), (1, 1, 1), (1, 1, 1), [2, 1]),
-        lambda: best_fixed_radius(np.ones((2, 3)), [1, 2]),
+        (
+            lambda: ball_dsc_curve(np.zeros((3, 3, 3), bool), (1, 1, 1), (1, 1, 1), [1]),
+            "the truth is empty",
+        ),
+        (
+            lambda: ball_dsc_curve(np.ones((3, 3, 3), bool), (1, 3, 1), (1, 1, 1), [1]),
+            r"\(1, 3, 1\) is outside",
+        ),
+        (
+            lambda: ball_dsc_curve(np.ones((3, 3, 3), bool), (1, 1, 1), (1, 1, 1), [2, 1]),
+            r"the radii are \[2\.0, 1\.0\]",
+        ),
+        (
+            lambda: best_fixed_radius(np.ones((2, 3)), [1, 2]),
+            r"the curves have shape \(2, 3\)",
+        ),
     ],
     ids=["empty truth", "click outside", "radii fall", "other radii"],
 )
-def test_what_cannot_be_answered_is_refused(call):
-    with pytest.raises(InputError, match="expected"):
+def test_what_cannot_be_answered_is_refused(call, found):
+    with pytest.raises(InputError, match=rf"{found}.*expected"):
         call()

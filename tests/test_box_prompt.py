@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils.prompts.box import PEAK_LOGIT, Box, box_around, ellipsoid_logits
+from utils.prompts.box import LOOSENESS, PEAK_LOGIT, Box, box_around, ellipsoid_logits
 
 
 def block(start=(4, 8, 12), stop=(12, 20, 28), size=32):
@@ -55,3 +55,20 @@ def test_coarse_grid_lies_over_the_same_box():
 
 def test_box_thinner_than_a_cell_still_marks_one():
     assert (ellipsoid_logits(Box((5, 5, 5), (6, 6, 6)), 32, 8) > 0).sum() == 1
+
+
+def test_drawn_boxes_take_two_numbers_of_the_generator_for_each_axis():
+    wider = np.random.default_rng(5).uniform(0, LOOSENESS, (3, 2)) * np.array([[8], [12], [16]])
+    box = box_around(block(), np.random.default_rng(5))
+    np.testing.assert_allclose(box.start, np.subtract((4, 8, 12), wider[:, 0]))
+    np.testing.assert_allclose(box.stop, np.add((12, 20, 28), wider[:, 1]))
+
+
+def test_the_logits_of_an_ellipsoid_fall_with_the_square_of_the_distance():
+    """6 in the middle, 0 on the surface, -6 far outside, at the middles of the cells."""
+    logits = ellipsoid_logits(Box((4, 8, 12), (12, 20, 28)), 32, 16)
+    middles = np.arange(16) * 2 + 1
+    parts = [((middles - c) / r) ** 2 for c, r in ((8, 4), (14, 6), (20, 8))]
+    expected = 6 * np.clip(1 - sum(np.ix_(*parts)), -1, 1)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert logits.dtype == np.float32

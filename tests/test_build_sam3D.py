@@ -64,10 +64,16 @@ def test_unknown_config_field_is_named():
 
 
 @pytest.mark.parametrize(
-    "change", [{"img_size": 100}, {"num_heads": 5}, {"window_size": 4}, {"stem": "linear"}]
+    ("change", "found"),
+    [
+        ({"img_size": 100}, "img_size is no multiple of patch_size"),
+        ({"num_heads": 5}, "embed_dim is no multiple of num_heads"),
+        ({"window_size": 4}, "window_size is 4, less than the token grid of 8"),
+        ({"stem": "linear"}, "stem is linear, expected one of patch, conv"),
+    ],
 )
-def test_impossible_encoder_is_refused(change):
-    with pytest.raises(ConfigError):
+def test_impossible_encoder_is_refused(change, found):
+    with pytest.raises(ConfigError, match=found):
         dataclasses.replace(TINY.encoder, **change)
 
 

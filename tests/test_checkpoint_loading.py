@@ -123,10 +123,19 @@ class Surprise:
     """An object that cannot be rebuilt without running code."""
 
 
-@pytest.mark.parametrize(
-    "damage", ["missing", "empty", "truncated", "text", "code", "tensor", "no weights"]
-)
-def test_unusable_file_is_named_with_what_to_do(tmp_path, damage):
+UNUSABLE = {
+    "missing": "no such file",
+    "empty": "not readable",
+    "truncated": "not readable",
+    "text": "not readable",
+    "code": "not readable",
+    "tensor": "holds a Tensor, expected a dictionary",
+    "no weights": "found the entries weights_of_the_model",
+}
+
+
+@pytest.mark.parametrize(("damage", "found"), UNUSABLE.items(), ids=UNUSABLE)
+def test_unusable_file_is_named_with_what_to_do(tmp_path, damage, found):
     path = tmp_path / "file.pth"
     torch.save({"model_state_dict": _small().state_dict()}, path)
     whole = path.read_bytes()
@@ -140,12 +149,12 @@ def test_unusable_file_is_named_with_what_to_do(tmp_path, damage):
         case "text":
             path.write_text("<html>quota exceeded</html>")
         case "code":
-            torch.save({"model_state_dict": {}, "args": Surprise()}, path)
+            torch.save({"model_state_dict": _small().state_dict(), "args": Surprise()}, path)
         case "tensor":
             torch.save(torch.zeros(3), path)
         case "no weights":
             torch.save({"weights_of_the_model": {}}, path)
-    with pytest.raises(CheckpointError, match=re.escape(str(path))) as error:
+    with pytest.raises(CheckpointError, match=f"{re.escape(str(path))}: {found}") as error:
         load_checkpoint(_small(), path)
     assert "expected" in str(error.value)
     assert str(error.value).endswith(".")
@@ -162,6 +171,24 @@ def test_mismatch_names_missing_unexpected_and_reshaped_keys_and_loads_nothing(s
     assert "missing: image_encoder.pos_embed" in str(error.value)
     assert "unexpected: image_encoder.extra" in str(error.value)
     assert "reshaped: mask_decoder.iou_token.weight (1, 7) for (1, 192)" in str(error.value)
+    assert _same_weights(target, untouched)
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "reshaped"])
+def test_one_key_that_does_not_fit_is_enough_to_refuse_a_file(saved, fault):
+    weights = _small().state_dict()
+    match fault:
+        case "missing":
+            del weights["mask_decoder.iou_token.weight"]
+        case "unexpected":
+            weights["mask_decoder.iou_token.bias"] = torch.zeros(3)
+        case "reshaped":
+            weights["mask_decoder.iou_token.weight"] = torch.zeros(1, 7)
+    target, untouched = _small(), _small()
+    untouched.load_state_dict(target.state_dict())
+    with pytest.raises(CheckpointError, match=rf"{fault}: mask_decoder\.iou_token\.") as error:
+        load_checkpoint(target, saved({"model_state_dict": weights}))
+    assert str(error.value).count("iou_token") == 1
     assert _same_weights(target, untouched)
 
 

@@ -209,7 +209,11 @@ def test_folders_that_are_not_prepared_are_refused(tmp_path):
 def test_an_index_that_is_missing_or_of_another_version_is_refused(tmp_path, folder):
     with pytest.raises(InputError, match=r"index\.json: not found"):
         read_index(tmp_path)
-    (tmp_path / "index.json").write_text(json.dumps({"rule": {}, "samples": []}))
+    built = build(tmp_path, folder)
+    content = json.loads((built.folder / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps(content))
+    assert len(read_index(tmp_path).samples) == len(built.samples)
+    (tmp_path / "index.json").write_text(json.dumps(content | {"layout": 0}))
     with pytest.raises(InputError, match=r"not a crop index of this version"):
         read_index(tmp_path)
 

@@ -39,10 +39,18 @@ def test_training_curve_draws_what_is_there(tmp_path, losses, extra):
     assert len(places(tmp_path / "loss.png", "#0072b2")) > 0
 
 
-@pytest.mark.parametrize("text", ["", '{"step": 1}', "not json", '{"step": 1, "loss": NaN}'])
-def test_training_curve_refuses_what_holds_no_loss(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "holds no step with a finite loss"),
+        ('{"step": 1}', "cannot be read as training metrics .*loss"),
+        ("not json", "cannot be read as training metrics"),
+        ('{"step": 1, "loss": NaN}', "holds no step with a finite loss"),
+    ],
+)
+def test_training_curve_refuses_what_holds_no_loss(tmp_path, text, found):
     (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(InputError, match=r"metrics\.jsonl"):
+    with pytest.raises(InputError, match=rf"metrics\.jsonl: {found}"):
         training_curve_figure(tmp_path / "metrics.jsonl")
 
 

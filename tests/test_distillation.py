@@ -6,7 +6,7 @@ import torch
 from small_cases import ball
 from small_networks import small_sam, small_student
 
-from segment_anything import network_configs
+from segment_anything import Interaction, network_configs
 from utils.errors import InputError
 from utils.training.distillation import (
     DistillationPlan,
@@ -17,6 +17,7 @@ from utils.training.distillation import (
     matching_layers,
     require_stored_layers,
 )
+from utils.training.losses import dice_ce
 from utils.training.seeds import CLICKING
 from utils.training.teacher_outputs import teacher_outputs
 
@@ -188,16 +189,19 @@ def test_teacher_of_an_online_distillation_neither_learns_nor_is_saved():
 
 
 @pytest.mark.parametrize(
-    "shares",
+    ("shares", "found"),
     [
-        {"steps": 0},
-        {"layer_share": 0.7, "embedding_share": 0.5},
-        {"embedding_share": -0.1},
-        {"tune_share": 0.2, "logit_weight": 0, "truth_weight": 0},
+        ({"steps": 0}, "--steps 0"),
+        (
+            {"layer_share": 0.7, "embedding_share": 0.5},
+            r"\(0\.7, 0\.5",
+        ),
+        ({"embedding_share": -0.1}, "--embedding-share.* -0.1"),
+        ({"tune_share": 0.2, "logit_weight": 0, "truth_weight": 0}, "--tune-decoder: .*no loss"),
     ],
 )
-def test_shares_that_cannot_be_are_refused(shares):
-    with pytest.raises(InputError, match="expected"):
+def test_shares_that_cannot_be_are_refused(shares, found):
+    with pytest.raises(InputError, match=rf"{found}.*expected"):
         DistillationPlan(**{"steps": 10, "layers": (1, 2)} | shares)
 
 
@@ -228,3 +232,40 @@ def test_a_student_starts_from_the_teachers_blocks_of_equal_shape():
     assert torch.equal(ours["blocks.0.mlp.lin1.weight"], theirs["blocks.1.mlp.lin1.weight"])
     assert "blocks.0.attn.qkv.weight" not in ours
     assert len(copied) == len(ours)
+
+
+def mask_losses_by_hand(student, sample):
+    """Return Dice + CE to the teacher's masks and to the truth, means over the clicks."""
+    masks = sample["low_res_masks"]
+    truth = torch.nn.functional.avg_pool3d(sample["label"].float(), 2)
+    interaction = Interaction(student, student.image_encoder(sample["image"]))
+    to_teacher, to_truth = [], []
+    for k in range(masks.shape[1]):
+        logits, _ = interaction.click(sample["click_coords"][:, k], sample["click_labels"][:, k])
+        interaction.low_res_masks = masks[:, k : k + 1].float()
+        to_teacher.append(dice_ce(logits, torch.sigmoid(masks[:, k : k + 1].float())).item())
+        to_truth.append(dice_ce(logits, truth).item())
+    return np.mean(to_teacher), np.mean(to_truth)
+
+
+def test_mask_losses_are_those_of_each_click_decoded_after_the_teachers_mask():
+    student, sample = small_student(), teacher_batch(small_sam())
+    with torch.no_grad():
+        report = EncoderDistillation(student, DistillationPlan(10))(sample)
+        to_teacher, to_truth = mask_losses_by_hand(student, sample)
+
+    assert report["loss_logits"].item() == pytest.approx(to_teacher, rel=1e-5)
+    assert report["loss_truth"].item() == pytest.approx(to_truth, rel=1e-5)
+    assert to_teacher > 0.1
+
+
+@pytest.mark.parametrize(("logit_weight", "truth_weight"), [(2.0, 0.0), (0.0, 3.0), (2.0, 3.0)])
+def test_the_loss_is_the_embeddings_and_both_mask_losses_by_their_weights(
+    logit_weight, truth_weight
+):
+    plan = DistillationPlan(10, logit_weight=logit_weight, truth_weight=truth_weight)
+    report = EncoderDistillation(small_student(), plan)(teacher_batch(small_sam()))
+    masks = logit_weight * report["loss_logits"] + truth_weight * report["loss_truth"]
+    assert report["loss"].item() == pytest.approx((report["loss_embedding"] + masks).item())
+    assert report["loss_logits"] > 0.1
+    assert report["loss_truth"] > 0.1

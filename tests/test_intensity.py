@@ -278,10 +278,11 @@ def test_any_value_below_0_makes_a_ct_hounsfield_units():
     assert not holds_hounsfield(volume(-1000, 50), is_ct=False)
 
 
-def test_flags_take_a_negative_level_and_exclude_each_other():
+def test_flags_take_a_negative_level_and_exclude_each_other(capsys):
     parser = argparse.ArgumentParser()
     add_intensity_arguments(parser)
     assert parser.parse_args(["--window", "-600", "1500"]).window == [-600, 1500]
     assert parser.parse_args([]).intensity == "auto"
     with pytest.raises(SystemExit):
         parser.parse_args(["--window", "40", "400", "--intensity", "as-is"])
+    assert "not allowed with" in capsys.readouterr().err

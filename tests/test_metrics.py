@@ -10,7 +10,7 @@ from score_helpers import row, target
 from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
 
 from utils.errors import InputError
-from utils.results.metrics import dsc, interaction_auc, nsd
+from utils.results.metrics import class_masks, dsc, interaction_auc, nsd
 from utils.validation.scores import CaseScore
 
 PARITY = np.load(Path(__file__).parent / "data" / "metrics_seed0.npz")
@@ -131,18 +131,73 @@ def test_a_truth_without_classes_has_no_score():
     assert np.isnan(multi_class_dsc(nothing, nothing))
 
 
+SHAPES_DIFFER = r"the truth has shape \(D, H, W\) \(3, 4, 5\) and the prediction \(3, 5, 4\)"
+
+
 @pytest.mark.parametrize(
-    "call",
+    ("call", "found"),
     [
-        lambda: dsc(np.ones((3, 4, 5), bool), np.ones((3, 5, 4), bool)),
-        lambda: multi_class_dsc(np.ones((3, 4, 5), int), np.ones((3, 5, 4), int)),
-        lambda: dsc(np.ones((3, 4, 5)), np.ones((3, 4, 5))),
-        lambda: nsd(bar(0, 2), bar(0, 2), (1, 1)),
-        lambda: nsd(bar(0, 2), bar(0, 2), (1, 0, 1)),
-        lambda: interaction_auc([]),
+        (lambda: dsc(np.ones((3, 4, 5), bool), np.ones((3, 5, 4), bool)), SHAPES_DIFFER),
+        (lambda: multi_class_dsc(np.ones((3, 4, 5), int), np.ones((3, 5, 4), int)), SHAPES_DIFFER),
+        (lambda: dsc(np.ones((3, 4, 5)), np.ones((3, 4, 5))), "gt_mask has dtype float64"),
+        (lambda: nsd(bar(0, 2), bar(0, 2), (1, 1)), r"spacing is \(1\.0, 1\.0\); expected 3"),
+        (lambda: nsd(bar(0, 2), bar(0, 2), (1, 0, 1)), r"spacing is \(1\.0, 0\.0, 1\.0\)"),
+        (lambda: interaction_auc([]), r"scores of shape \(0,\)"),
     ],
     ids=["mask shapes", "label shapes", "probabilities", "two lengths", "zero mm", "no score"],
 )
-def test_what_cannot_be_scored_is_refused(call):
-    with pytest.raises(InputError, match=r"expected|need"):
+def test_what_cannot_be_scored_is_refused(call, found):
+    with pytest.raises(InputError, match=found):
         call()
+
+
+def test_a_message_names_the_mask_that_cannot_be_scored():
+    with pytest.raises(InputError, match=r"^seg_mask has dtype \w+ and shape \(4, 5\)"):
+        dsc(np.ones((3, 4, 5), bool), np.ones((4, 5), bool))
+    with pytest.raises(InputError, match=r"^gt_mask has dtype float32"):
+        nsd(np.ones((3, 4, 5), np.float32), np.ones((3, 4, 5), bool), (1, 1, 1))
+
+
+@pytest.mark.parametrize("scores", [[[0.5, 0.6]], 0.5], ids=str)
+def test_an_area_is_of_one_curve(scores):
+    with pytest.raises(InputError, match="cannot take the area under scores of shape"):
+        interaction_auc(scores)
+
+
+def test_classes_come_with_the_box_around_both_masks_and_both_masks_in_it():
+    gt, seg = np.zeros((2, 6, 7, 8), np.uint8)
+    gt[1:3, 2:4, 3:5], gt[5, 6, 7] = 2, 5
+    seg[2:5, 2, 1:4], seg[0, 0, 0] = 2, 7
+    (second, box, *masks), (fifth, alone, *others) = class_masks(gt, seg)
+    assert (second, fifth) == (2, 5)
+    assert box == (slice(1, 5), slice(2, 4), slice(1, 5))
+    for mask, volume in zip(masks, (gt, seg), strict=True):
+        np.testing.assert_array_equal(mask, volume[box] == 2)
+    assert alone == (slice(5, 6), slice(6, 7), slice(7, 8))
+    assert [mask.tolist() for mask in others] == [[[[True]]], [[[False]]]]
+
+
+@pytest.mark.parametrize("value", [0, -1, np.inf, np.nan])
+def test_lengths_of_a_voxel_are_finite_and_above_0(value):
+    for axis in range(3):
+        spacing = np.array([1.0, 2.0, 3.0])
+        spacing[axis] = value
+        with pytest.raises(InputError, match="spacing is"):
+            nsd(bar(0, 2), bar(0, 2), spacing)
+
+
+@pytest.mark.parametrize("tolerance_mm", [0.4, 1.0, 3.0, 9.0])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 0.7, 0.9)], ids=str)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_nsd_equals_the_package_at_any_tolerance(spacing, tolerance_mm):
+    """Small tolerances look up voxels, large ones measure distances."""
+    rng = np.random.default_rng(4)
+    gt, seg = blob(rng, (9, 14, 12)), blob(rng, (9, 14, 12))
+    distances = compute_surface_distances(gt, seg, spacing)
+    expected = compute_surface_dice_at_tolerance(distances, tolerance_mm)
+    assert nsd(gt, seg, spacing, tolerance_mm) == pytest.approx(expected, abs=1e-12)
+
+
+def test_masks_of_whole_numbers_are_masks():
+    assert dsc(bar(0, 6).astype(int) * 7, bar(4, 8).astype(np.uint16)) == 0.4
+    assert nsd(bar(0, 6).astype(int) * 7, bar(0, 6), (1, 1, 1)) == 1.0

@@ -40,7 +40,7 @@ def test_a_file_without_our_configuration_needs_a_name(tmp_path):
     torch.save({"model_state_dict": small_sam().state_dict()}, tmp_path / "bare.pth")
     with pytest.raises(InputError, match="vit_b_ori"):
         open_network(tmp_path / "bare.pth")
-    with pytest.raises(InputError, match=r"bare\.pth"):
+    with pytest.raises(InputError, match=r"bare\.pth: the weights are not those of vit_b_ori"):
         open_network(tmp_path / "bare.pth", "vit_b_ori")
 
 

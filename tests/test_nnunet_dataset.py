@@ -91,11 +91,21 @@ def test_malformed_description_is_an_input_error(path, content, found):
         read_description(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"a": 1, "a": 2}', "[" * 100_000, b"\xff\xfe\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, json.dumps(V2).encode("utf-16")])
 def test_description_that_is_no_json_is_an_input_error(path, text):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
-    with pytest.raises(InputError, match=r"dataset\.json: "):
+    with pytest.raises(InputError, match=r"dataset\.json: cannot be (read|used)"):
+        read_description(path)
+
+
+def test_description_that_is_good_but_for_a_repeated_key_is_an_input_error(path):
+    text = json.dumps(V2)
+    path.write_text(text)
+    read_description(path)
+
+    path.write_text(text.replace('"liver": 1', '"liver": 1, "liver": 3'))
+    with pytest.raises(InputError, match=r"dataset\.json: .*liver.* twice"):
         read_description(path)
 
 

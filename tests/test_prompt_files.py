@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from utils.prompts.files import (
     protect_minus,
     read_prompt_file,
 )
-from utils.prompts.kinds import BoxPrompt, Click
+from utils.prompts.kinds import BoxPrompt, Click, PromptError, checked_box, checked_click
 
 SHAPE = (10, 20, 30)
 # x grows to patient left, as in most scans: 2 mm, 1 mm, 5 mm voxels, none at the origin.
@@ -109,7 +111,7 @@ POINT = {"at": [1, 2, 3]}
         ({"coordinates": "ijk", "targets": []}, 'coordinates is "ijk". Expected one of zyx, xyz'),
         ({"coordinates": "zyx", "targets": {}}, r"targets is \{\}. Expected a list"),
     ],
-    ids=lambda value: str(value)[:30],
+    ids=lambda value: re.sub(r"\W+", "-", str(value))[:30],
 )
 def test_what_is_no_prompt_file_is_named(tmp_path, content, said):
     path = write(tmp_path, content)
@@ -135,7 +137,7 @@ def test_what_is_no_prompt_file_is_named(tmp_path, content, said):
         ({"id": 1, "box": {"from": [1, 2, 3]}}, "box: missing 'to'"),
         ({"id": 1, "box": {"from": [11, 0, 0], "to": [15, 4, 4]}}, "box: the box .* no voxel"),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: re.sub(r"\W+", "-", str(value))[:40],
 )
 def test_what_is_wrong_with_a_target_is_named_with_its_place(tmp_path, target, said):
     with pytest.raises(InputError, match=rf"(?s)scan\.json: targets\[1\]: (?=.*Expected){said}"):
@@ -305,3 +307,114 @@ def test_a_click_outside_the_image_is_told_in_which_coordinates_it_is_inside():
     with pytest.raises(InputError) as error:
         PromptSpace("zyx", SHAPE, AFFINE).click((500, 500, 500), True)
     assert "As coordinates" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "cut"),
+    [
+        ((-3, 0, 0), (4, 5, 6), ((0, 0, 0), (4, 5, 6))),
+        ((1.5, 2.25, 3), (99, 99, 99), ((1.5, 2.25, 3), (10, 20, 30))),
+        ((9.5, 0, 0), (11, 1, 1), ((9.5, 0, 0), (10, 1, 1))),
+    ],
+)
+def test_a_box_is_cut_to_the_image_on_each_side(start, stop, cut):
+    assert checked_box(start, stop, SHAPE) == BoxPrompt(*cut)
+    assert checked_box(start, stop, SHAPE, middle_slice=True).middle_slice is True
+    assert BoxPrompt((1, 2, 3), (4, 5, 7)).centre_zyx == (2, 3, 4.5)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [
+        ((0, 0), (4, 5, 6)),
+        ((0, 0, 0), (4, 5, 6, 7)),
+        ((0, 0, 0, 0), (4, 5, 6, 7)),
+        ((0, 0, np.nan), (4, 5, 6)),
+        ((0, 0, 0), (4, 5, np.inf)),
+        ((4, 0, 0), (4, 5, 6)),
+        ((0, 5, 0), (4, 4, 6)),
+        ((10, 0, 0), (12, 5, 6)),
+        ((0, 0, -5), (4, 5, 0)),
+    ],
+)
+def test_a_box_of_other_numbers_or_beside_the_image_is_refused(start, stop):
+    with pytest.raises(PromptError, match=r"^the box from .* holds no voxel .*\(10, 20, 30\)"):
+        checked_box(start, stop, SHAPE)
+
+
+@pytest.mark.parametrize("zyx", [(0, 0, 0), (9, 19, 29), (4.0, 5.0, 6.0)])
+def test_a_click_on_any_voxel_is_taken_as_whole_numbers(zyx):
+    for kind in (True, False, np.True_, 0):
+        click = checked_click(zyx, kind, SHAPE)
+        assert click == Click(tuple(int(c) for c in zyx), bool(kind))
+        assert [type(c) for c in (*click.zyx, click.is_foreground)] == [int] * 3 + [bool]
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("value", [-1, 0.5, "length"])
+def test_a_click_beside_the_image_on_one_axis_is_refused(axis, value):
+    place = [1, 2, 3]
+    place[axis] = SHAPE[axis] if value == "length" else value
+    with pytest.raises(PromptError, match=r"^the click .* is not a voxel .*\(10, 20, 30\)"):
+        checked_click(place, True, SHAPE)
+
+
+@pytest.mark.parametrize("number", [1, 65535])
+def test_the_first_and_the_last_id_are_taken(tmp_path, number):
+    assert read(tmp_path, [{"id": number}])[0].id == number
+
+
+@pytest.mark.parametrize("number", [65536, -1, 1.0, "1", None])
+def test_other_ids_are_refused(tmp_path, number):
+    with pytest.raises(InputError, match=r"targets\[0\]: id is .*from 1 to 65535"):
+        read(tmp_path, [{"id": number}])
+
+
+def test_a_long_value_is_cut_in_the_message(tmp_path):
+    with pytest.raises(InputError, match=r"name is \[(0, ){26}0\.\.\.\. Expected text"):
+        read(tmp_path, [{"id": 1, "name": [0] * 1000}])
+
+
+def test_a_minus_is_kept_from_argparse_before_numbers_alone():
+    words = ["--fg", "-1,2,3", "-1.5e-3,2,3", "-x,2", "--box", "-.5,1,2,3,4,5", "-", "-7"]
+    blanks = ["--fg", " -1,2,3", " -1.5e-3,2,3", "-x,2", "--box", " -.5,1,2,3,4,5", "-", "-7"]
+    assert protect_minus(words) == blanks
+
+
+def test_flags_of_each_kind_say_that_prompts_are_given():
+    assert not gives_prompts(parsed())
+    for words in (["--fg", "1,2,3"], ["--bg", "1,2,3"], ["--box", "1,2,3,4,5,6"]):
+        assert gives_prompts(parsed(*words))
+        with pytest.raises(InputError, match=r"--prompts p\.json: found --fg"):
+            find_prompts(parsed("--prompts", "p.json", *words), Path("scan.nii"), SHAPE, AFFINE)
+
+
+def test_flags_may_be_given_more_than_once_and_in_any_coordinates(tmp_path):
+    words = [
+        "--fg",
+        "1,2,3",
+        "4,5,6",
+        "--fg",
+        "7,8,9",
+        "--coordinates",
+        "xyz",
+        "--box",
+        "1,2,3,4,5,6",
+    ]
+    (target,) = find_prompts(parsed(*words), tmp_path / "scan.nii", SHAPE, AFFINE)
+    clicks = [Click(zyx, True) for zyx in ((3, 2, 1), (6, 5, 4), (9, 8, 7))]
+    assert target == (1, "", [BoxPrompt((3, 2, 1), (7, 6, 5)), *clicks])
+    for flag, words in (("--box", ["--box", "11,0,0,12,4,4"]), ("--fg", ["--fg", "1,2,99"])):
+        with pytest.raises(PromptError, match=f"^{flag}: the "):
+            find_prompts(parsed(*words), tmp_path / "scan.nii", SHAPE, AFFINE)
+
+
+def test_a_stem_keeps_dots_and_other_suffixes():
+    names = {"a.nii": "a", "a.nii.gz.nii.gz": "a.nii.gz", "a.gz": "a.gz", "a.npz.txt": "a.npz.txt"}
+    assert {name: image_stem(Path(name)) for name in names} == names
+
+
+def test_an_unknown_coordinate_system_is_refused_as_a_flag(capsys):
+    with pytest.raises(SystemExit):
+        parsed("--fg", "1,2,3", "--coordinates", "ijk")
+    assert "--coordinates: invalid choice: 'ijk'" in capsys.readouterr().err

@@ -78,3 +78,45 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path, content, 
 
     with pytest.raises(InputError, match=f"{path}: .*{found}.*\n?.*a table of facts"):
         read_json(path, "a table of facts")
+
+
+def test_only_keys_that_are_there_twice_are_named():
+    with pytest.raises(RepeatedKeyError, match=r"has \['b'\] twice") as error:
+        parse_json('{"a": 1, "b": 2, "c": 3, "b": 4}')
+
+    assert error.value.keys == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("[" * 100_000, "^it is nested too deeply$"),
+        (b"\xff", "utf-8.*invalid start byte"),
+        ("[1] 2", "Extra data"),
+        ("", "Expecting value"),
+    ],
+    ids=["deep", "no UTF-8", "two values", "nothing"],
+)
+def test_the_message_says_what_is_wrong_with_a_text(text, found):
+    with pytest.raises(JsonError, match=found):
+        parse_json(text)
+
+
+def test_a_byte_order_mark_inside_a_text_is_kept():
+    assert parse_json('["\ufeffa"]') == ["\ufeffa"]
+
+
+def test_a_file_is_read_as_the_kind_asked_for(tmp_path):
+    path = tmp_path / "facts.json"
+    path.write_bytes(b'\xef\xbb\xbf{"name": "a", "voxels": {"b": null}}')
+
+    assert read_json(path, "a row", Row) == Row("a", {"b": None})
+    assert read_json(path, "anything") == {"name": "a", "voxels": {"b": None}}
+    path.write_text('{"name": "a"}')
+    with pytest.raises(InputError, match=r"(?s)facts\.json: .*voxels.*Expected a row: repair"):
+        read_json(path, "a row", Row)
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is not a regular file"):
+        read_json(tmp_path, "a row")
