@@ -269,7 +269,7 @@ def test_a_second_run_gives_the_same_bytes(tmp_path, student):
         ("inputs", "inputs", (), "lies with the inputs"),
         ("inputs", "inputs/out", (), "lies with the inputs"),
         ("inputs/CT_A_1.npz", "inputs", (), "lies with the inputs"),
-        ("twins", "out", (), "would be answered in scan.nii.gz"),
+        ("twins", "out", (), "its answer would be scan.nii.gz, and so would that of"),
         ("inputs", "inputs/CT_A_1.npz/out", (), "lies with the inputs"),
         ("inputs", "student.pth/out", (), "cannot be written"),
         ("inputs", "out", ("--device", "gpu"), "--device gpu"),

@@ -83,7 +83,7 @@ def read_input(path: Path, args: argparse.Namespace) -> PredictionCase:
 
 
 def _mapped(path: Path, case: PredictionCase, args: argparse.Namespace) -> PredictionCase:
-    """Map the image's intensities; log how, and why so."""
+    """Map the image's intensities; log the mapping and the reason."""
     modality, source = _modality_of(path, args)
     mapped = map_intensity(case.image, args.intensity, args.window, modality)
     why = f"{modality} by {source}" if modality else mapped.why
@@ -94,7 +94,7 @@ def _mapped(path: Path, case: PredictionCase, args: argparse.Namespace) -> Predi
 
 
 def _modality_of(path: Path, args: argparse.Namespace) -> tuple[str | None, str]:
-    """Return an image's modality and who says so; None where only the values can tell."""
+    """Return an image's modality and its source; None where only the values show it."""
     if args.modality:
         return args.modality, "--modality"
     if is_challenge_file(path):
@@ -107,7 +107,7 @@ def _modality_of(path: Path, args: argparse.Namespace) -> tuple[str | None, str]
 
 
 def _described_modality(path: Path) -> str | None:
-    """Return what nnU-Net's dataset.json in the image's folder, or the one above, says."""
+    """Return the modality in nnU-Net's dataset.json, of the image's folder or the one above."""
     channel = CHANNEL.search(image_stem(path))
     for folder in path.absolute().parents[:2]:
         if (folder / "dataset.json").is_file():

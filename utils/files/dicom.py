@@ -48,7 +48,7 @@ class Slice:
 def dicom_files(folder: Path) -> list[Path]:
     """Return the DICOM files in a folder (not in its subfolders), sorted.
 
-    They are known by their ending, or by the mark that DICOM files have at byte 128.
+    `is_dicom` says which they are.
     """
     return [path for path in sorted(folder.iterdir()) if is_dicom(path)]
 
@@ -139,7 +139,7 @@ def _header_of(path: Path) -> Slice:
         if len(position) != 3 or axes.shape != (6,) or not np.isfinite([*position, *axes]).all():
             raise InputError(
                 f"{path}: has no position and orientation. Expected a slice of a 3-D series: move "
-                "other files elsewhere."
+                "this file elsewhere."
             )
         modality = tag("0008|0060")
         title = f"{modality} {tag('0008|103e')}".strip()

@@ -36,7 +36,7 @@ from utils.volumes.grid import Grid, Volume, is_same_affine
 EXPECTED = "a complete 3-D NIfTI file"
 DAMAGED = (ImageFileError, HeaderDataError, WrapStructError)  # nibabel raises these
 SILENT = logging.Logger("silent", level=logging.CRITICAL + 1)
-MAX_SIDE_MM = 1000.0  # of a voxel whose unit is not mm: above it the unit is a mistake
+MAX_SIDE_MM = 1000.0  # of a voxel whose unit is not mm: a longer side means a wrong unit
 COMPRESSION = 2  # of ISA-L's 0 to 3: 3 is far slower on labels and no smaller
 BLOCK = 2**22  # bytes at a time
 

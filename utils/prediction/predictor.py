@@ -22,7 +22,8 @@ Conventions of all methods:
   counted from 0, in that order.
 * Boxes are half-open: the start is inside, the stop is outside.
 * Lengths are mm. Only ``spacing_xyz`` is in the order (x, y, z), as challenge files store it.
-* A method that raises an error leaves image and prompts as they were. Threads take turns.
+* A method that raises an error leaves image and prompts as they were. Calls of several
+  threads run one after another.
 * A mask depends on the image, the prompts, and the order of a target's own prompts. It does not
   depend on how often masks were asked for in between, nor on the order of the targets.
 
@@ -237,7 +238,7 @@ class Predictor:
         """
         target = checks.checked_target(target)
         with self._turn:
-            history = self._history(target, "has no prompt to take back")
+            history = self._history(target, "has no prompt to undo")
             kept = 0 if isinstance(history.undo(), MaskPrompt) else len(history.counted)
             del self._states[target][kept:]
             self._cached.pop(target, None)

@@ -89,8 +89,8 @@ class Entry:
         state, before = self._state_of(temporary), self._claimed[name]
         if os.path.lexists(path) and before is None and fingerprint_of(path) != state:
             raise InputError(
-                f"{path}: exists, and nothing proves that this step wrote it, though an earlier "
-                "run was killed here. Expected no file of another origin: nothing was "
+                f"{path}: exists, and nothing proves that this step wrote it before an earlier "
+                "run was killed. Expected no file of another origin: nothing was "
                 "overwritten; move it away, then run again."
             )
         self._written[name] = state

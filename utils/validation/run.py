@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from utils.errors import InputError
-from utils.files.answers import require_apart
+from utils.files.answers import require_distinct_files
 from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.run.executor import cpu_count
 from utils.run.network import NetworkFile, trained_on
@@ -57,7 +57,7 @@ def validate(args: argparse.Namespace) -> Summary:
     jobs = protocol.jobs(settings)
     written = [path for job in jobs for path in (*job.outputs, job.score_path, job.log_path)]
     read = [path for job in jobs for path in job.sources]
-    require_apart(written, [*read, *network.files])
+    require_distinct_files(written, [*read, *network.files])
     with owning(args.out_dir):
         start_run(args, args.out_dir)
         scores, failures = score_all(jobs, args.workers)

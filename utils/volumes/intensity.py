@@ -4,7 +4,7 @@ Challenge files hold CT clipped to a window, and every other modality clipped to
 and 99.5 of its voxels above 0; both are then scaled to uint8. Other images are mapped the same way.
 
 Whether an image is CT is decided here, for prediction, preparation and training alike: by the user,
-else by a name or header that says so, else by the share of voxels that look like air.
+else by header or name, else by the share of voxels that look like air.
 """
 
 import argparse
@@ -151,8 +151,9 @@ def looks_hounsfield(volume: np.ndarray) -> bool:
 def air_share(volume: np.ndarray) -> float:
     """Return the share of voxels that look like air in CT; 0 where the image is no CT.
 
-    Single voxels and small shares of values below 0 say nothing: resampling makes such in MR. In CT
-    air is a group of its own near -1000 HU, and much of the rest is fat and soft tissue.
+    Single voxels and small shares of values below 0 are no evidence: resampling makes them in MR
+    too. In CT, air is a group of its own near -1000 HU, and much of the rest is fat and soft
+    tissue.
     """
     if volume.dtype.kind not in "if":
         return 0.0
@@ -238,7 +239,7 @@ def _saturation(image: np.ndarray, body: np.ndarray) -> str:
         share = np.count_nonzero((image == end) & body) / size
         if share > SATURATED:
             return (
-                f"{share:.0%} of the body is mapped to {end}, so the network cannot tell it apart. "
+                f"{share:.0%} of the body is mapped to {end}, so no structure is left in it. "
                 "Give --modality, --window LEVEL WIDTH or --intensity as-is if that is wrong."
             )
     return ""
