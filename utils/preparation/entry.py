@@ -75,7 +75,7 @@ class Entry:
         self._claimed = {name: states[name] for name in names}
         self._write(BEGUN, {**self._old_outputs, **self._claimed}, {})
 
-    def before_naming(self, temporary: Path, path: Path) -> None:
+    def record_written(self, temporary: Path, path: Path) -> None:
         """Record the state of a claimed output that is complete and still has its temporary name.
 
         Raises:

@@ -273,7 +273,7 @@ def _do(step: Step, job: CaseJob) -> Outcome:
         entry = step.ledger.open(job)
         if entry.confirm():
             return Outcome(job, "skipped")
-        with checked_by(entry.before_naming):
+        with checked_by(entry.record_written):
             found = step.work(job, entry)
         entry.finish(found)
         lines = {"notes": found.notes, "remarks": found.remarks}
