@@ -75,10 +75,29 @@ def add_intensity_arguments(parser: argparse.ArgumentParser) -> None:
     ways.add_argument(
         "--window",
         type=float,
+        action=WindowAction,
         nargs=2,
         metavar=("LEVEL", "WIDTH"),
         help="map this window to 0..255 instead, such as -600 1500 for lungs",
     )
+
+
+class WindowAction(argparse.Action):
+    """Store level and width of a window; refuse what is not finite, and widths not above 0."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: list[float],
+        option_string: str | None = None,
+    ) -> None:
+        level, width = values
+        if not (np.isfinite(level) and 0 < width < np.inf):
+            raise argparse.ArgumentError(
+                self, f"found {level:g} {width:g}, expected two finite numbers, the second above 0"
+            )
+        setattr(namespace, self.dest, values)
 
 
 def named_modality(name: str) -> str | None:
