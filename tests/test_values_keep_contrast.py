@@ -79,3 +79,13 @@ def test_a_body_of_a_few_grey_values_is_warned_of():
 def test_an_image_of_one_value_is_warned_of(dtype):
     assert "all voxels have the value 7" in map_intensity(np.full(SHAPE, 7, dtype)).warning
     assert map_intensity(PLACES[1].astype(dtype)).warning == ""
+
+
+def test_a_body_of_one_value_stands_out_from_the_background():
+    mapped = map_intensity(np.where(BODY, 1000, 0).astype(np.int16))
+    assert mapped.image[BODY].min() == 255
+    assert mapped.image[~BODY].max() == 0
+
+
+def test_a_window_far_above_all_values_is_warned_of():
+    assert "100% of the body is mapped to 0" in map_intensity(mr() - 3000, modality="ct").warning

@@ -222,6 +222,7 @@ def _by_percentiles(volume: np.ndarray) -> Mapped:
         body &= volume != volume.min()
     known = volume[body]
     low, high = np.percentile(known, PERCENTILES) if known.size else (volume.min(), volume.max())
+    low = volume.min() if low == high else low  # a body of one value stands out from the rest
     which = "voxels other than 0" if signed else "voxels > 0"
     done = f"percentiles {PERCENTILES[0]} and {PERCENTILES[1]} of {which}"
     image = _stretched(volume, low, high)
@@ -272,7 +273,8 @@ def _stretched(volume: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _saturation(image: np.ndarray, body: np.ndarray) -> str:
     """Return a warning if more than half of the body's voxels have the value 0, or 255."""
-    size = max(np.count_nonzero(body), 1)
+    body = body if body.any() else np.full(image.shape, True)
+    size = np.count_nonzero(body)
     for end in (0, 255):
         share = np.count_nonzero((image == end) & body) / size
         if share > SATURATED:
