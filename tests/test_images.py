@@ -244,3 +244,34 @@ def test_a_nrrd_in_other_units_than_mm_is_refused(tmp_path, line, before):
         else:
             with pytest.raises(InputError, match=r"its lengths are in 'um'\. Expected mm"):
                 read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "change"),
+    [
+        (".nhdr", ("6 5 4", "6 5 3")),
+        (".mhd", ("6 5 4", "6 5 3")),
+        (".nhdr", ("type: short", "type: uchar")),
+        (".mhd", ("SHORT", "UCHAR")),
+    ],
+)
+def test_a_header_of_other_voxels_than_the_file_s_is_refused(tmp_path, suffix, change):
+    path = write(tmp_path / f"a{suffix}")
+    text = path.read_text()
+    assert change[0] in text
+    path.write_text(text.replace(*change))
+    with pytest.raises(InputError, match=r"voxels' files have 240 bytes\. Expected 1[28]0 for"):
+        read_image(path)
+
+
+def test_a_pattern_of_any_other_kind_is_no_pattern(tmp_path):
+    for name in ("s%099999999999d.raw 0 3 1", "s%n%d.raw 0 3 1", "s%s.raw 0 3 1", "50%.raw"):
+        slices(tmp_path, name)
+        with pytest.raises(InputError, match="its voxels are missing"):
+            read_image(tmp_path / "a.mhd")
+
+
+def test_a_list_of_files_that_are_no_slices_is_refused(tmp_path):
+    slices(tmp_path, "LIST 3D")
+    with pytest.raises(InputError, match="names files of 3 axes each"):
+        read_image(tmp_path / "a.mhd")

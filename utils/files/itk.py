@@ -31,7 +31,15 @@ MAX_HEADER = 2**16  # bytes that a header is searched in
 MAX_PARTS = 2**16  # files that a header may name
 DATA_FILE = re.compile(rb"^(?:data ?file *: *|ElementDataFile *= *)(.*?)\r?\n", re.I | re.M)
 LIST = re.compile(r"LIST *([0-9]?) *D?", re.I)  # one file a line, each of so many axes
-PATTERN = re.compile(r"(\S*%0?[0-9]*d\S*) +(-?[0-9]+) +(-?[0-9]+) +(-?[0-9]+) *([0-9]?)")
+PATTERN = re.compile(
+    r"([^%\s]*%0?[0-9]{0,2}d[^%\s]*) +(-?[0-9]+) +(-?[0-9]+) +(-?[0-9]+) *([0-9]?)"
+)
+#: Headers after which the bytes of a file of voxels are not the voxels alone.
+NOT_PLAIN = re.compile(
+    rb"^(?:CompressedData *= *True|BinaryData *= *False|HeaderSize *=|encoding:(?! *raw)|"
+    rb"(?:byte|line) ?skip *:)",
+    re.I | re.M,
+)
 UNITS = re.compile(rb"^(?:space )?units *: *(.*?)\r?$", re.I | re.M)
 MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", "none", "???", ""}
 COMPRESSED = re.compile(rb"^CompressedData *= *True", re.I | re.M)
@@ -63,6 +71,7 @@ def read_itk(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
         _require_all_parts(path, grid.shape)
         _require_intact(path)
         array = simple_itk().GetArrayFromImage(reader.Execute()).reshape(grid.shape)
+        _require_exact_size(path, array)
     require_real_and_finite(array, path, "the volume")
     return Volume(array, grid.affine)
 
@@ -203,10 +212,26 @@ def _require_all_parts(path: Path, shape: tuple[int, int, int]) -> None:
         return
     axes = int(found[found.lastindex] or 2)
     count, expected = len(data_files(path)), math.prod(shape[: max(len(shape) - axes, 0)])
+    if axes != 2 and path.suffix.lower() not in READERS:
+        raise InputError(
+            f"{path}: names files of {axes} axes each. Expected one file a slice, of 2 axes: write "
+            "the image into one file."
+        )
     if count != expected:
         raise InputError(
             f"{path}: names {count} files of voxels. Expected {expected} for its shape (D, H, W) "
             f"{shape}: copy the whole image again, or write it into one file."
+        )
+
+
+def _require_exact_size(path: Path, array: np.ndarray) -> None:
+    """Raise `InputError` if the voxels' files hold more bytes than the header's voxels take."""
+    parts = data_files(path)
+    size = sum(part.stat().st_size for part in parts)
+    if parts and size != array.nbytes and not NOT_PLAIN.search(_header(path)):
+        raise InputError(
+            f"{path}: its voxels' files have {size:,} bytes. Expected {array.nbytes:,} for shape "
+            f"(D, H, W) {array.shape} and {array.dtype}: correct the header."
         )
 
 
