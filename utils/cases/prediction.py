@@ -16,7 +16,7 @@ from utils.files.answers import write_answer
 from utils.files.images import header_modality, image_stem, read_image
 from utils.files.strict_json import read_json
 from utils.prompts.files import find_prompts, gives_prompts
-from utils.prompts.kinds import Prompt
+from utils.prompts.kinds import Click, Prompt
 from utils.volumes.forms import Forms
 from utils.volumes.geometry import affine_from_spacing
 from utils.volumes.grid import Grid
@@ -152,6 +152,15 @@ def _read_npz(path: Path, args: argparse.Namespace) -> PredictionCase:
 def _read_image(path: Path, args: argparse.Namespace) -> PredictionCase:
     volume = read_image(path, series=args.series)
     targets = find_prompts(args, path, volume.shape, volume.affine, volume.itk_affine)
+    for target in targets:
+        if not any(not isinstance(p, Click) or p.is_foreground for p in target.prompts):
+            logger.warning(
+                "%s: target %d has no box and no click on it, so its mask is empty. Expected at "
+                "least one: add it to the prompts",
+                path.name, target.id,
+            )  # fmt: skip
+    if not targets:
+        logger.warning("%s: its prompts name no target, so the answer is empty", path.name)
     return PredictionCase(
         answer_name=answer_name(path, args.format),
         image=volume.array,

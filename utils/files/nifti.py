@@ -162,7 +162,13 @@ def _image_of(stream: BinaryIO) -> tuple[nib.Nifti1Image, Forms]:
     nifti2 = stream.read(4) in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # its header takes 540 bytes
     stream.seek(0)
     kind = nib.Nifti2Image if nifti2 else nib.Nifti1Image
-    forms = _forms_of(kind.header_class.from_fileobj(stream, check=False))
+    header = kind.header_class.from_fileobj(stream, check=False)
+    forms = _forms_of(header)
+    if header["vox_offset"] < header.sizeof_hdr:
+        raise ValueError(
+            f"the voxels begin at byte {header['vox_offset']}, inside the header, as in the .hdr "
+            "file of a pair .hdr and .img"
+        )
     stream.seek(0)
     return kind.from_stream(stream), forms
 
