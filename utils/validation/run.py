@@ -15,6 +15,7 @@ from utils.errors import InputError
 from utils.files.answers import require_apart
 from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.run.executor import cpu_count
+from utils.run.folder import write_flags
 from utils.run.network import NetworkFile, trained_on
 from utils.run.start import owning, start_run
 from utils.validation.protocol import (
@@ -32,6 +33,12 @@ from utils.validation.run_clicks import ClicksProtocol
 from utils.validation.scores import CaseScore
 from utils.validation.worker import open_once, score_all
 from utils.volumes.geometry import CropRule
+
+SCRIPT = "validation.py"  # both scripts: a validation may follow another in one folder
+WRITES = (
+    *("cases", "predictions", "pictures", "report.html", "summary.json", "dsc.png", "nsd.png"),
+    *("cases.csv", "organs.csv", "challenge.csv", "targets.csv", "groups.csv"),
+)
 
 PROTOCOLS: dict[str, type[ValidationProtocol]] = {
     "clicks": ClicksProtocol,
@@ -59,7 +66,8 @@ def validate(args: argparse.Namespace) -> Summary:
     read = [path for job in jobs for path in job.sources]
     require_apart(written, [*read, *network.files])
     with owning(args.out_dir):
-        start_run(args, args.out_dir)
+        start_run(args, args.out_dir, script=SCRIPT, writes=WRITES)
+        write_flags(args, args.out_dir, SCRIPT)
         scores, failures = score_all(jobs, args.workers)
         if not scores:
             first = "\n".join(f"{case}: {text}" for case, text in list(failures.items())[:5])
