@@ -66,7 +66,7 @@ from utils.training.store_writer import (
     store_outputs,
 )
 from utils.training.tasks import InteractiveTask
-from utils.training.teacher_store import TEACHER, TeacherStore
+from utils.training.teacher_store import TEACHER, TeacherStore, require_own_store
 from utils.training.trainer import WRITES, FitReport, fit
 from utils.training.validation_crops import (
     CropValidation,
@@ -287,6 +287,7 @@ def run(args: argparse.Namespace) -> TeacherReport:
 def build_and_train(args: argparse.Namespace) -> TeacherReport:
     """Open the network and the crops, then train and store."""
     make_folder(args.teacher_dir)  # reports a folder without write permission before the training
+    require_own_store(args.teacher_dir)
     teacher, rule = build_teacher(args)
     require_layers(teacher, store_config(args))
     build_validation_cache(args, keep=args.from_crops)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_cases import write_prepared
 from small_networks import save_student, save_teacher
@@ -13,6 +14,7 @@ import preparelabel
 import validation
 from utils.errors import InputError
 from utils.run.folder import require_own_folder
+from utils.training.crop_cache import build_cache
 
 SMALL = ["--batch-size", "1", "--workers", "0", "--device", "cpu", "--steps", "2"]
 TEACHING = ["--num-clicks", "2", "--loss-size", "16", "--crops-dir", "crops"]
@@ -170,3 +172,95 @@ def test_network_without_its_last_checkpoint_is_kept():
     after = content_of("out") | content_of("student")
     kept = {path for path in before if path.suffix in (".pt", ".pth") or path.name == "args.json"}
     assert {path: after[path] for path in kept} == {path: before[path] for path in kept}
+
+
+@pytest.mark.parametrize("name", ["teacher.pt", "index.jsonl"])
+def test_file_of_another_origin_in_the_folder_of_outputs_is_kept(name):
+    Path("mine").mkdir()
+    Path("mine", name).write_text("mine")
+
+    with pytest.raises(InputError, match=f"{name}: is no .*another --teacher-dir"):
+        run(preparelabel, "--teacher-dir", "mine", "--out-dir", "new")
+
+    assert content_of("mine") == {Path("mine", name): b"mine"}
+
+
+def test_files_named_like_shards_are_kept():
+    names = ["shard-00001-of-2.safetensors", "rows-of-mine.jsonl"]
+    for name in names:
+        Path("outputs", name).write_text("mine")
+
+    run(preparelabel, "--out-dir", "new", "--seed", "3")
+
+    assert [Path("outputs", name).read_text() for name in names] == ["mine", "mine"]
+
+
+def test_damaged_index_of_stored_outputs_is_written_anew():
+    Path("outputs/index.jsonl").write_bytes(b"\0" * 9)
+
+    run(preparelabel, "--steps", "0", "--checkpoint", "out/last.pt")
+
+    assert Path("outputs/index.jsonl").read_text().count("\n") == 4
+
+
+@pytest.mark.parametrize("content", ["mine", "{}", '{"layout": 3}', "[]"])
+def test_index_of_another_origin_is_kept(content):
+    Path("mine").mkdir()
+    Path("mine/index.json").write_text(content)
+
+    with pytest.raises(InputError, match=r"index\.json: is no index.*another --crops-dir"):
+        build_cache(["tree/liver/CT_A"], Path("mine"), workers=1)
+
+    assert content_of("mine") == {Path("mine/index.json"): content.encode()}
+
+
+def test_damaged_index_of_a_crop_cache_is_written_anew():
+    before = Path("crops/index.json").read_bytes()
+    Path("crops/index.json").write_bytes(b"\0" * 9)
+
+    build_cache(["tree/liver/CT_A"], Path("crops"), workers=1)
+
+    assert Path("crops/index.json").read_bytes() == before
+
+
+def write_arrays(path):
+    np.savez(path, imgs=np.zeros(3))
+
+
+@pytest.mark.parametrize("write", [write_arrays, lambda path: path.write_text("mine")])
+@pytest.mark.parametrize("name", ["CT_A_0.npz", "CT_A_0#7.npz"])
+def test_file_in_the_place_of_a_target_is_kept(write, name):
+    path = Path("mine/liver/CT_A", name)
+    path.parent.mkdir(parents=True)
+    write(path)
+    before = path.read_bytes()
+
+    for _ in range(2):  # the second run finds the first one's index
+        index = build_cache(["tree/liver/CT_A"], Path("mine"), workers=1)
+
+    assert path.read_bytes() == before
+    assert len(index.failures) == 1
+    assert name in index.failures[0]
+    assert len(index.samples) == 2
+
+
+def test_damaged_target_is_written_anew():
+    path = Path("crops/liver/CT_A/CT_A_0.npz")
+    before = path.read_bytes()
+    path.write_bytes(b"\0" * 9)
+
+    build_cache(["tree/liver/CT_A"], Path("crops"), workers=1)
+
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["liver", "images"])
+def test_nothing_is_written_behind_a_link_in_a_crop_cache(name):
+    Path("mine").mkdir()
+    Path("elsewhere/CT_A").mkdir(parents=True)
+    Path("mine", name).symlink_to(Path("elsewhere").absolute())
+
+    with pytest.raises(InputError, match="behind a link"):
+        build_cache(["tree/liver/CT_A"], Path("mine"), workers=1)
+
+    assert content_of("elsewhere") == {}
