@@ -264,3 +264,17 @@ def test_nothing_is_written_behind_a_link_in_a_crop_cache(name):
         build_cache(["tree/liver/CT_A"], Path("mine"), workers=1)
 
     assert content_of("elsewhere") == {}
+
+
+@pytest.mark.parametrize("name", ["cases", "predictions/liver", "pictures/liver/CT_A"])
+def test_validation_writes_nothing_behind_a_link(name):
+    run(validation, "--out-dir", "scores")
+    Path("scores", name).rename("elsewhere")
+    Path("scores", name).symlink_to(Path("elsewhere").absolute())
+    before = content_of("elsewhere")
+
+    with pytest.raises(InputError, match="lies behind a link that leads out of"):
+        run(validation, "--out-dir", "scores", "--num-clicks", "2")
+
+    assert before
+    assert content_of("elsewhere") == before

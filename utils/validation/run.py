@@ -13,6 +13,7 @@ import torch
 
 from utils.errors import InputError
 from utils.files.answers import require_apart
+from utils.files.names import is_inside
 from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.run.executor import cpu_count
 from utils.run.folder import write_flags
@@ -65,6 +66,14 @@ def validate(args: argparse.Namespace) -> Summary:
     written = [path for job in jobs for path in (*job.outputs, job.score_path, job.log_path)]
     read = [path for job in jobs for path in job.sources]
     require_apart(written, [*read, *network.files])
+    pictures = [args.out_dir / "pictures" / f"{job.case}.png" for job in jobs]
+    places = [(path, job.out_dir) for job in jobs for path in (*job.outputs, job.score_path)]
+    for path, folder in (*places, *((path, args.out_dir) for path in pictures)):
+        if not is_inside(path.relative_to(folder).as_posix(), folder):
+            raise InputError(
+                f"{path}: lies behind a link that leads out of {folder}. Expected outputs in this "
+                "folder: remove the link, or choose another --out-dir."
+            )
     with owning(args.out_dir):
         start_run(args, args.out_dir, script=SCRIPT, writes=WRITES)
         write_flags(args, args.out_dir, SCRIPT)
