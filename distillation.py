@@ -23,6 +23,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,9 @@ from segment_anything import (
     student_payload,
 )
 from utils.errors import InputError, exit_on_input_error
+from utils.files.answers import require_distinct_files
 from utils.run.flags import non_negative_float, positive_int, share
+from utils.run.folder import write_flags
 from utils.run.network import open_network, trained_on
 from utils.run.ranks import joined, rank, world_size
 from utils.run.start import owning, start_run
@@ -58,7 +61,7 @@ from utils.training.distillation import (
     require_stored_layers,
 )
 from utils.training.teacher_store import TEACHER, TeacherOutputs, open_store, require_teacher
-from utils.training.trainer import FitReport, fit
+from utils.training.trainer import WRITES, FitReport, fit
 from utils.training.validation_crops import (
     add_crop_validation_arguments,
     build_validation_cache,
@@ -68,6 +71,7 @@ from utils.volumes.geometry import CropRule
 
 logger = logging.getLogger(__name__)
 
+SCRIPT = "distillation.py"
 STUDENT = "student.pth"
 
 
@@ -262,8 +266,10 @@ def _beside(config: SamConfig, teacher: SamConfig, trained: bool) -> SamConfig:
 
 def run(args: argparse.Namespace) -> StudentReport:
     """Distil with the flags ``args``; return the losses and the path of the student."""
+    inputs = [args.teacher_dir / TEACHER, *([args.checkpoint] if args.checkpoint else [])]
+    require_distinct_files([args.out_dir / name for name in (*WRITES, STUDENT)], inputs)
     with owning(args.out_dir):
-        start_run(args, args.out_dir)
+        start_run(args, args.out_dir, script=SCRIPT, writes=(*WRITES, STUDENT))
         build_validation_cache(args, keep=True)
         with joined(args.device) as device:
             return distil(args, device)
@@ -312,6 +318,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
         resume=args.resume,
         validate=validation,
         defines=defines,
+        begun=partial(begin, args),
     )
     if report.best:
         load_checkpoint(student, report.best)
@@ -319,6 +326,18 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
     if rank() == 0:
         save_payload(path, payload())
     return StudentReport(report, path)
+
+
+def begin(args: argparse.Namespace) -> None:
+    """Write the flags of a run that has passed its checks."""
+    path = args.out_dir / STUDENT
+    if not args.resume and path.exists():
+        raise InputError(
+            f"{path}: holds the student of an earlier run, expected no such file.\n"
+            "Choose another --out-dir."
+        )
+    if rank() == 0:
+        write_flags(args, args.out_dir, SCRIPT)
 
 
 def _online(

@@ -23,6 +23,7 @@ import utils.run.threads  # noqa: F401  before torch
 import argparse
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ from segment_anything import (
 )
 from utils.data_paths import img_datas
 from utils.errors import InputError, exit_on_input_error
+from utils.files.answers import require_distinct_files
 from utils.files.atomic import make_folder
 from utils.run.device import pick_precision
 from utils.run.flags import (
@@ -47,6 +49,7 @@ from utils.run.flags import (
     positive_int,
     share,
 )
+from utils.run.folder import write_flags
 from utils.run.network import open_network, trained_on
 from utils.run.network_flags import changed
 from utils.run.ranks import joined, rank
@@ -63,8 +66,8 @@ from utils.training.store_writer import (
     store_outputs,
 )
 from utils.training.tasks import InteractiveTask
-from utils.training.teacher_store import TEACHER, TeacherStore
-from utils.training.trainer import FitReport, fit
+from utils.training.teacher_store import TEACHER, TeacherStore, require_own_store
+from utils.training.trainer import WRITES, FitReport, fit
 from utils.training.validation_crops import (
     CropValidation,
     add_crop_validation_arguments,
@@ -74,8 +77,9 @@ from utils.training.validation_crops import (
 from utils.volumes.geometry import CropRule
 from utils.volumes.labels import InstanceRule
 
-logger = logging.getLogger(__name__)
+SCRIPT = "preparelabel.py"
 
+logger = logging.getLogger(__name__)
 
 #: Flags that define a run, beside those of `FitConfig`, the network, the crop rule and the crops.
 DEFINING = (
@@ -272,14 +276,18 @@ def run(args: argparse.Namespace) -> TeacherReport:
             "--resume: nothing to resume where --steps is 0; expected --checkpoint with the "
             "network whose outputs are to be stored. Leave --resume out."
         )
+    outputs = [args.out_dir / name for name in WRITES if args.steps]
+    outputs.append(args.teacher_dir / TEACHER)
+    require_distinct_files(outputs, [args.checkpoint] if args.checkpoint else [])
     with owning(args.out_dir, args.teacher_dir):
-        start_run(args, args.out_dir)
+        start_run(args, args.out_dir, script=SCRIPT, writes=WRITES)
         return build_and_train(args)
 
 
 def build_and_train(args: argparse.Namespace) -> TeacherReport:
     """Open the network and the crops, then train and store."""
     make_folder(args.teacher_dir)  # reports a folder without write permission before the training
+    require_own_store(args.teacher_dir)
     teacher, rule = build_teacher(args)
     require_layers(teacher, store_config(args))
     build_validation_cache(args, keep=args.from_crops)
@@ -360,7 +368,14 @@ def train(
             "--checkpoint": fingerprint(teacher) if args.checkpoint else None,
             VALIDATION_CROPS: validation and validation.digest,
         },
+        begun=partial(begin, args),
     )
+
+
+def begin(args: argparse.Namespace) -> None:
+    """Write the flags of a run that has passed its checks."""
+    if rank() == 0:
+        write_flags(args, args.out_dir, SCRIPT)
 
 
 @exit_on_input_error

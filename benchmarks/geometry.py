@@ -52,7 +52,7 @@ from utils.prediction.session import (
 from utils.prompts.kinds import BoxPrompt, Click, Prompt
 from utils.results.metrics import CHALLENGE_DSC_FLOOR
 from utils.run.executor import run_all
-from utils.run.flags import positive_int
+from utils.run.flags import new_file, positive_int
 from utils.run.network import open_network
 from utils.validation.challenge import PredictorAnswerer, evaluate, ranked
 from utils.validation.run_challenge import find_challenge_cases
@@ -258,7 +258,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-clicks", type=positive_int, default=5, help="(default: 5)")
     parser.add_argument("--boxes", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--workers", type=positive_int, default=1, help="processes (default: 1)")
-    parser.add_argument("--out", type=Path, default=Path("work_dir/geometry.json"))
+    parser.add_argument("--out", type=new_file, default="work_dir/geometry.json")
     return parser.parse_args(argv)
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from utils.files.atomic import atomic_path
 from utils.run.device import synchronise
+from utils.run.flags import new_file
 
 SAMPLED_EVERY_S = 0.002  # seconds between two readings of the resident set by `PeakMemory`
 STATM = Path("/proc/self/statm")
@@ -169,10 +170,10 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 
 
 def json_file(text: str) -> Path:
-    """Parse the value of ``--json``: a file that ends in .json, so never a checkpoint or image."""
+    """Parse the value of ``--json``: a new file that ends in .json."""
     if not text.lower().endswith(".json"):
         raise argparse.ArgumentTypeError(f"found {text}, expected a file that ends in .json")
-    return Path(text)
+    return new_file(text)
 
 
 def write_json(path: Path, report: object) -> None:

@@ -34,7 +34,7 @@ from utils.cases.phantoms import ct_phantom
 from utils.files.atomic import atomic_path
 from utils.files.nifti import read_nifti, write_deflated_nifti, write_nifti
 from utils.files.npz_archive import NpzArchive
-from utils.run.flags import positive_int
+from utils.run.flags import new_file, positive_int
 from utils.volumes.labels import count_values
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=3,
         help="runs of each script, in turns (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--json", type=new_file, help="also write the numbers to this file")
     parser.add_argument("--plain", nargs=3, type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import cold_start, training
-from benchmarks.measure import machine, machine_line, summary, table, write_json
+from benchmarks.measure import json_file, machine, machine_line, summary, table, write_json
 from segment_anything import network_configs, sam_model_registry3D
 from utils.errors import InputError, exit_on_input_error
 from utils.files.strict_json import parse_json
@@ -59,7 +59,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--busy", type=positive_int, default=os.cpu_count(), help="(default: one per core)"
     )
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--json", type=json_file, help="also write the numbers to this file")
     parser.add_argument("--child", choices=WORKS, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

@@ -25,7 +25,7 @@ from utils.prediction.predictor import Predictor
 from utils.prompts.click_method import challenge_click
 from utils.results.metrics import dsc
 from utils.results.overlays import overlay_figure
-from utils.run.flags import positive_int
+from utils.run.flags import new_file, positive_int
 from utils.run.network import open_network
 
 SEED = 37  # of phantoms that no demo trains on
@@ -39,7 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     student = Path("work_dir/demo/280_steps/student/student.pth")
     parser.add_argument("--checkpoint", type=Path, default=student, help=f"(default: {student})")
     out = Path(__file__).with_name("overview.png")
-    parser.add_argument("--out", type=Path, default=out, help="(default: docs/overview.png)")
+    parser.add_argument("--out", type=new_file, default=out, help="(default: docs/overview.png)")
     parser.add_argument("--clicks", type=positive_int, default=5, help="on each (default: 5)")
     return parser.parse_args(argv)
 

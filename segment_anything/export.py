@@ -36,10 +36,10 @@ from segment_anything.checkpoint import (
     require_decoder,
 )
 from segment_anything.decoding import decode_points
+from segment_anything.export_files import DECODER, ENCODER, FACTS, read_facts, require_own_files
 from segment_anything.modeling import PromptEncoder3D, Sam3D
 from segment_anything.onnx_encoder import FINGERPRINT, OnnxError, needed, open_session
 
-ENCODER, DECODER, FACTS = "image_encoder.onnx", "prompt_decoder.onnx", "export.json"
 OPSET = 20
 #: Largest difference to PyTorch: norm of the difference over PyTorch's norm.
 TOLERANCE = 1e-4
@@ -116,10 +116,12 @@ def export(model: Sam3D, folder: Path, *, tolerance: float = TOLERANCE, **facts:
         The path of export.json.
 
     Raises:
-        OnnxError: a package is missing, or a file's outputs differ from PyTorch's.
+        OnnxError: a package is missing, a file's outputs differ from PyTorch's, or the folder holds
+            files of another origin.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         needed(package)
+    require_own_files(folder)
     model = model.eval()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as name:
@@ -354,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         path = run(args)
-        content = json.loads(path.read_text(), object_pairs_hook=_object_of)
+        content = read_facts(path)
     except (CheckpointError, OnnxError, OSError) as error:
         print(_printable(str(error)), file=sys.stderr)
         return 1
@@ -362,14 +364,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         worst = max(value for case in cases.values() for value in case.values())
         print(f"{path.parent / file}: differs from PyTorch by at most {worst:.1e} of the norm")
     return 0
-
-
-def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; one that has a key twice is refused."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise OnnxError(f"{FACTS} has a key twice among {sorted(content)[:10]}.")
-    return content
 
 
 def _printable(text: str) -> str:

@@ -136,6 +136,23 @@ def test_only_what_has_changed_is_read_anew(tmp_path):
     assert [a == b for a, b in zip(*identities, strict=True)] == [True, False, True]
 
 
+def test_file_that_was_changed_in_place_under_an_old_time_is_read_anew(tmp_path, folder):
+    first = build(tmp_path, folder)
+    path = folder / "labelsTr" / "CT_A_0.nii.gz"
+    before, times = path.read_bytes(), path.stat()
+    changed = bytearray(before)
+    changed[4:8] = b"\1\2\3\4"  # gzip's own time: the size stays
+    path.write_bytes(changed)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    file = tmp_path / "crops/liver/CT_A/CT_A_0.npz"
+    written = file.stat().st_mtime_ns
+
+    again = build(tmp_path, folder)
+
+    assert file.stat().st_mtime_ns != written
+    assert again.samples == first.samples
+
+
 def test_an_image_that_was_lost_is_cached_again(tmp_path, folder):
     index = build(tmp_path, folder)
     (tmp_path / "crops" / index.samples[0]["image"]).unlink()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +53,15 @@ def job(tmp_path):
 def test_scores_that_are_still_valid_are_kept(job, caplog):
     assert kept_score(job) == job.score()
     assert not caplog.records
+
+
+def test_scores_of_a_source_that_was_changed_under_its_old_time_are_not_kept(job):
+    (source,) = job.sources
+    times = source.stat()
+    source.write_bytes(b"others")
+    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    assert kept_score(job) is None
 
 
 def test_missing_scores_are_no_damage(job, caplog):

@@ -41,7 +41,7 @@ def test_a_shorter_owner_leaves_nothing_of_a_longer_one(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with owned(tmp_path):
         alone = (tmp_path / LOCK).read_text()
-    (tmp_path / LOCK).write_text("x" * 500)
+    (tmp_path / LOCK).write_text("process " + "x" * 500)
     with owned(tmp_path):
         assert len((tmp_path / LOCK).read_text()) == len(alone)
 

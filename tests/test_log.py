@@ -93,6 +93,13 @@ def test_text_that_a_spreadsheet_would_run_gets_an_apostrophe(tmp_path, start):
     assert number == "-1.500"
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_text_after_a_separator_of_some_spreadsheets_gets_one_too(separator):
+    table = csv_bytes(["a"], [{"a": f"b{separator}=1+1"}])
+
+    assert table.decode().splitlines()[1] == f"b{separator}'=1+1"
+
+
 @pytest.mark.parametrize("value", ["a=b", " =1", "1-2", "é", "", "liver; -1"])
 def test_other_text_stays_as_it_is(value):
     assert csv_bytes(["a"], [{"a": value}]).decode().splitlines()[1].strip('"') == value

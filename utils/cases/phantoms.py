@@ -247,6 +247,11 @@ def boxes_of(label: np.ndarray, rng: np.random.Generator) -> list[dict[str, int]
 def _write_if_new(path: Path, arrays: dict[str, np.ndarray]) -> None:
     if path.exists() and _holds(path, arrays):
         return
+    if zipfile.is_zipfile(path):  # complete, unlike a phantom that was cut short
+        raise InputError(
+            f"{path}: holds another case than this phantom, which would replace it. Expected a "
+            "folder for phantoms alone: name another."
+        )
     with atomic_path(path) as temporary:
         np.savez_compressed(temporary, **arrays)
 

@@ -16,7 +16,7 @@ import numpy as np
 from utils.cases.label_table import is_ct
 from utils.errors import InputError
 from utils.files.atomic import atomic_path
-from utils.files.names import colliding_names
+from utils.files.names import colliding_names, is_inside
 from utils.files.nifti import read_nifti
 from utils.files.strict_json import read_json
 from utils.volumes.grid import Volume, require_same_grid
@@ -127,6 +127,11 @@ def write_modality(tree: Path, dataset: str, modality: str) -> None:
     """Write the modality of a data set into a prepared tree; nothing if it is empty."""
     path = tree / MODALITIES / f"{dataset}.json"
     text = json.dumps({"modality": modality})
+    if not is_inside(path.relative_to(tree).as_posix(), tree):
+        raise InputError(
+            f"{path.parent}: is a link that leads out of {tree}. Expected a folder of this tree: "
+            "remove the link."
+        )
     if modality and not (path.is_file() and path.read_text("utf-8", "replace") == text):
         with atomic_path(path) as temporary:
             temporary.write_text(text, "utf-8")

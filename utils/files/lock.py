@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import platform
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from utils.errors import InputError, printable
 from utils.files.atomic import unwritable
 
 LOCK = ".lock"
+BEGIN = b"process "  # how the content of a lock begins
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # some network file systems
 
 logger = logging.getLogger(__name__)
@@ -58,13 +60,16 @@ def _locked_file(path: Path) -> TextIO:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "a+")  # noqa: SIM115
+            _require_own(path, read=False)
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            file = os.fdopen(descriptor, "a+", encoding="utf-8", errors="replace")
         except OSError as error:
             raise unwritable(path, error) from error
         try:
             _lock(file.fileno(), path)
             # An owner that has just ended has removed the file that was opened: open it anew.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                _require_own(path, read=True)
                 return file
         except FileNotFoundError:
             pass
@@ -72,6 +77,28 @@ def _locked_file(path: Path) -> TextIO:
             file.close()
             raise
         file.close()
+
+
+def _require_own(path: Path, read: bool) -> None:
+    """Raise an `InputError` if the file ``path`` is there and is no lock of ours.
+
+    Args:
+        read: compare its content, too.
+    """
+    try:
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+            if not read:
+                return
+            with path.open("rb") as file:
+                if file.read(len(BEGIN)) in (b"", BEGIN):
+                    return
+    except FileNotFoundError:
+        return
+    raise InputError(
+        f"{path}: is a link or a file of another origin. Expected no file of that name, or the "
+        "lock of an earlier run: move it away, or choose another output folder."
+    )
 
 
 def _lock(descriptor: int, path: Path) -> None:

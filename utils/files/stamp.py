@@ -1,4 +1,8 @@
-"""The stamp of a file: path, size and modification time, to notice that the file has changed."""
+"""The stamp of a file: path, size and times, to notice that the file has changed.
+
+The modification time can be set to any value, as by programs that copy. The inode's change time
+cannot: it changes with each write, and also with the file's name, links and permissions.
+"""
 
 from pathlib import Path
 
@@ -6,7 +10,7 @@ from utils.errors import InputError
 
 
 def stamp(path: Path) -> list[str | int]:
-    """Return [path, bytes, modification time in ns], which survive JSON unchanged.
+    """Return [path, bytes, modification and inode's change time in ns]; JSON keeps them unchanged.
 
     Raises:
         InputError: there is no such file, or no permission to access it.
@@ -17,4 +21,4 @@ def stamp(path: Path) -> list[str | int]:
         raise InputError(
             f"{path}: cannot be read ({error}). Expected a file: check its path and permissions."
         ) from error
-    return [str(path), status.st_size, status.st_mtime_ns]
+    return [str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns]

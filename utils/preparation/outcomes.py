@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.errors import InputError, printable
+from utils.files.append import open_append
 from utils.files.atomic import WriteError, unwritable
 from utils.preparation.entry import CaseJob
 from utils.preparation.ledger import Ledger
@@ -89,8 +90,12 @@ def _keep_trace(path: Path, outcome: Outcome) -> None:
     began = time.strftime("%Y-%m-%d %H:%M:%S")
     text = as_entry(f"{began} {outcome.job.case_id}\n{outcome.trace}")
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with open_append(path) as file:
             file.write(f"{text}\n")
+    except WriteError:
+        raise
+    except InputError as error:
+        print_entry(str(error))
     except OSError as error:
         raise unwritable(path, error) from error
 

@@ -7,6 +7,7 @@ spreadsheets do not show. Numbers stay as they are.
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from utils.files.atomic import atomic_path
 
 #: The last four are wide forms of the first four, which some spreadsheets treat in the same way.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+#: Where a cell may begin with one. Some spreadsheets begin a new cell at a semicolon or a tab.
+BEGINNING = re.compile(rf"(^|[;\t])(?=[{re.escape(''.join(FORMULA_STARTS))}])")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping], digits: int) -> None:
@@ -43,6 +47,6 @@ def csv_bytes(
 
 
 def _cell(value: object, digits: int | None) -> object:
-    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
-        return f"'{value}"
+    if isinstance(value, str):
+        return BEGINNING.sub(r"\1'", value)
     return f"{value:.{digits}f}" if isinstance(value, float) and digits is not None else value

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     add_device_arguments(run)
     run.add_argument("--seed", type=seed, default=0, help="seed of all random choices (default: 0)")
+
+
+def new_file(text: str) -> Path:
+    """Parse the value of a flag: a file to write, which is not there yet."""
+    if os.path.lexists(text):
+        raise argparse.ArgumentTypeError(
+            f"found {text}, which is there already; expected a new file: name another, or move it"
+        )
+    return Path(text)
 
 
 def positive_int(text: str) -> int:

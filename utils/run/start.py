@@ -1,18 +1,19 @@
 """Start a run: its folders, its log and its seed."""
 
 import argparse
-import json
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
 
-from utils.files.atomic import atomic_path
+from utils.files.append import open_append
 from utils.files.lock import owned
+from utils.run.folder import FLAGS, LOG, require_own_folder, write_flags
 from utils.run.log import start_log
 from utils.run.ranks import rank
 
@@ -46,22 +47,40 @@ def owning(*folders: Path, owned_before: tuple[Path, ...] = ()) -> Iterator[None
         yield
 
 
-def start_run(args: argparse.Namespace, out_dir: Path) -> None:
-    """Seed the run and log to stderr; rank 0 also writes args.json and run.log to ``out_dir``.
+def start_run(
+    args: argparse.Namespace,
+    out_dir: Path,
+    *,
+    script: str = "",
+    writes: Iterable[str] = (),
+) -> None:
+    """Seed the run and log to stderr; rank 0 also logs to run.log in ``out_dir``.
+
+    Rank 0 writes ``args.json`` if there is none. That of an earlier run stays until the run has
+    passed its checks and calls `write_flags`.
 
     Args:
         args: flags of the script, with ``seed``.
         out_dir: folder of the run; made if missing.
+        script, writes: as in `require_own_folder`.
 
     Raises:
+        InputError: files of another origin would be replaced.
         WriteError: the folder cannot be written to.
     """
     seed_everything(args.seed)
     files: list[logging.Handler] = []
     if rank() == 0:
-        values = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()}
-        with atomic_path(out_dir / "args.json") as temporary:
-            temporary.write_text(json.dumps(values, indent=1, default=str))
-        files.append(logging.FileHandler(out_dir / "run.log", encoding="utf-8"))
+        require_own_folder(out_dir, script, writes)
+        if not (out_dir / FLAGS).exists():
+            write_flags(args, out_dir, script)
+        files.append(_LogFile(out_dir / LOG))
     level = logging.INFO if rank() == 0 else logging.WARNING
     start_log(level=level, format="%(asctime)s %(message)s", more=files)
+
+
+class _LogFile(logging.FileHandler):
+    """Appends to a file, and never through a link."""
+
+    def _open(self) -> TextIO:
+        return open_append(Path(self.baseFilename))

@@ -31,6 +31,7 @@ from utils.files.stamp import stamp
 from utils.files.strict_json import parse_json, read_json
 from utils.run.executor import cpu_count, run_all
 from utils.training.crop_digests import damaged, image_digest, mask_digest, mask_of, require_digest
+from utils.training.crop_ownership import cases_of_index, require_own_targets
 from utils.training.crop_rows import IMAGES, checked_rows, lean, require_row
 from utils.volumes.crops import Crop, cut_at, grid_on_target
 from utils.volumes.geometry import CropGrid, CropRule, canonical_axes, spacing_zyx
@@ -195,16 +196,18 @@ def build_cache(
         The index, also written to ``index.json``, sorted by folder and case.
 
     Raises:
-        InputError: a folder is not a prepared one, or no target could be read.
+        InputError: a folder is not a prepared one, no target could be read, or ``index.json`` is of
+            another origin.
         WriteError: the disk is full, or the folder cannot be written to.
         WorkerDiedError: a worker process was killed; finished cases are kept.
     """
     from utils.cases.prepared import find_cases  # nibabel is needed only where NIfTI is read
 
-    cases = find_cases(folders)
+    cases, listed = find_cases(folders), cases_of_index(out_dir / INDEX)
     samples, failures = [], []
     work = partial(_cache_case, out_dir=out_dir, instances=instances)
-    done = run_all(work, enumerate(cases), workers=workers or cpu_count())
+    jobs = ((number, case, case.sample_id in listed) for number, case in enumerate(cases))
+    done = run_all(work, jobs, workers=workers or cpu_count())
     done = tqdm(done, total=len(cases), desc="crops", unit="case")
     for _, made, failure in sorted(done, key=lambda result: result[0]):
         samples += made
@@ -221,12 +224,16 @@ def build_cache(
 
 
 def _cache_case(
-    numbered: tuple[int, "Case"], *, out_dir: Path, instances: InstanceRule
+    job: tuple[int, "Case", bool], *, out_dir: Path, instances: InstanceRule
 ) -> tuple[int, list[dict], str]:
-    """Cache all targets of a case; return its number, its index rows, and its failure or ""."""
+    """Cache all targets of a case; return its number, its index rows, and its failure or "".
+
+    Args:
+        job: number and case, and whether the index of an earlier run lists the case.
+    """
     from utils.cases.prepared import read_case
 
-    number, case = numbered
+    number, case, is_listed = job
     try:
         if not case.image_path.exists():
             read_case(case)  # raises an InputError that names the missing file
@@ -239,7 +246,11 @@ def _cache_case(
             "instances": asdict(instances),
         }
         origin |= {"modality": case.modality} if case.modality else {}
-        rows = _finished(out_dir, case.sample_id, origin) or _write_case(case, out_dir, origin)
+        rows = _finished(out_dir, case.sample_id, origin)
+        if not rows:
+            paths = [out_dir / f"{case.sample_id}.npz", *_files_of(out_dir, case.sample_id)]
+            require_own_targets(out_dir, [*paths, out_dir / IMAGES / "any"], is_listed=is_listed)
+            rows = _write_case(case, out_dir, origin)
         return number, rows, ""
     except WriteError:
         raise

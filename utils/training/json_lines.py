@@ -5,6 +5,7 @@ import logging
 import uuid
 from pathlib import Path
 
+from utils.files.append import open_append
 from utils.files.atomic import atomic_path
 from utils.files.safe_read import open_regular, reading
 from utils.files.strict_json import JsonError, parse_json
@@ -56,7 +57,7 @@ def resume_rows(path: Path, start: int, score: str) -> list[dict]:
 def append_row(path: Path, row: dict) -> None:
     """Add a row at the end of the file."""
     if rank() == 0:
-        with open(path, "a") as file:
+        with open_append(path) as file:
             file.write(json.dumps(row) + "\n")
 
 

@@ -16,16 +16,18 @@ float32.
 import argparse
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segment_anything import ConfigError, SamConfig
-from segment_anything.export import ENCODER, FACTS
-from segment_anything.onnx_encoder import OnnxError, needed, open_session
+from segment_anything.export_files import ENCODER, FACTS, notes_of
+from segment_anything.onnx_encoder import FINGERPRINT, OnnxError, needed, open_session
 from utils.errors import InputError, exit_on_input_error
 from utils.files.atomic import atomic_path
 from utils.files.lock import owned
@@ -154,6 +156,8 @@ def _run(args: argparse.Namespace, facts: dict[str, Any]) -> tuple[Path, float]:
     rule = CropRule.read(facts["crop_rule"], size, args.folder / FACTS)
     index = read_index(args.calibrate)
     files = args.folder / INT8_ENCODER, args.folder / ENCODER
+    if INT8_ENCODER not in facts:
+        _require_own(files[0])
     try:
         open_session(files[1])
         quantise(files[1], files[0], calibration_crops(index, rule, args.crops))
@@ -164,6 +168,19 @@ def _run(args: argparse.Namespace, facts: dict[str, Any]) -> tuple[Path, float]:
     with atomic_path(args.folder / FACTS) as temporary:
         temporary.write_text(json.dumps(facts, indent=1))
     return files[0], difference
+
+
+def _require_own(path: Path) -> None:
+    """Raise an `InputError` if ``path`` is there and was not written by this script."""
+    if not os.path.lexists(path):
+        return
+    with suppress(OnnxError):
+        if FINGERPRINT in notes_of(path):
+            return
+    raise InputError(
+        f"{path}: was not written by this script, which would replace it. Expected no such file: "
+        "move it away."
+    )
 
 
 @exit_on_input_error

@@ -9,6 +9,8 @@ from utils.run.ranks import rank
 from utils.training.checkpoint import save_payload
 from utils.training.json_lines import append_row, resume_rows
 
+BEST, LOG = "best.pt", "validation.jsonl"
+
 logger = logging.getLogger(__name__)
 
 
@@ -22,7 +24,7 @@ class Selection:
     """
 
     def __init__(self, out_dir: Path, start: int, patience: int) -> None:
-        self.path, self._log = out_dir / "best.pt", out_dir / "validation.jsonl"
+        self.path, self._log = out_dir / BEST, out_dir / LOG
         self._patience = patience
         self.rows = resume_rows(self._log, start, "score")
 

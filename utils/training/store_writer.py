@@ -28,7 +28,12 @@ from utils.training.loader import BatchLoader
 from utils.training.seeds import CLICKING, stream
 from utils.training.teacher_outputs import teacher_outputs
 from utils.training.teacher_store import TeacherStore, open_store
-from utils.training.tensor_shards import ShardWriter, finish, written_rows
+from utils.training.tensor_shards import (
+    ShardWriter,
+    finish,
+    require_own_index,
+    written_rows,
+)
 from utils.volumes.geometry import CropRule
 
 logger = logging.getLogger(__name__)
@@ -167,6 +172,7 @@ def store_outputs(
         WriteError: ``out_dir`` cannot be written to.
     """
     require_layers(teacher, config)
+    require_own_index(out_dir)
     teacher.to(device).eval()
     plan = _plan(teacher, index, out_dir, rule, config)
     if rank() == 0:

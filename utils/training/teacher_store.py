@@ -14,6 +14,8 @@ network is ``teacher.pt`` in the same folder.
 
 import json
 import math
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,13 +25,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from segment_anything import NO_CLICK, Sam3D, SamConfig, fingerprint
+from segment_anything import (
+    NO_CLICK,
+    CheckpointError,
+    Sam3D,
+    SamConfig,
+    fingerprint,
+    open_checkpoint,
+)
 from utils.errors import InputError
 from utils.files.strict_json import parse_json
+from utils.run.ranks import rank
 from utils.training.crop_cache import CropIndex
 from utils.training.data_loader import CropDataset, Draw
 from utils.training.teacher_outputs import hidden_name
-from utils.training.tensor_shards import INDEX, Shards, open_shards
+from utils.training.tensor_shards import INDEX, Shards, open_shards, require_own_index
 from utils.volumes.geometry import CropRule
 
 TEACHER = "teacher.pt"
@@ -67,6 +77,21 @@ class TeacherStore:
     def layers(self) -> tuple[int, ...]:
         """The blocks whose hidden states are stored, counted from 1."""
         return tuple(self.shards.common["layers"])
+
+
+def require_own_store(folder: Path) -> None:
+    """Raise an `InputError` if files in ``folder`` would be replaced and are no teacher of ours."""
+    require_own_index(folder)
+    path = folder / TEACHER
+    if not os.path.lexists(path) or rank() > 0:
+        return
+    with suppress(CheckpointError):
+        if "crop_rule" in open_checkpoint(path).facts:
+            return
+    raise InputError(
+        f"{path}: is no teacher of preparelabel.py, which would replace it. Expected a new folder, "
+        "or that of an earlier run: choose another --teacher-dir."
+    )
 
 
 def open_store(folder: Path, index: CropIndex, rule: CropRule) -> TeacherStore:

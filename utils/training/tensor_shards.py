@@ -11,6 +11,7 @@ others. Checksums are compared on reading.
 """
 
 import json
+import os
 import re
 import uuid
 import zlib
@@ -33,6 +34,7 @@ from utils.training.json_lines import read_rows
 
 INDEX = "index.jsonl"
 SHARD_NAME = re.compile(r"shard-[0-9]+-[0-9a-f]+\.safetensors")
+ROWS_NAME = re.compile(r"rows-[0-9]+-[0-9a-f]+\.jsonl")
 
 
 class _Row(msgspec.Struct):
@@ -175,7 +177,7 @@ def _converted(content: object, kind: type) -> Any:
 def written_rows(folder: Path, wanted: Callable[[dict], bool]) -> dict[str, dict]:
     """Return the rows, of finished and unfinished runs, that are ``wanted`` and have a shard."""
     rows = {}
-    for path in (folder / INDEX, *sorted(folder.glob("rows-*.jsonl"))):
+    for path in (folder / INDEX, *_named(folder, ROWS_NAME)):
         for row in read_rows(path):
             if is_row(row) and wanted(row) and (folder / row["shard"]).is_file():
                 rows[row["sample_id"]] = row
@@ -189,10 +191,29 @@ def finish(folder: Path, common: dict, rows: Iterable[dict]) -> None:
     with atomic_path(folder / INDEX) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
     needed = {row["shard"] for row in rows}
-    unneeded = [p for p in folder.glob("shard-*.safetensors") if p.name not in needed]
-    for path in (*unneeded, *folder.glob("rows-*.jsonl")):
+    unneeded = [path for path in _named(folder, SHARD_NAME) if path.name not in needed]
+    for path in (*unneeded, *_named(folder, ROWS_NAME)):
         path.unlink()
     remove_abandoned(folder)
+
+
+def require_own_index(folder: Path) -> None:
+    """Raise an `InputError` if ``folder`` has an index of another origin, which `finish` replaces.
+
+    An index that cannot be read is ours if there are shards beside it.
+    """
+    path = folder / INDEX
+    if not os.path.lexists(path) or _named(folder, SHARD_NAME):
+        return
+    if not any(is_row(row) or _converted(row, _Head) for row in read_rows(path)):
+        raise InputError(
+            f"{path}: is no index of stored outputs, which would replace it. Expected a new "
+            "folder, or that of an earlier run: choose another --teacher-dir."
+        )
+
+
+def _named(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if names.fullmatch(path.name))
 
 
 @lru_cache(maxsize=256)

@@ -30,10 +30,13 @@ from utils.training.data_loader import BalancedBatches, make_loader
 from utils.training.definition import definition, stages_done
 from utils.training.optimizer import Optimizer
 from utils.training.recorder import Recorder
-from utils.training.selection import Selection
+from utils.training.selection import BEST, LOG, Selection
 from utils.training.tasks import Task
 
 logger = logging.getLogger(__name__)
+
+#: The files that `fit` writes, beside TensorBoard's events, whose names are unique.
+WRITES = ("last.pt", BEST, "metrics.jsonl", LOG, "loss.png", "validation.png")
 
 #: Returns a network's scores by name; of two networks the one with the higher ``score`` is better.
 Validate = Callable[[nn.Module], dict[str, float]]
@@ -63,6 +66,7 @@ def fit(
     resume: bool,
     validate: Validate | None = None,
     defines: Mapping[str, object] | None = None,
+    begun: Callable[[], None] = lambda: None,
 ) -> FitReport:
     """Train ``task.model`` in place, on draws from ``dataset``.
 
@@ -85,6 +89,7 @@ def fit(
         resume: resume from ``out_dir/last.pt`` if it exists.
         validate: called every ``config.validate_every`` steps and after the last.
         defines: further values that define the run, by flag: a run with others is not resumed.
+        begun: called once the run may start: ``out_dir`` is free, or is resumed with its flags.
 
     Raises:
         DivergedError: loss or gradient is not finite; the message names step and samples.
@@ -94,6 +99,7 @@ def fit(
     defined = definition(config, samples, defines or {})
     run = _Run(task, config, out_dir, device, payload, resume, defined)
     wait_for_all()  # every rank has read last.pt before rank 0 replaces it
+    begun()
     with closing(_steps(dataset, samples, config, run.done)) as steps:
         run.train(steps, validate)
     run.finish()
@@ -217,12 +223,13 @@ class _Run:
             )
 
     def _require_new(self) -> int:
-        """Raise an `InputError` if ``last.pt`` exists; return the steps done, 0."""
-        if self.last.exists():
-            raise InputError(
-                f"{self.last}: holds the network of an earlier run, expected no such file.\n"
-                "Resume that run with --resume, choose another --out-dir, or move the file away."
-            )
+        """Raise an `InputError` if a network exists; return the steps done, 0."""
+        for path in (self.last, self.out_dir / BEST):
+            if path.exists():
+                raise InputError(
+                    f"{path}: holds the network of an earlier run, expected no such file.\n"
+                    "Resume that run with --resume, or choose another --out-dir."
+                )
         return 0
 
 

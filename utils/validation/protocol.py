@@ -105,7 +105,7 @@ class ScoreJob(ABC):
         Raises:
             InputError: an output is not there.
         """
-        return {str(path.relative_to(self.out_dir)): stamp(path)[1:] for path in self.outputs}
+        return {str(path.relative_to(self.out_dir)): stamp(path)[1:3] for path in self.outputs}
 
     @abstractmethod
     def make_ready(self) -> None:

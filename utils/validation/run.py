@@ -8,13 +8,16 @@ import argparse
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from utils.errors import InputError
 from utils.files.answers import require_distinct_files
+from utils.files.names import is_inside
 from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.run.executor import cpu_count
+from utils.run.folder import write_flags
 from utils.run.network import NetworkFile, trained_on
 from utils.run.start import owning, start_run
 from utils.validation.protocol import (
@@ -32,6 +35,12 @@ from utils.validation.run_clicks import ClicksProtocol
 from utils.validation.scores import CaseScore
 from utils.validation.worker import open_once, score_all
 from utils.volumes.geometry import CropRule
+
+SCRIPT = "validation.py"  # both scripts: a validation may follow another in one folder
+WRITES = (
+    *("cases", "predictions", "pictures", "report.html", "summary.json", "dsc.png", "nsd.png"),
+    *("cases.csv", "organs.csv", "challenge.csv", "targets.csv", "groups.csv"),
+)
 
 PROTOCOLS: dict[str, type[ValidationProtocol]] = {
     "clicks": ClicksProtocol,
@@ -58,8 +67,10 @@ def validate(args: argparse.Namespace) -> Summary:
     written = [path for job in jobs for path in (*job.outputs, job.score_path, job.log_path)]
     read = [path for job in jobs for path in job.sources]
     require_distinct_files(written, [*read, *network.files])
+    _require_inside(jobs, args.out_dir)
     with owning(args.out_dir):
-        start_run(args, args.out_dir)
+        start_run(args, args.out_dir, script=SCRIPT, writes=WRITES)
+        write_flags(args, args.out_dir, SCRIPT)
         scores, failures = score_all(jobs, args.workers)
         if not scores:
             first = "\n".join(f"{case}: {text}" for case, text in list(failures.items())[:5])
@@ -73,6 +84,18 @@ def validate(args: argparse.Namespace) -> Summary:
             out_dir=args.out_dir,
         )
         return _finish(run, protocol, rule, draw_worst(jobs, run.scores, args.pictures))
+
+
+def _require_inside(jobs: Sequence[ScoreJob], out_dir: Path) -> None:
+    """Refuse outputs that links would place outside of their folder."""
+    places = [(path, job.out_dir) for job in jobs for path in (*job.outputs, job.score_path)]
+    places += [(out_dir / "pictures" / f"{job.case}.png", out_dir) for job in jobs]
+    for path, folder in places:
+        if not is_inside(path.relative_to(folder).as_posix(), folder):
+            raise InputError(
+                f"{path}: lies behind a link that leads out of {folder}. Expected outputs in this "
+                "folder: remove the link, or choose another --out-dir."
+            )
 
 
 def _finish(
