@@ -51,7 +51,7 @@ from utils.preparation.loop import (
     prepare,
     progress_bar,
 )
-from utils.preparation.outcomes import say
+from utils.preparation.outcomes import print_entry
 from utils.preparation.records import CaseFacts
 from utils.run.executor import run_all
 from utils.volumes.labels import checked_label, count_values
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> PrepareSummary | TreeReport:
         )
     jobs = [plan_job(plan_case, key_of(path), path, table, rule) for path in found]
     for line in table.shared_folders({job.dataset for job in jobs}):
-        say(f"NOTE {line}")
+        print_entry(f"NOTE {line}")
     step = Step(
         title="categorize",
         ledger=Ledger(args.out, "categorize", [args.classified], PLACES),

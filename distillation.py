@@ -41,7 +41,7 @@ from segment_anything import (
     student_payload,
 )
 from utils.errors import InputError, exit_on_input_error
-from utils.files.answers import require_apart
+from utils.files.answers import require_distinct_files
 from utils.run.flags import non_negative_float, positive_int, share
 from utils.run.folder import write_flags
 from utils.run.network import open_network, trained_on
@@ -267,7 +267,7 @@ def _beside(config: SamConfig, teacher: SamConfig, trained: bool) -> SamConfig:
 def run(args: argparse.Namespace) -> StudentReport:
     """Distil with the flags ``args``; return the losses and the path of the student."""
     inputs = [args.teacher_dir / TEACHER, *([args.checkpoint] if args.checkpoint else [])]
-    require_apart([args.out_dir / name for name in (*WRITES, STUDENT)], inputs)
+    require_distinct_files([args.out_dir / name for name in (*WRITES, STUDENT)], inputs)
     with owning(args.out_dir):
         start_run(args, args.out_dir, script=SCRIPT, writes=(*WRITES, STUDENT))
         build_validation_cache(args, keep=True)

@@ -39,7 +39,7 @@ from segment_anything import (
 )
 from utils.data_paths import img_datas
 from utils.errors import InputError, exit_on_input_error
-from utils.files.answers import require_apart
+from utils.files.answers import require_distinct_files
 from utils.files.atomic import make_folder
 from utils.run.device import pick_precision
 from utils.run.flags import (
@@ -278,7 +278,7 @@ def run(args: argparse.Namespace) -> TeacherReport:
         )
     outputs = [args.out_dir / name for name in WRITES if args.steps]
     outputs.append(args.teacher_dir / TEACHER)
-    require_apart(outputs, [args.checkpoint] if args.checkpoint else [])
+    require_distinct_files(outputs, [args.checkpoint] if args.checkpoint else [])
     with owning(args.out_dir, args.teacher_dir):
         start_run(args, args.out_dir, script=SCRIPT, writes=WRITES)
         return build_and_train(args)

@@ -24,7 +24,7 @@ from utils.errors import InputError, exit_on_input_error
 from utils.files.nifti import read_nifti_grid, write_deflated_nifti, write_nifti
 from utils.files.npz import checked_arrays, require_keys, require_volume_shape
 from utils.files.npz_archive import NpzArchive, member_sizes
-from utils.preparation.case_names import require_no_twins
+from utils.preparation.case_names import require_no_collision
 from utils.preparation.find_files import FoundFiles, Role, file_of, find_npz, require_folder
 from utils.preparation.ledger import CaseJob, Entry, Ledger
 from utils.preparation.loop import (
@@ -138,7 +138,7 @@ def organs_of(labels: Sequence[Path]) -> dict[str, Path]:
 def plan_case(key: str, labels: list[Path], images: FoundFiles, folder: Path) -> CaseJob:
     """Return the job of a case: its NPZ and its labels, beside which the image is written."""
     dataset, case_id = key.split("/")
-    require_no_twins(set(organs_of(labels)), f"{key}: organs")
+    require_no_collision(set(organs_of(labels)), f"{key}: organs")
     if case_id not in images.files:
         raise InputError(
             f"{labels[0]}: has no image. Expected {case_id}.npz in or below {folder}: give the "

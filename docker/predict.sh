@@ -15,7 +15,7 @@ for file in weights/*; do
         *) others=$((others + 1)) checkpoint=$file ;;
     esac
 done
-# A teacher on its own is the network to run. Beside another checkpoint it lends its decoder.
+# A teacher on its own is the network to run. Beside another checkpoint only its decoder is used.
 if [ "$others $teachers" = "0 1" ]; then
     checkpoint=$teacher teachers=0 others=1
 fi

@@ -215,7 +215,7 @@ def _joined(weights: dict[str, Tensor], decoder: dict[str, Tensor]) -> dict[str,
 
 
 def _reason(error: Exception) -> str:
-    """Return the line of PyTorch's message that tells what is wrong, without its advice."""
+    """Return the line of PyTorch's message that says what is wrong, without its advice."""
     text = str(error).strip() or type(error).__name__
     of_reader = re.search(r"WeightsUnpickler error: (.+)", text)
     if text.startswith("Weights only load failed") and not of_reader:

@@ -23,7 +23,7 @@ _NAMED_KEYS = 8  # how many keys of a kind an error message spells out
 
 
 class KeysError(ValueError):
-    """Weights that cannot be told apart; the message lacks the file's name."""
+    """A file's weights are missing or ambiguous; the message lacks the file's name."""
 
 
 def is_state_dict(value: Any) -> bool:
@@ -36,7 +36,7 @@ def is_state_dict(value: Any) -> bool:
 
 
 def find_weights(content: Mapping) -> tuple[Mapping[str, Tensor], list[str]]:
-    """Return the state dict in a file's content, and what is worth knowing about the choice.
+    """Return the state dict in a file's content, and notes on the choice.
 
     `WEIGHTS` counts first, then the content itself, then the only entry with a network's keys.
     Averaged weights (EMA) count only where there are no others.
@@ -77,7 +77,7 @@ def find_weights(content: Mapping) -> tuple[Mapping[str, Tensor], list[str]]:
 
 
 def whole_network(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return weights with the keys of a whole network, and what is worth knowing about it.
+    """Return weights with the keys of a whole network, and notes on what was changed.
 
     Wrappers are dropped, and so is a prefix that all keys share. An encoder alone gets
     ``image_encoder.``. Keys of other networks stay.

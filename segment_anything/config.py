@@ -221,7 +221,7 @@ def _require_types(config: Any) -> None:
 
 
 def _short(value: Any) -> str:
-    """Return a value for a message, shortened."""
+    """Return the start of a value's repr, for a message."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists

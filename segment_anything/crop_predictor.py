@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segment_anything.decoding import NO_CLICK, Interaction, first_shown, no_mask
+from segment_anything.decoding import NO_CLICK, Interaction, first_decoded, no_mask
 from segment_anything.engine import Engine, InferenceEngine
 from segment_anything.modeling import Sam3D
 
@@ -129,9 +129,9 @@ class CropPredictor:
         """Return the clicks to decode: coordinates (1, N, 3) and labels (1, N), on the CPU."""
         if not clicks:
             return torch.zeros(1, 1, 3), torch.tensor([[NO_CLICK]])
-        shown = clicks[first_shown(self.model.config.prompt.click_memory) :]
-        places = [tuple(place) for place, _ in shown]
-        labels = [int(is_foreground) for _, is_foreground in shown]
+        decoded = clicks[first_decoded(self.model.config.prompt.click_memory) :]
+        places = [tuple(place) for place, _ in decoded]
+        labels = [int(is_foreground) for _, is_foreground in decoded]
         return torch.tensor([places], dtype=torch.float32), torch.tensor([labels])
 
     def _mask(self, target: Prompted) -> Tensor:

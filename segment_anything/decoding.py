@@ -27,7 +27,7 @@ def no_mask(model: Sam3D, batch: int = 1, device: torch.device | None = None) ->
     return torch.zeros(batch, 1, *[model.config.low_res_size] * 3, device=device)
 
 
-def first_shown(memory: str) -> int:
+def first_decoded(memory: str) -> int:
     """Return the index of the first click that is decoded, by ``PromptConfig.click_memory``."""
     return -1 if memory == "last" else 0
 
@@ -50,9 +50,9 @@ class ClickHistory:
         self._coords.append(coords)
         self._labels.append(labels)
 
-    def shown(self) -> tuple[Tensor, Tensor]:
+    def decoded(self) -> tuple[Tensor, Tensor]:
         """Return the clicks to decode: point_coords (B, N, 3) and point_labels (B, N)."""
-        first = first_shown(self.memory)
+        first = first_decoded(self.memory)
         return torch.stack(self._coords[first:], 1), torch.stack(self._labels[first:], 1)
 
 
@@ -116,8 +116,8 @@ class Interaction:
                 f"expected ({batch}, 3) and ({batch},), one click for each embedding"
             )
         self._history.add(coords, labels)
-        shown = self._history.shown()
-        logits, iou = self._decode(self._embedding, *shown, self.low_res_masks)
+        clicks = self._history.decoded()
+        logits, iou = self._decode(self._embedding, *clicks, self.low_res_masks)
         self.low_res_masks = logits.detach().float()
         return logits, iou
 

@@ -14,7 +14,7 @@ from utils.errors import InputError
 from utils.files.answers import (
     ForeignFileError,
     is_answer,
-    require_apart,
+    require_distinct_files,
     require_replaceable,
     write_answer,
 )
@@ -138,9 +138,9 @@ def test_an_output_that_is_an_input_is_found(tmp_path, way):
         (tmp_path / "folder").symlink_to("in")
         output = tmp_path / "folder" / "a.npz"
     with pytest.raises(InputError, match=r"is the same file as the input .*in/a\.npz"):
-        require_apart([tmp_path / "other.npz", output], [tmp_path / "b.npz", source])
+        require_distinct_files([tmp_path / "other.npz", output], [tmp_path / "b.npz", source])
 
 
 def test_outputs_apart_from_the_inputs_are_fine(tmp_path):
     (tmp_path / "a.npz").touch()
-    require_apart([tmp_path / "out" / "a.npz"], [tmp_path / "a.npz"])
+    require_distinct_files([tmp_path / "out" / "a.npz"], [tmp_path / "a.npz"])

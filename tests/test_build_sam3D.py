@@ -69,7 +69,7 @@ def test_unknown_config_field_is_named():
         ({"img_size": 100}, "img_size is no multiple of patch_size"),
         ({"num_heads": 5}, "embed_dim is no multiple of num_heads"),
         ({"window_size": 4}, "window_size is 4, less than the token grid of 8"),
-        ({"stem": "linear"}, "stem is linear, expected one of patch, conv"),
+        ({"stem": "linear"}, "stem is 'linear', expected one of patch, conv"),
     ],
 )
 def test_impossible_encoder_is_refused(change, found):

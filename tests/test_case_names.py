@@ -17,7 +17,7 @@ from preparation_helpers import (
 
 from utils.cases.prepared import find_cases, require_usable_names
 from utils.errors import InputError
-from utils.files.names import is_portable_folder, spelling, twins
+from utils.files.names import colliding_names, collision_key, is_portable_folder
 from utils.preparation.nnunet_sources import find_sources
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -140,14 +140,14 @@ def test_folder_with_a_line_end_forges_no_entry(make_case, capsys):
 
 @pytest.mark.parametrize(("first", "second"), [*TWINS, ("a.", "a"), ("a ", "A")])
 def test_names_of_one_file_have_one_spelling(first, second):
-    assert spelling(first) == spelling(second)
-    assert twins([first, "other", second, first]) == [sorted([first, second])]
+    assert collision_key(first) == collision_key(second)
+    assert colliding_names([first, "other", second, first]) == [sorted([first, second])]
 
 
 @pytest.mark.parametrize(("first", "second"), [("a", "b"), ("CT_A_1", "CT_A_2"), ("é", "e")])
 def test_names_of_two_files_have_two_spellings(first, second):
-    assert spelling(first) != spelling(second)
-    assert twins([first, second, first]) == []
+    assert collision_key(first) != collision_key(second)
+    assert colliding_names([first, second, first]) == []
 
 
 @pytest.mark.parametrize("name", ["con", "COM1", "lpt9.x", "a.", "a ", ".a", "a:b", "a\tb", "", 3])

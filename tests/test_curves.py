@@ -43,8 +43,8 @@ def test_training_curve_draws_what_is_there(tmp_path, losses, extra):
     ("text", "found"),
     [
         ("", "holds no step with a finite loss"),
-        ('{"step": 1}', "cannot be read as training metrics .*loss"),
-        ("not json", "cannot be read as training metrics"),
+        ('{"step": 1}', "line 1 is no line of training metrics .*loss"),
+        ("not json", "line 1 is no line of training metrics"),
         ('{"step": 1, "loss": NaN}', "holds no step with a finite loss"),
     ],
 )

@@ -15,9 +15,9 @@ def test_a_history_shows_the_last_click_or_all():
     for history in (last, every):
         history.add(torch.tensor([[1.0, 2, 3]]), torch.tensor([1]))
         history.add(torch.tensor([[4.0, 5, 6]]), torch.tensor([0]))
-    assert last.shown()[0].tolist() == [[[4, 5, 6]]]
-    assert every.shown()[0].tolist() == [[[1, 2, 3], [4, 5, 6]]]
-    assert every.shown()[1].tolist() == [[1, 0]]
+    assert last.decoded()[0].tolist() == [[[4, 5, 6]]]
+    assert every.decoded()[0].tolist() == [[[1, 2, 3], [4, 5, 6]]]
+    assert every.decoded()[1].tolist() == [[1, 0]]
 
 
 def test_decode_gives_low_resolution_logits_and_an_iou():

@@ -138,3 +138,33 @@ def test_one_slice_and_a_damaged_slice_are_refused(tmp_path):
 def test_a_folder_without_slices_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds 0 DICOM series"):
         read_image(tmp_path)
+
+
+@pytest.mark.parametrize("given", [None, "", "0\\0", "a\\b"])
+def test_pixels_of_unknown_size_are_refused(tmp_path, given):
+    folder = write_series(tmp_path / "series", voxels(), **{"0028|0030": "0.8\\0.7"})
+    for path in folder.iterdir():
+        _change(path, b"\x28\x00\x30\x00", given)
+    with pytest.raises(InputError, match=r"its PixelSpacing is .* two numbers above 0"):
+        read_image(folder)
+
+
+def test_negatives_are_refused(tmp_path):
+    folder = write_series(tmp_path / "series", voxels())
+    _change(folder / "000.dcm", b"\x28\x00\x04\x00", "MONOCHROME1 ")
+    with pytest.raises(InputError, match=r"000\.dcm: is stored as a negative \(MONOCHROME1\)"):
+        read_image(folder)
+
+
+def _change(path, tag, text):
+    """Set the text of a tag (explicit or implicit VR); None: take the tag away."""
+    content = path.read_bytes()
+    start = content.index(tag, 132)
+    explicit = content[start + 4 : start + 6].isalpha()
+    place, size = (start + 6, 2) if explicit else (start + 4, 4)
+    end = start + 8 + int.from_bytes(content[place : place + size], "little")
+    new = b""
+    if text is not None:
+        value = text.encode() + b" " * (len(text) % 2)
+        new = content[start:place] + len(value).to_bytes(size, "little") + value
+    path.write_bytes(content[:start] + new + content[end:])

@@ -52,6 +52,14 @@ def test_files_that_a_page_links_or_names_exist(page):
     assert missing == []
 
 
+def test_the_tests_that_a_page_names_exist():
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", (ROOT / "docs/reliability.md").read_text())
+    texts = {file: (ROOT / "tests" / file).read_text() for file, _ in named}
+    missing = [(file, test) for file, test in named if f"def {test}" not in texts[file]]
+    assert len(named) > 50
+    assert missing == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_modules_that_a_page_runs_exist(page):
     for name in re.findall(r"python -m ((?:utils|segment_anything)[\w.]+)", page.read_text()):

@@ -55,7 +55,7 @@ def test_a_mask_with_the_forms_of_its_image_lies_on_it_in_both_viewers(source, t
 
 
 def test_without_the_forms_the_mask_would_lie_elsewhere(tmp_path):
-    """The tests above can fail: `shown_alike` sees a header that is made of the affine alone."""
+    """The tests above can fail: `shown_alike` is false for a header of the affine alone."""
     write_kind(tmp_path / "image.nii", "scanner and MNI", counting())
     image = read_nifti(tmp_path / "image.nii")
 

@@ -65,7 +65,7 @@ def test_a_label_drawn_in_either_viewer_is_on_the_image_s_grid(tmp_path, shared)
     assert not agreement.everywhere
     assert agreement.notes[0].startswith("image i.nii: qform (code 1) and sform (code 4) differ")
     assert "30 mm apart" in agreement.notes[0]
-    assert f"but {other} shows them apart" in agreement.notes[1]
+    assert f"but {other} shows the label beside the image" in agreement.notes[1]
 
 
 def test_a_label_may_have_the_form_that_neither_viewer_reads(tmp_path):

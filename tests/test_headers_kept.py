@@ -191,7 +191,10 @@ def test_a_label_of_a_tree_that_a_viewer_shows_beside_its_image_is_told(caplog):
     draw_with_itk(case.image_path, case.label_path)
     read_case(case)
 
-    assert "lie on one grid by one of their forms, but nibabel shows them apart" in caplog.text
+    assert (
+        "lie on one grid by one of their forms, but nibabel shows the label beside the image"
+        in caplog.text
+    )
 
 
 def test_classify_notes_what_it_rounded(make_case):

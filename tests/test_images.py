@@ -1,5 +1,7 @@
 """NRRD and MetaImage files, read as SimpleITK places them; endings in any case."""
 
+import os
+
 import numpy as np
 import pytest
 import SimpleITK
@@ -9,6 +11,7 @@ from utils.files.images import (
     header_modality,
     image_stem,
     image_suffix,
+    parts_of,
     read_image,
     read_image_grid,
 )
@@ -169,3 +172,106 @@ def test_only_a_header_that_says_a_modality_has_one(tmp_path):
     text = path.read_bytes().replace(b"NDims", b"Modality = MET_MOD_CT\nNDims", 1)
     path.write_bytes(text)
     assert header_modality(path) == "CT"
+
+
+def slices(folder, name, count=4):
+    """Write the first planes of ARRAY, and a header of all planes that names them so."""
+    for number, plane in enumerate(ARRAY[:count]):
+        (folder / f"s{number:02d}.raw").write_bytes(plane.tobytes())
+    names = "".join(f"s{number:02d}.raw\n" for number in range(count))
+    listed = name if "%" in name else f"{name}\n{names}"
+    nrrd = (
+        "NRRD0004\ntype: short\ndimension: 3\nsizes: 6 5 4\nspacings: 0.5 1.5 2.5\n"
+        f"endian: little\nencoding: raw\ndata file: {listed}"
+    )
+    meta = (
+        "ObjectType = Image\nNDims = 3\nDimSize = 6 5 4\nElementSpacing = 0.5 1.5 2.5\n"
+        f"ElementType = MET_SHORT\nElementDataFile = {listed}"
+    )
+    for suffix, text in ((".nhdr", nrrd), (".mhd", meta)):
+        (folder / f"a{suffix}").write_text(text.rstrip("\n") + "\n")
+
+
+@pytest.mark.parametrize("suffix", [".nhdr", ".mhd"])
+@pytest.mark.parametrize("name", ["LIST", "LIST 2", "s%02d.raw 0 3 1"])
+def test_voxels_in_several_files_are_read_and_listed(tmp_path, suffix, name):
+    slices(tmp_path, f"{name}D" if (suffix, name) == (".mhd", "LIST 2") else name)
+    path = tmp_path / f"a{suffix}"
+    np.testing.assert_array_equal(read_image(path).array, ARRAY)
+    assert parts_of(path) == [path, *sorted(tmp_path.glob("*.raw"))]
+
+
+@pytest.mark.parametrize("name", ["LIST", "s%02d.raw 0 2 1"])
+def test_a_list_of_too_few_files_is_refused(tmp_path, name):
+    slices(tmp_path, name, count=3)
+    with pytest.raises(InputError, match=r"a\.mhd: names 3 files of voxels\. Expected 4"):
+        read_image(tmp_path / "a.mhd")
+
+
+@pytest.mark.parametrize("suffix", [".nhdr", ".mhd"])
+def test_a_missing_file_of_a_list_is_named(tmp_path, suffix):
+    slices(tmp_path, "LIST")
+    (tmp_path / "s02.raw").unlink()
+    with pytest.raises(InputError, match=rf"a{suffix}: its voxels are missing.*s02\.raw"):
+        read_image(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".nhdr", ".mhd"])
+def test_a_pipe_in_a_list_is_refused_before_it_blocks(tmp_path, suffix):
+    slices(tmp_path, "LIST")
+    (tmp_path / "s02.raw").unlink()
+    os.mkfifo(tmp_path / "s02.raw")
+    with pytest.raises(InputError, match=r"s02\.raw: is not a regular file"):
+        read_image_grid(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("line", "before"),
+    [
+        ('space units: "um" "um" "um"', "space: left-posterior-superior\nspace directions: "
+        "(1,0,0) (0,1,0) (0,0,1)\n"),
+        ('units: "um" "um" "um"', "spacings: 1 1 1\n"),
+    ],
+)  # fmt: skip
+def test_a_nrrd_in_other_units_than_mm_is_refused(tmp_path, line, before):
+    path = tmp_path / "a.nrrd"
+    header = "NRRD0004\ntype: short\ndimension: 3\nsizes: 6 5 4\nendian: little\nencoding: raw\n"
+    for unit in ("um", "mm"):
+        lines = f"{header}{before}{line.replace('um', unit)}\n\n"
+        path.write_bytes(lines.encode() + ARRAY.tobytes())
+        if unit == "mm":
+            np.testing.assert_array_equal(read_image(path).array, ARRAY)
+        else:
+            with pytest.raises(InputError, match=r"its lengths are in 'um'\. Expected mm"):
+                read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "change"),
+    [
+        (".nhdr", ("6 5 4", "6 5 3")),
+        (".mhd", ("6 5 4", "6 5 3")),
+        (".nhdr", ("type: short", "type: uchar")),
+        (".mhd", ("SHORT", "UCHAR")),
+    ],
+)
+def test_a_header_of_other_voxels_than_the_file_s_is_refused(tmp_path, suffix, change):
+    path = write(tmp_path / f"a{suffix}")
+    text = path.read_text()
+    assert change[0] in text
+    path.write_text(text.replace(*change))
+    with pytest.raises(InputError, match=r"voxels' files have 240 bytes\. Expected 1[28]0 for"):
+        read_image(path)
+
+
+def test_a_pattern_of_any_other_kind_is_no_pattern(tmp_path):
+    for name in ("s%099999999999d.raw 0 3 1", "s%n%d.raw 0 3 1", "s%s.raw 0 3 1", "50%.raw"):
+        slices(tmp_path, name)
+        with pytest.raises(InputError, match="its voxels are missing"):
+            read_image(tmp_path / "a.mhd")
+
+
+def test_a_list_of_files_that_are_no_slices_is_refused(tmp_path):
+    slices(tmp_path, "LIST 3D")
+    with pytest.raises(InputError, match="names files of 3 axes each"):
+        read_image(tmp_path / "a.mhd")

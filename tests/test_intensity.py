@@ -286,3 +286,12 @@ def test_flags_take_a_negative_level_and_exclude_each_other(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--window", "40", "400", "--intensity", "as-is"])
     assert "not allowed with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("window", ["nan 400", "inf 400", "40 nan", "40 inf", "40 0", "40 -400"])
+def test_a_window_that_is_none_is_refused_by_the_flag(window, capsys):
+    parser = argparse.ArgumentParser()
+    add_intensity_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--window", *window.split()])
+    assert "expected two finite numbers, the second above 0" in capsys.readouterr().err

@@ -79,7 +79,7 @@ READERS = {
     "metrics.jsonl": (training_curve_figure, {"step": 1, "loss": 0.5, "lr": 1e-4}),
     "export.json": (
         facts,
-        {"config": config(), "crop_rule": {"size": 32, "spacing_mm": 1.5, "fit": True}},
+        {"config": config(), "crop_rule": {"size": 128, "spacing_mm": 1.5, "fit": True}},
     ),
 }
 

@@ -166,7 +166,7 @@ def test_users_file_in_the_place_of_scores_is_kept(job):
     content = copy.deepcopy({"coordinates": "zyx", "targets": []})
     job.score_path.write_text(json.dumps(content))
 
-    with pytest.raises(InputError, match=r"CT_AMOS_1\.json: would be replaced by the scores"):
+    with pytest.raises(InputError, match=r"CT_AMOS_1\.json: is no file of scores"):
         remove_kept_score(job)
     assert json.loads(job.score_path.read_text()) == content
 

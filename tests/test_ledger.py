@@ -43,7 +43,7 @@ def copy(ledger, job, name="a"):
 
 def write(entry, output, content):
     """Write an output as a step does."""
-    with checked_by(entry.before_naming), atomic_path(output) as temporary:
+    with checked_by(entry.record_written), atomic_path(output) as temporary:
         temporary.write_bytes(content)
 
 
@@ -168,7 +168,7 @@ def test_replaced_output_of_a_killed_run_is_known_before_and_after_it_gets_its_n
         else:
             whole = ledger.folder / "whole"
             whole.write_bytes(b"half of the work")
-            entry.before_naming(whole, ledger.folder / "a")
+            entry.record_written(whole, ledger.folder / "a")
 
         assert copy(ledger, job_of(source)) == "done"
         assert (ledger.folder / "a").read_text() == f"new {killed_after}"

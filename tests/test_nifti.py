@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import struct
 
 import nibabel as nib
 import numpy as np
@@ -236,6 +237,18 @@ def test_every_flipped_byte_of_an_unzipped_header_is_refused_or_read(tmp_path):
             )
             with contextlib.suppress(InputError):
                 assert read_nifti(path, max_voxels=10**6).array.ndim == 3
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("offset", [0, 16, 336])
+def test_voxels_that_begin_in_the_header_are_refused(tmp_path, kind, offset):
+    path = tmp_path / "a.nii"
+    nib.save(kind(counting().T, AFFINE), path)
+    whole, place = path.read_bytes(), 108 if kind is nib.Nifti1Image else 168
+    value = struct.pack("<f" if kind is nib.Nifti1Image else "<q", offset)
+    path.write_bytes(whole[:place] + value + whole[place + len(value) :])
+    with pytest.raises(InputError, match=rf"begin at byte {offset}.*inside the header"):
+        read_nifti(path)
 
 
 def put(path, array, affine=AFFINE):

@@ -27,6 +27,7 @@ from utils.volumes.geometry import GeometryError
 
 SPACING_XYZ = (1.2, 1.1, 1.0)
 SMALL_LOSS = ["--loss-size", "16"]
+PREPARED = ["--val-datas", "tree/liver/CT_A"]
 TRAINING = ["--steps", "3", "--batch-size", "2", "--workers", "0"]
 
 
@@ -341,7 +342,7 @@ def test_an_unreadable_case_is_listed_and_the_others_are_scored(tmp_path, run_sc
         ("validation.py", ["--checkpoint", "readme.pt"], "readme.pt"),
         ("validation_student.py", ["--checkpoint", "t.pt", "--network", "fastsam3d"], "fastsam3d"),
         ("validation.py", ["--checkpoint", "t.pt", "--val-datas", "nowhere"], "nowhere"),
-        ("validation.py", ["--checkpoint", "t.pt", "--out-dir", "t.pt/x"], "t.pt"),
+        ("validation.py", ["--checkpoint", "t.pt", *PREPARED, "--out-dir", "t.pt/x"], "t.pt/x"),
         ("preparelabel.py", ["--img-datas", "nowhere", "--network", "tiny"], "nowhere"),
         ("preparelabel.py", ["--network", "tiny", "--loss-size", "33"], "33"),
         ("preparelabel.py", ["--network", "tiny", "--store-layers", "2", "7"], "blocks 1 to 6"),
@@ -364,6 +365,7 @@ def test_an_unreadable_case_is_listed_and_the_others_are_scored(tmp_path, run_sc
 )
 def test_bad_input_gets_one_message_and_an_exit_code(tmp_path, run_script, script, flags, said):
     save_teacher(tmp_path / "t.pt")
+    write_prepared(tmp_path / "tree")
     (tmp_path / "readme.pt").write_text("not a checkpoint")
     torch.save(small_sam().image_encoder.state_dict(), tmp_path / "encoder.pt")
     broken = small_sam()

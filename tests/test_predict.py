@@ -269,7 +269,7 @@ def test_a_second_run_gives_the_same_bytes(tmp_path, student):
         ("inputs", "inputs", (), "lies with the inputs"),
         ("inputs", "inputs/out", (), "lies with the inputs"),
         ("inputs/CT_A_1.npz", "inputs", (), "lies with the inputs"),
-        ("twins", "out", (), "would be answered in scan.nii.gz"),
+        ("twins", "out", (), "its answer would be scan.nii.gz, and so would that of"),
         ("inputs", "inputs/CT_A_1.npz/out", (), "lies with the inputs"),
         ("inputs", "student.pth/out", (), "cannot be written"),
         ("inputs", "out", ("--device", "gpu"), "--device gpu"),
@@ -354,3 +354,24 @@ def test_an_engine_that_cannot_run_is_refused_before_any_work(tmp_path, student)
     words += ["--checkpoint", student, "--engine", "graph"]
     with pytest.raises(InputError, match=r"--engine graph: .*expected a CUDA device"):
         predict.run(predict.parse_args(list(map(str, words))))
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        ([], "name no target"),
+        ([{"id": 3}], "target 3 has no box and no click on it"),
+        ([{"id": 3, "points": [{"at": [4, 5, 6], "positive": False}]}], "target 3 has no box"),
+    ],
+)
+def test_prompts_that_give_an_empty_mask_are_warned_of(tmp_path, student, caplog, targets, said):
+    write_scan(tmp_path / "in", targets=targets)
+    report = predicted(tmp_path / "in", tmp_path / "out", student)
+    assert len(report.written) == 1
+    assert said in caplog.text
+
+
+def test_prompts_with_a_click_are_not_warned_of(tmp_path, student, caplog):
+    write_scan(tmp_path / "in", targets=[{"id": 3, "points": [{"at": [4, 5, 6]}]}])
+    predicted(tmp_path / "in", tmp_path / "out", student)
+    assert "is empty" not in caplog.text

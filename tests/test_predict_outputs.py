@@ -107,7 +107,7 @@ def test_a_run_that_is_refused_leaves_everything_as_it_was(tmp_path, student):
 def test_names_that_are_one_on_some_disks_are_refused_together(tmp_path, student):
     for name in ("scan", "SCAN"):
         write_scan(tmp_path / "scans", f"{name}.nii.gz", targets=[])
-    with pytest.raises(InputError, match="would be answered in"):
+    with pytest.raises(InputError, match="its answer would be"):
         predicted(tmp_path / "scans", tmp_path / "out", student)
 
 
@@ -116,5 +116,5 @@ def test_a_long_name_is_answered_and_a_longer_one_refused(tmp_path, student):
     assert predicted(path, tmp_path / "out", student).written[0].name == path.name
     longer = write_scan(tmp_path / "scans", "n" * 248 + ".nii.gz", targets=[])
     os.rename(longer, longer.with_name("n" * 251 + ".nii"))
-    with pytest.raises(InputError, match="name of 258 bytes"):
+    with pytest.raises(InputError, match="its answer would have 258 bytes"):
         predicted(tmp_path / "scans", tmp_path / "out", student)

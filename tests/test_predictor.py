@@ -135,7 +135,7 @@ def test_undo_goes_back_to_the_answer_before(predictor):
 
 
 def test_undo_without_a_prompt_says_so(predictor):
-    with pytest.raises(PromptError, match="no prompt to take back"):
+    with pytest.raises(PromptError, match="no prompt to undo"):
         predictor.undo()
 
 
@@ -343,7 +343,7 @@ def test_without_an_image_nothing_goes():
 
 
 def test_an_image_needs_one_of_spacing_and_affine(predictor):
-    with pytest.raises(InputError, match="either its spacing or its affine"):
+    with pytest.raises(InputError, match="neither spacing_xyz nor affine"):
         predictor.set_image(np.zeros((3, 3, 3)))
 
 

@@ -75,7 +75,7 @@ def test_an_image_of_another_shape_is_refused(predictor, shape):
 
 
 def test_an_image_with_both_spacing_and_affine_is_refused(predictor):
-    with pytest.raises(InputError, match="either its spacing or its affine"):
+    with pytest.raises(InputError, match="both spacing_xyz and affine"):
         predictor.set_image(noise(), (1.0, 1.0, 1.0), affine=np.eye(4))
 
 
@@ -159,7 +159,7 @@ def test_undo_takes_back_one_prompt_of_one_target(predictor):
     np.testing.assert_array_equal(predictor.segmentation(), expected.segmentation())
     predictor.undo(target=2)
     assert predictor.targets == [1]
-    with pytest.raises(PromptError, match="target 2 has no prompt to take back"):
+    with pytest.raises(PromptError, match="target 2 has no prompt to undo"):
         predictor.undo(target=2)
 
 

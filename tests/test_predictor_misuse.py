@@ -373,7 +373,7 @@ def test_a_crop_rule_of_another_network_is_refused_with_the_right_one(network):
     ],
 )
 def test_an_option_out_of_its_range_is_refused(kind, field, value):
-    with pytest.raises(InputError, match=f"{kind.__name__}: {field} is .* Expected a"):
+    with pytest.raises(InputError, match=rf"{kind.__name__}\.{field}: found .*, expected a"):
         kind(**{field: value})
 
 

@@ -371,7 +371,7 @@ def test_other_ids_are_refused(tmp_path, number):
 
 
 def test_a_long_value_is_cut_in_the_message(tmp_path):
-    with pytest.raises(InputError, match=r"name is \[(0, ){26}0\.\.\.\. Expected text"):
+    with pytest.raises(InputError, match=r"name is \[(0, ){25}0\.\.\.\. Expected text"):
         read(tmp_path, [{"id": 1, "name": [0] * 1000}])
 
 

@@ -1,4 +1,4 @@
-"""What the teacher is shown while it trains: clicks, boxes, turns without a click."""
+"""The prompts of the teacher's training: clicks, boxes, turns without a click."""
 
 import numpy as np
 import pytest

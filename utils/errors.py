@@ -67,16 +67,16 @@ UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def printable(text: str) -> str:
-    """Return a text for a terminal or a log: unprintable characters but line ends become escapes.
+    """Return a text for a terminal or a log: unprintable characters become escapes.
 
-    A file's name may hold any of them.
+    Line ends stay. The name of a file may hold any of these characters.
     """
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
-    return "".join(map(_shown, text))
+    return "".join(map(_escaped, text))
 
 
-def _shown(character: str) -> str:
+def _escaped(character: str) -> str:
     if character == "\n" or unicodedata.category(character) not in UNPRINTABLE:
         return character
     return character.encode("unicode_escape").decode("ascii")

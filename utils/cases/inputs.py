@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.files.answers import require_apart, require_replaceable
+from utils.files.answers import require_distinct_files, require_replaceable
 from utils.files.dicom import dicom_files, is_dicom_folder
 from utils.files.images import IMAGE_SUFFIXES, image_stem, image_suffix, parts_of
 from utils.files.itk import simple_itk
@@ -68,7 +68,7 @@ def require_safe_answers(paths: Sequence[Path], args: argparse.Namespace) -> Non
             that is no answer (unless --overwrite is given).
     """
     if args.format == "nrrd":
-        simple_itk()  # said now and not after the first case
+        simple_itk()  # a missing package is reported before the first case
     names: dict[str, Path] = {}
     for path in paths:
         name = answer_name(path, args.format)
@@ -76,18 +76,18 @@ def require_safe_answers(paths: Sequence[Path], args: argparse.Namespace) -> Non
         first = names.setdefault(unicodedata.normalize("NFC", name).casefold(), path)
         if first is not path:
             raise InputError(
-                f"{path}: would be answered in {name}, as {first} would. Expected different "
-                "names: rename or move one of them."
+                f"{path}: its answer would be {name}, and so would that of {first}. Expected "
+                "different names: rename or move one of them."
             )
         if len(os.fsencode(name)) > MAX_NAME:
             raise InputError(
-                f"{path}: would be answered in a name of {len(os.fsencode(name))} bytes. Expected "
-                f"at most {MAX_NAME}: shorten the input's name."
+                f"{path}: the name of its answer would have {len(os.fsencode(name))} bytes. "
+                f"Expected at most {MAX_NAME}: shorten the input's name."
             )
     answers = [args.output / answer_name(path, args.format) for path in paths]
     inputs = [*paths, *(part for path in paths for part in _companions(path, args))]
     network = (args.checkpoint, args.teacher, args.encoder)
-    require_apart(answers, [*inputs, *(path for path in network if path)])
+    require_distinct_files(answers, [*inputs, *(path for path in network if path)])
     require_replaceable(answers, overwrite=args.overwrite)
 
 
@@ -119,7 +119,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _companions(path: Path, args: argparse.Namespace | None = None) -> list[Path]:
-    """Return the files that belong to an image: its prompts, and its voxels in a file apart."""
+    """Return the files that belong to an image: its prompts, and its voxels' own files."""
     if is_challenge_file(path):
         return []
     return [prompt_file(path, args.prompts if args else None), *parts_of(path)]

@@ -20,9 +20,9 @@ from functools import cached_property
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.files.names import DEVICES, is_portable_folder, spelling, twins
+from utils.files.names import DEVICES, colliding_names, collision_key, is_portable_folder
 from utils.files.safe_read import open_regular
-from utils.files.strict_json import JsonError, RepeatedKeyError, parse_json, shown
+from utils.files.strict_json import JsonError, RepeatedKeyError, parse_json, short_json
 from utils.volumes.intensity import named_modality
 from utils.volumes.labels import MAX_LABEL
 
@@ -180,10 +180,10 @@ def read_label_table(path: Path) -> LabelTable:
         ) from error
     if not isinstance(content, dict) or not content:
         raise LabelTableError(
-            f"{path}: holds {shown(content)}. Expected an object with one entry per data set: "
+            f"{path}: holds {short_json(content)}. Expected an object with one entry per data set: "
             "correct it."
         )
-    if pairs := twins(content):
+    if pairs := colliding_names(content):
         raise LabelTableError(
             f"{path}: the data sets {pairs[0][0]!a} and {pairs[0][1]!a} would be one folder on "
             "macOS or Windows. Expected keys that differ in more than upper and lower case or the "
@@ -202,12 +202,12 @@ def _dataset(path: Path, dataset: str, entry: object) -> DatasetLabels:
         )
     if not isinstance(entry, dict):
         raise LabelTableError(
-            f"{where}: holds {shown(entry)}. Expected {{value: names}}: correct it."
+            f"{where}: holds {short_json(entry)}. Expected {{value: names}}: correct it."
         )
     if entry.get(INSTANCE_KEY) not in (0, 1):
         raise LabelTableError(
-            f"{where}: {INSTANCE_KEY!r} is {shown(entry.get(INSTANCE_KEY))}. Expected 0 (values "
-            "are classes) or 1 (values are instances of class 1): add the right one."
+            f"{where}: {INSTANCE_KEY!r} is {short_json(entry.get(INSTANCE_KEY))}. Expected 0 "
+            "(values are classes) or 1 (values are instances of class 1): add the right one."
         )
     classes = {
         _value(where, key): _name(where, key, names)
@@ -227,14 +227,14 @@ def _dataset(path: Path, dataset: str, entry: object) -> DatasetLabels:
 def _require_one_class_per_organ(where: str, labels: DatasetLabels) -> None:
     owner: dict[str, int] = {}
     for value, organ in labels.organs.items():
-        if spelling(organ) in owner:
-            first = owner[spelling(organ)]
+        if collision_key(organ) in owner:
+            first = owner[collision_key(organ)]
             raise LabelTableError(
                 f"{where}: class {first} {labels.classes[first]!r} and class {value} "
                 f"{labels.classes[value]!r} would share the folder {organ!r}. Expected one class "
                 "per organ: change a letter or digit of one name."
             )
-        owner[spelling(organ)] = value
+        owner[collision_key(organ)] = value
 
 
 def _value(where: str, key: str) -> int:
@@ -250,7 +250,7 @@ def _name(where: str, key: str, names: object) -> str:
     name = names[0] if isinstance(names, list) and names else names
     if not isinstance(name, str) or not name.isprintable():
         raise LabelTableError(
-            f"{where}: class {key} holds {shown(names)}. Expected a printable name, or a list "
+            f"{where}: class {key} holds {short_json(names)}. Expected a printable name, or a list "
             "that starts with one: correct it."
         )
     try:

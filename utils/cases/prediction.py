@@ -16,7 +16,7 @@ from utils.files.answers import write_answer
 from utils.files.images import header_modality, image_stem, read_image
 from utils.files.strict_json import read_json
 from utils.prompts.files import find_prompts, gives_prompts
-from utils.prompts.kinds import Prompt
+from utils.prompts.kinds import Click, Prompt
 from utils.volumes.forms import Forms
 from utils.volumes.geometry import affine_from_spacing
 from utils.volumes.grid import Grid
@@ -83,7 +83,7 @@ def read_input(path: Path, args: argparse.Namespace) -> PredictionCase:
 
 
 def _mapped(path: Path, case: PredictionCase, args: argparse.Namespace) -> PredictionCase:
-    """Map the image's intensities; log how, and why so."""
+    """Map the image's intensities; log the mapping and the reason."""
     modality, source = _modality_of(path, args)
     mapped = map_intensity(case.image, args.intensity, args.window, modality)
     why = f"{modality} by {source}" if modality else mapped.why
@@ -94,7 +94,7 @@ def _mapped(path: Path, case: PredictionCase, args: argparse.Namespace) -> Predi
 
 
 def _modality_of(path: Path, args: argparse.Namespace) -> tuple[str | None, str]:
-    """Return an image's modality and who says so; None where only the values can tell."""
+    """Return an image's modality and its source; None where only the values show it."""
     if args.modality:
         return args.modality, "--modality"
     if is_challenge_file(path):
@@ -107,7 +107,7 @@ def _modality_of(path: Path, args: argparse.Namespace) -> tuple[str | None, str]
 
 
 def _described_modality(path: Path) -> str | None:
-    """Return what nnU-Net's dataset.json in the image's folder, or the one above, says."""
+    """Return the modality in nnU-Net's dataset.json, of the image's folder or the one above."""
     channel = CHANNEL.search(image_stem(path))
     for folder in path.absolute().parents[:2]:
         if (folder / "dataset.json").is_file():
@@ -152,6 +152,15 @@ def _read_npz(path: Path, args: argparse.Namespace) -> PredictionCase:
 def _read_image(path: Path, args: argparse.Namespace) -> PredictionCase:
     volume = read_image(path, series=args.series)
     targets = find_prompts(args, path, volume.shape, volume.affine, volume.itk_affine)
+    for target in targets:
+        if not any(not isinstance(p, Click) or p.is_foreground for p in target.prompts):
+            logger.warning(
+                "%s: target %d has no box and no click on it, so its mask is empty. Expected at "
+                "least one: add it to the prompts",
+                path.name, target.id,
+            )  # fmt: skip
+    if not targets:
+        logger.warning("%s: its prompts name no target, so the answer is empty", path.name)
     return PredictionCase(
         answer_name=answer_name(path, args.format),
         image=volume.array,

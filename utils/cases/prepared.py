@@ -16,7 +16,7 @@ import numpy as np
 from utils.cases.label_table import is_ct
 from utils.errors import InputError
 from utils.files.atomic import atomic_path
-from utils.files.names import is_inside, twins
+from utils.files.names import colliding_names, is_inside
 from utils.files.nifti import read_nifti
 from utils.files.strict_json import read_json
 from utils.volumes.grid import Volume, require_same_grid
@@ -124,7 +124,7 @@ def read_modality(tree: Path, dataset: str) -> str:
 
 
 def write_modality(tree: Path, dataset: str, modality: str) -> None:
-    """Keep the modality of a data set in a prepared tree; an empty one says nothing."""
+    """Write the modality of a data set into a prepared tree; nothing if it is empty."""
     path = tree / MODALITIES / f"{dataset}.json"
     text = json.dumps({"modality": modality})
     if not is_inside(path.relative_to(tree).as_posix(), tree):
@@ -141,8 +141,8 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
     """Read image and label, checked to lie on one grid.
 
     Raises:
-        InputError: a file is missing or unreadable, the image has values that the network cannot
-            take, the grids differ, or the label is empty.
+        InputError: a file is missing or unreadable, the image has values that cannot be
+            normalised, the grids differ, or the label is empty.
     """
     if not case.image_path.exists():
         raise InputError(
@@ -177,7 +177,7 @@ def require_usable_names(names: Iterable[str]) -> None:
             f"{bad[0]!r:.200}: cannot be a case's name, nor can {len(bad) - 1} others. Expected "
             "printable characters: rename its file or folder."
         )
-    if groups := twins(names):
+    if groups := colliding_names(names):
         first, second = groups[0][:2]
         raise InputError(
             f"the cases {first!a} and {second!a} would be one file on macOS or Windows. Expected "

@@ -1,4 +1,4 @@
-"""Answers of predict.py: marked, so that a later run knows them and keeps every other file.
+"""Answers of predict.py: marked, so that a later run can replace them and no other file.
 
 The mark is a comment of the file's format, which readers skip: in gzip's header (``.nii.gz``), at
 the end of a ZIP archive (``.npz``), in the header of an NRRD file. It holds a digest of all other
@@ -33,7 +33,7 @@ def write_answer(path: Path, write: Callable[[Path], None], *, overwrite: bool =
 
     Args:
         write: writes the answer, without a mark, to the path that it is given.
-        overwrite: replace a file that is no answer, too.
+        overwrite: also replace a file that is no answer.
 
     Raises:
         ForeignFileError: ``path`` is no answer; see `require_replaceable`.
@@ -62,7 +62,7 @@ def require_replaceable(paths: Iterable[Path], *, overwrite: bool = False) -> No
     )
 
 
-def require_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+def require_distinct_files(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Raise `InputError` if an output is one of the inputs, by its name or through links.
 
     Links are followed, and two names of one file (hard links, or upper and lower case where the
@@ -132,7 +132,7 @@ def _fault(path: Path, overwrite: bool) -> str:
         if not status.st_mode & stat.S_IWUSR:
             return "a write-protected file"
         return "" if _holds_answer(path) else "a file of other origin, or a changed answer"
-    except (FileNotFoundError, NotADirectoryError):  # the latter is said when the folder is made
+    except (FileNotFoundError, NotADirectoryError):  # making the folder reports the latter
         return ""
     except OSError as error:
         return f"a file that cannot be read ({error.strerror})"

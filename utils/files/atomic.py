@@ -61,7 +61,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def checked_by(check: Callable[[Path, Path], None]) -> Iterator[None]:
     """Call ``check(temporary, path)`` for each file of the block before it gets its final name.
 
-    If ``check`` raises, the file is not written. It holds for the block's own thread.
+    If ``check`` raises, the file is not written. Other threads are not affected.
     """
     token = _check.set(check)
     try:

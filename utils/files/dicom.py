@@ -4,10 +4,13 @@ SimpleITK reads the slices, with slope and intercept applied. Position and orien
 slice are compared here: they must form one regular grid, so no slice may be missing.
 """
 
+import re
 import stat
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +25,9 @@ from utils.files.itk import (
 from utils.files.npz import require_real_and_finite
 from utils.files.npz_archive import MAX_VOXELS
 from utils.volumes.grid import Volume
+
+if TYPE_CHECKING:
+    import SimpleITK
 
 EXPECTED = "a slice of a DICOM series"
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -48,7 +54,7 @@ class Slice:
 def dicom_files(folder: Path) -> list[Path]:
     """Return the DICOM files in a folder (not in its subfolders), sorted.
 
-    They are known by their ending, or by the mark that DICOM files have at byte 128.
+    `is_dicom` says which they are.
     """
     return [path for path in sorted(folder.iterdir()) if is_dicom(path)]
 
@@ -134,12 +140,13 @@ def _header_of(path: Path) -> Slice:
         def tag(key: str) -> str:
             return reader.GetMetaData(key).strip() if reader.HasMetaDataKey(key) else ""
 
+        _require_grey_and_spacing(path, reader, tag)
         position = tuple(float(part) for part in tag("0020|0032").split("\\") if part.strip())
         axes = np.array([float(part) for part in tag("0020|0037").split("\\") if part.strip()])
         if len(position) != 3 or axes.shape != (6,) or not np.isfinite([*position, *axes]).all():
             raise InputError(
                 f"{path}: has no position and orientation. Expected a slice of a 3-D series: move "
-                "other files elsewhere."
+                "this file elsewhere."
             )
         modality = tag("0008|0060")
         title = f"{modality} {tag('0008|103e')}".strip()
@@ -147,6 +154,29 @@ def _header_of(path: Path) -> Slice:
             path, tag("0020|000e"), title, modality, position, axes.reshape(2, 3),
             reader.GetSize()[:2], reader.GetSpacing()[:2],
         )  # fmt: skip
+
+
+def _require_grey_and_spacing(
+    path: Path, reader: "SimpleITK.ImageFileReader", tag: Callable[[str], str]
+) -> None:
+    """Raise `InputError` where SimpleITK would invert the values or make up the pixels' size."""
+    if tag("0028|0004").upper() == "MONOCHROME1":
+        raise InputError(
+            f"{path}: is stored as a negative (MONOCHROME1). Expected MONOCHROME2, since programs "
+            f"read the values of negatives differently: {ADVICE}, and check the values."
+        )
+    given = tag("0028|0030")
+    numbers = re.fullmatch(r"([^\\]+)\\([^\\]+)", given)
+    try:
+        along_y, along_x = map(float, numbers.groups() if numbers else ())
+    except ValueError:
+        along_y = along_x = 0.0
+    if not np.allclose((along_x, along_y), reader.GetSpacing()[:2], rtol=1e-3, atol=0):
+        raise InputError(
+            f"{path}: its PixelSpacing is {given!r:.40}, read as {reader.GetSpacing()[:2]} mm. "
+            f"Expected the size of a pixel in mm, two numbers above 0: {ADVICE}, and check the "
+            "voxel size."
+        )
 
 
 def _ordered(folder: Path, slices: list[Slice]) -> list[Slice]:

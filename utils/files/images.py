@@ -75,7 +75,7 @@ def parts_of(path: Path) -> list[Path]:
 
     try:
         return [path, *data_files(path)]
-    except (InputError, OSError):  # whoever reads the image will say what is wrong with it
+    except (InputError, OSError):  # reading the image reports what is wrong with it
         return [path]
 
 

@@ -28,7 +28,20 @@ EXPECTED = "a complete 3-D NRRD or MetaImage file"
 READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO"}  # the others are MetaImages
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MAX_HEADER = 2**16  # bytes that a header is searched in
+MAX_PARTS = 2**16  # files that a header may name
 DATA_FILE = re.compile(rb"^(?:data ?file *: *|ElementDataFile *= *)(.*?)\r?\n", re.I | re.M)
+LIST = re.compile(r"LIST *([0-9]?) *D?", re.I)  # one file a line, each of so many axes
+PATTERN = re.compile(
+    r"([^%\s]*%0?[0-9]{0,2}d[^%\s]*) +(-?[0-9]+) +(-?[0-9]+) +(-?[0-9]+) *([0-9]?)"
+)
+#: Headers after which the bytes of a file of voxels are not the voxels alone.
+NOT_PLAIN = re.compile(
+    rb"^(?:CompressedData *= *True|BinaryData *= *False|HeaderSize *=|encoding:(?! *raw)|"
+    rb"(?:byte|line) ?skip *:)",
+    re.I | re.M,
+)
+UNITS = re.compile(rb"^(?:space )?units *: *(.*?)\r?$", re.I | re.M)
+MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", "none", "???", ""}
 COMPRESSED = re.compile(rb"^CompressedData *= *True", re.I | re.M)
 ANY_ZLIB = 47  # zlib's code for gzip and zlib streams of any window
 
@@ -55,10 +68,10 @@ def read_itk(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
     with _opened(path) as reader:
         grid = _grid_of(reader, path)
         require_size(path, math.prod(grid.shape), max_voxels)
-        for part in data_files(path):
-            open_regular(part).close()  # a pipe would block
+        _require_all_parts(path, grid.shape)
         _require_intact(path)
         array = simple_itk().GetArrayFromImage(reader.Execute()).reshape(grid.shape)
+        _require_exact_size(path, array)
     require_real_and_finite(array, path, "the volume")
     return Volume(array, grid.affine)
 
@@ -98,11 +111,25 @@ def write_nrrd(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
 
 
 def data_files(path: Path) -> list[Path]:
-    """Return the file that holds a header's voxels, for ``.nhdr`` and ``.mhd``."""
-    match = DATA_FILE.search(_header(path))
+    """Return the files that hold a header's voxels, for ``.nhdr`` and ``.mhd``.
+
+    These are one file, the files of a list (LIST), or those of a pattern such as s%03d.raw 1 24 1.
+    """
+    header = _header(path)
+    match = DATA_FILE.search(header)
     name = match[1].decode("utf-8", "replace").strip() if match else ""
-    is_elsewhere = name and name.upper() not in ("LOCAL", "LIST") and "%" not in name
-    return [path.parent / name] if is_elsewhere else []
+    if not name or name.upper() == "LOCAL":
+        return []
+    if LIST.fullmatch(name):
+        lines = header[match.end() :].decode("utf-8", "replace").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+    elif found := PATTERN.fullmatch(name):
+        first, last, step = (int(found[n]) for n in (2, 3, 4))
+        numbers = range(first, last + (1 if step > 0 else -1), step or 1)
+        names = [found[1] % number for number in numbers[:MAX_PARTS]]
+    else:
+        names = [name]
+    return [path.parent / name for name in names]
 
 
 def require_size(path: Path, voxels: int, max_voxels: int) -> None:
@@ -138,6 +165,13 @@ def _opened(path: Path) -> Iterator["SimpleITK.ImageFileReader"]:
     sitk = simple_itk()
     with itk_errors(path, EXPECTED):
         open_regular(path).close()
+        for part in data_files(path):
+            if not part.exists():
+                raise InputError(
+                    f"{path}: its voxels are missing: there is no {part}. Expected the header's "
+                    "files beside it: copy them too."
+                )
+            open_regular(part).close()  # a pipe would block
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         reader.SetImageIO(READERS.get(path.suffix.lower(), "MetaImageIO"))
@@ -156,6 +190,7 @@ def _grid_of(reader: "SimpleITK.ImageFileReader", path: Path) -> Grid:
             f"{path}: {what}, shape (x, y, ...) {size}. Expected one 3-D volume: split time points "
             "or channels into files of their own; single pictures are not supported."
         )
+    _require_millimetres(path)
     lps = np.eye(4)
     direction = np.reshape(reader.GetDirection(), (dimensions, dimensions))[:3, :3]
     lps[:3, :3] = direction * reader.GetSpacing()[:3]
@@ -166,6 +201,50 @@ def _grid_of(reader: "SimpleITK.ImageFileReader", path: Path) -> Grid:
             "Expected three independent finite axes: repair the header."
         )
     return Grid(size[::-1], LPS_TO_RAS @ lps)
+
+
+def _require_all_parts(path: Path, shape: tuple[int, int, int]) -> None:
+    """Raise `InputError` if a list names too few files: SimpleITK would leave voxels unset."""
+    match = DATA_FILE.search(_header(path))
+    name = match[1].decode("utf-8", "replace").strip() if match else ""
+    found = LIST.fullmatch(name) or PATTERN.fullmatch(name)
+    if not found:
+        return
+    axes = int(found[found.lastindex] or 2)
+    count, expected = len(data_files(path)), math.prod(shape[: max(len(shape) - axes, 0)])
+    if axes != 2 and path.suffix.lower() not in READERS:
+        raise InputError(
+            f"{path}: names files of {axes} axes each. Expected one file a slice, of 2 axes: write "
+            "the image into one file."
+        )
+    if count != expected:
+        raise InputError(
+            f"{path}: names {count} files of voxels. Expected {expected} for its shape (D, H, W) "
+            f"{shape}: copy the whole image again, or write it into one file."
+        )
+
+
+def _require_exact_size(path: Path, array: np.ndarray) -> None:
+    """Raise `InputError` if the voxels' files hold more bytes than the header's voxels take."""
+    parts = data_files(path)
+    size = sum(part.stat().st_size for part in parts)
+    if parts and size != array.nbytes and not NOT_PLAIN.search(_header(path)):
+        raise InputError(
+            f"{path}: its voxels' files have {size:,} bytes. Expected {array.nbytes:,} for shape "
+            f"(D, H, W) {array.shape} and {array.dtype}: correct the header."
+        )
+
+
+def _require_millimetres(path: Path) -> None:
+    """Raise `InputError` for a NRRD header with other units: SimpleITK would take them for mm."""
+    match = UNITS.search(_header(path)) if path.suffix.lower() in READERS else None
+    text = match[1].decode("utf-8", "replace") if match else ""
+    units = [quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|(\S+)', text)]
+    if other := [unit for unit in units[:4] if unit.strip().lower() not in MILLIMETRES]:
+        raise InputError(
+            f"{path}: its lengths are in {other[0]!r:.20}. Expected mm: convert spacing and origin "
+            "in the header to mm, and name mm there."
+        )
 
 
 def _require_intact(path: Path) -> None:

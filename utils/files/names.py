@@ -1,4 +1,4 @@
-"""Names of files: which names may be read back from a file, and which may be shown.
+"""Names of files: which may be used, which are portable, and which may be one file.
 
 Records, indices and kept scores name files. They may come from another machine, or be edited. A
 name from them is used only if it is a plain name (`is_plain_name`) or a path that stays inside its
@@ -60,7 +60,7 @@ def is_portable_folder(name: object) -> bool:
     )
 
 
-def spelling(name: str) -> str:
+def collision_key(name: str) -> str:
     """Return a form of a name that is equal for names which may be one file.
 
     On macOS and Windows, names that differ only in upper and lower case are one file. On macOS so
@@ -70,9 +70,9 @@ def spelling(name: str) -> str:
     return unicodedata.normalize("NFC", folded).rstrip(" .")
 
 
-def twins(names: Iterable[str]) -> list[list[str]]:
-    """Return the groups of different names that may be one file, sorted; see `spelling`."""
+def colliding_names(names: Iterable[str]) -> list[list[str]]:
+    """Return the groups of different names that may be one file, sorted; see `collision_key`."""
     groups: dict[str, set[str]] = {}
     for name in names:
-        groups.setdefault(spelling(name), set()).add(name)
+        groups.setdefault(collision_key(name), set()).add(name)
     return sorted(sorted(group) for group in groups.values() if len(group) > 1)

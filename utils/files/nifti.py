@@ -36,7 +36,7 @@ from utils.volumes.grid import Grid, Volume, is_same_affine
 EXPECTED = "a complete 3-D NIfTI file"
 DAMAGED = (ImageFileError, HeaderDataError, WrapStructError)  # nibabel raises these
 SILENT = logging.Logger("silent", level=logging.CRITICAL + 1)
-MAX_SIDE_MM = 1000.0  # of a voxel whose unit is not mm: above it the unit is a mistake
+MAX_SIDE_MM = 1000.0  # of a voxel whose unit is not mm: a longer side means a wrong unit
 COMPRESSION = 2  # of ISA-L's 0 to 3: 3 is far slower on labels and no smaller
 BLOCK = 2**22  # bytes at a time
 
@@ -162,7 +162,13 @@ def _image_of(stream: BinaryIO) -> tuple[nib.Nifti1Image, Forms]:
     nifti2 = stream.read(4) in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # its header takes 540 bytes
     stream.seek(0)
     kind = nib.Nifti2Image if nifti2 else nib.Nifti1Image
-    forms = _forms_of(kind.header_class.from_fileobj(stream, check=False))
+    header = kind.header_class.from_fileobj(stream, check=False)
+    forms = _forms_of(header)
+    if header["vox_offset"] < header.sizeof_hdr:
+        raise ValueError(
+            f"the voxels begin at byte {header['vox_offset']}, inside the header, as in the .hdr "
+            "file of a pair .hdr and .img"
+        )
     stream.seek(0)
     return kind.from_stream(stream), forms
 

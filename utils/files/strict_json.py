@@ -1,7 +1,7 @@
-"""Read JSON that may be damaged, hostile or of another program: right in full, or an `InputError`.
+"""Read JSON that may be damaged, hostile or of another program, and check all of it.
 
 `json` alone keeps the last value of a repeated key, fails with `RecursionError` on deep nesting,
-and says nothing about the types of what it has read. Every JSON file of this project is read here.
+and does not check types. Every JSON file of this project is read here.
 """
 
 import json
@@ -81,7 +81,7 @@ def _object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return content
 
 
-def shown(value: object, most: int = 60) -> str:
+def short_json(value: object, most: int = 60) -> str:
     """Return a JSON value as text for a message, in ASCII, cut to ``most`` characters."""
     try:
         text = json.dumps(value)

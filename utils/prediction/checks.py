@@ -1,4 +1,4 @@
-"""Arguments of the predictor: what cannot be used is refused with what to give instead."""
+"""Check arguments of the predictor; a message says what to give instead."""
 
 from collections.abc import Sequence
 from numbers import Real
@@ -10,7 +10,7 @@ from segment_anything import Sam3D
 from utils.errors import InputError
 from utils.files.npz import SPACING_MM
 from utils.prediction.session import PredictorOptions
-from utils.prompts.kinds import MaskPrompt, PromptError, shown
+from utils.prompts.kinds import MaskPrompt, PromptError, short_repr
 from utils.volumes.geometry import CropRule, affine_from_spacing, spacing_zyx
 from utils.volumes.labels import MAX_LABEL
 from utils.volumes.values import require_network_input
@@ -69,7 +69,10 @@ def checked_affine(spacing_xyz: Sequence[float] | None, affine: np.ndarray | Non
         InputError: both or neither are given, or one that cannot be used.
     """
     if (spacing_xyz is None) == (affine is None):
-        raise InputError("an image needs either its spacing or its affine. Give one of them.")
+        found = "neither spacing_xyz nor" if affine is None else "both spacing_xyz and"
+        raise InputError(
+            f"the image comes with {found} affine. Expected one of the two: give exactly one."
+        )
     if affine is None:
         return affine_from_spacing(_checked_spacing(spacing_xyz))
     try:
@@ -79,9 +82,9 @@ def checked_affine(spacing_xyz: Sequence[float] | None, affine: np.ndarray | Non
     good = given.dtype.kind in "iuf" and given.shape == (4, 4) and np.isfinite(given).all()
     if not good or not _is_usable(given.astype(float)):
         raise InputError(
-            f"the image's affine is {shown(affine)}. Expected (4, 4) finite numbers with three "
-            f"independent axes, voxels of {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm, and the last "
-            "row 0, 0, 0, 1: correct it."
+            f"the image's affine is {short_repr(affine)}. Expected (4, 4) finite numbers with "
+            f"three independent axes, voxels of {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm, and "
+            "the last row 0, 0, 0, 1: correct it."
         )
     return given.astype(float)
 
@@ -110,7 +113,7 @@ def checked_target(target: int) -> int:
     good = isinstance(target, Real) and not isinstance(target, (bool, np.bool_))
     if not good or not 0 < target <= MAX_LABEL or target != int(target):
         raise PromptError(
-            f"target {shown(target)}: expected a whole number from 1 to {MAX_LABEL}; 0 is "
+            f"target {short_repr(target)}: expected a whole number from 1 to {MAX_LABEL}; 0 is "
             "background. Give another id."
         )
     return int(target)
@@ -125,8 +128,8 @@ def _checked_spacing(spacing_xyz: Sequence[float]) -> np.ndarray:
     low, high = SPACING_MM
     if len(spacing) != 3 or not numbers or not all(low <= mm <= high for mm in spacing):
         raise InputError(
-            f"the image's spacing is {shown(spacing_xyz)}. Expected three numbers, the voxel size "
-            f"(x, y, z) in mm, from {low:g} to {high:g}: give the scanner's values."
+            f"the image's spacing is {short_repr(spacing_xyz)}. Expected three numbers, the "
+            f"voxel size (x, y, z) in mm, from {low:g} to {high:g}: give the scanner's values."
         )
     return np.array(spacing, float)
 

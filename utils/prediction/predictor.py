@@ -22,9 +22,9 @@ Conventions of all methods:
   counted from 0, in that order.
 * Boxes are half-open: the start is inside, the stop is outside.
 * Lengths are mm. Only ``spacing_xyz`` is in the order (x, y, z), as challenge files store it.
-* A method that raises an error leaves image and prompts as they were. Threads take turns.
+* A method that raises an error changes nothing. Calls of several threads run in turns.
 * A mask depends on the image, the prompts, and the order of a target's own prompts. It does not
-  depend on how often masks were asked for in between, nor on the order of the targets.
+  depend on how often masks were computed in between, nor on the order of the targets.
 
 How prompts become masks: utils/prediction/session.py and docs/prediction.md.
 """
@@ -237,7 +237,7 @@ class Predictor:
         """
         target = checks.checked_target(target)
         with self._turn:
-            history = self._history(target, "has no prompt to take back")
+            history = self._history(target, "has no prompt to undo")
             kept = 0 if isinstance(history.undo(), MaskPrompt) else len(history.counted)
             del self._states[target][kept:]
             self._cached.pop(target, None)

@@ -4,7 +4,7 @@ from utils.prompts.kinds import Click, MaskPrompt, Prompt
 
 
 class PromptHistory:
-    """A target's prompts. A mask replaces all prompts before it, until it is taken back."""
+    """A target's prompts. A mask replaces all prompts before it, until `undo` removes it."""
 
     def __init__(self) -> None:
         self._prompts: list[Prompt] = []

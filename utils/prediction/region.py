@@ -7,33 +7,15 @@ shrinks where the mask fills too little of it. Lengths are mm, places array coor
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Integral, Real
 
 import numpy as np
 
-from utils.errors import InputError
+from utils.errors import require_number
 from utils.prompts.kinds import BoxPrompt
 from utils.volumes.geometry import CropGrid, CropRule, Triple, bounding_box, spacing_zyx
 
 #: The least share of a cube's edge that the longest side of the whole image takes.
 LEAST_IMAGE = 0.125
-
-
-def require_range(
-    options: object, name: str, low: float, high: float, *, whole: bool = False
-) -> None:
-    """Raise `InputError` unless a field of options is a number from ``low`` to ``high``.
-
-    Args:
-        whole: it is a whole number.
-    """
-    value = getattr(options, name)
-    good = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if not good or not low <= value <= high:
-        raise InputError(
-            f"{type(options).__name__}: {name} is {value!r}. Expected a {'whole ' * whole}number "
-            f"from {low:g} to {high:g}: give one."
-        )
 
 
 @dataclass(frozen=True)
@@ -54,14 +36,14 @@ class ZoomRule:
     same: float = 0.1  # a move that changes spacing and centre by a smaller share is skipped
 
     def __post_init__(self) -> None:
-        require_range(self, "fill", 0.01, 1)
-        require_range(self, "least_fill", 0, 1)
-        require_range(self, "growth", 1, 100)
-        require_range(self, "passes", 0, 100, whole=True)
-        require_range(self, "in_plane", 1, 100)
-        require_range(self, "finest", 1e-3, 1e3)
-        require_range(self, "coarsest", 1e-3, 1e3)
-        require_range(self, "same", 0, 1)
+        require_number("ZoomRule.fill", self.fill, 0.01, 1)
+        require_number("ZoomRule.least_fill", self.least_fill, 0, 1)
+        require_number("ZoomRule.growth", self.growth, 1, 100)
+        require_number("ZoomRule.passes", self.passes, 0, 100, whole=True)
+        require_number("ZoomRule.in_plane", self.in_plane, 1, 100)
+        require_number("ZoomRule.finest", self.finest, 1e-3, 1e3)
+        require_number("ZoomRule.coarsest", self.coarsest, 1e-3, 1e3)
+        require_number("ZoomRule.same", self.same, 0, 1)
 
 
 @dataclass(frozen=True)

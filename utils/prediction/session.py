@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from utils.errors import InputError
+from utils.errors import InputError, require_number
 from utils.prediction.masks import (
     OUTSIDE_LOGIT,
     SURE_LOGIT,
@@ -28,7 +28,7 @@ from utils.prediction.masks import (
     keep_prompted,
     merge,
 )
-from utils.prediction.region import Region, Scene, ZoomRule, extent_in, extent_of, require_range
+from utils.prediction.region import Region, Scene, ZoomRule, extent_in, extent_of
 from utils.prediction.tiles import blended, lattice
 from utils.prompts.box import Box, ellipsoid_logits
 from utils.prompts.kinds import BoxPrompt, Click, MaskPrompt, Prompt
@@ -62,14 +62,14 @@ class PredictorOptions:
         for name, kind in (("zoom", ZoomRule), *((flag, bool) for flag in FLAGS)):
             if not isinstance(getattr(self, name), kind):
                 raise InputError(
-                    f"PredictorOptions: {name} is {getattr(self, name)!r}. Expected a "
-                    f"{kind.__name__}: give one."
+                    f"PredictorOptions.{name}: found {getattr(self, name)!r}, expected a "
+                    f"{kind.__name__}."
                 )
-        require_range(self, "far_share", 0, 1)
-        require_range(self, "near_cells", 1e-3, 1e3)
-        require_range(self, "tile_above", 0, 1e3)
-        require_range(self, "tiles", 1, 10_000, whole=True)
-        require_range(self, "most_clicks", 1, 10_000, whole=True)
+        require_number("PredictorOptions.far_share", self.far_share, 0, 1)
+        require_number("PredictorOptions.near_cells", self.near_cells, 1e-3, 1e3)
+        require_number("PredictorOptions.tile_above", self.tile_above, 0, 1e3)
+        require_number("PredictorOptions.tiles", self.tiles, 1, 10_000, whole=True)
+        require_number("PredictorOptions.most_clicks", self.most_clicks, 1, 10_000, whole=True)
 
 
 class DecodeRequest(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from utils.errors import InputError
-from utils.files.names import twins
+from utils.files.names import colliding_names
 from utils.preparation.entry import CaseJob
 
 ONE_FILE = (
@@ -28,8 +28,8 @@ def usable_jobs(jobs: Sequence[CaseJob]) -> tuple[list[CaseJob], list[str]]:
         for job in jobs
         if not _is_printable(job)
     ]
-    require_no_twins({job.dataset for job in printable} - {""}, "data sets")
-    groups = twins(job.case_id for job in printable)
+    require_no_collision({job.dataset for job in printable} - {""}, "data sets")
+    groups = colliding_names(job.case_id for job in printable)
     named = {group[0]: f"cases {_listed(group)} {ONE_FILE}" for group in groups}
     left_out = {case_id for _, *others in groups for case_id in others}
     usable = [
@@ -40,9 +40,9 @@ def usable_jobs(jobs: Sequence[CaseJob]) -> tuple[list[CaseJob], list[str]]:
     return usable, problems
 
 
-def require_no_twins(names: set[str], what: str) -> None:
+def require_no_collision(names: set[str], what: str) -> None:
     """Raise `InputError` if two of the names may be one folder on some system."""
-    if groups := twins(names):
+    if groups := colliding_names(names):
         raise InputError(f"{what} {_listed(groups[0])} {ONE_FILE}")
 
 

@@ -75,7 +75,7 @@ class Entry:
         self._claimed = {name: states[name] for name in names}
         self._write(BEGUN, {**self._old_outputs, **self._claimed}, {})
 
-    def before_naming(self, temporary: Path, path: Path) -> None:
+    def record_written(self, temporary: Path, path: Path) -> None:
         """Record the state of a claimed output that is complete and still has its temporary name.
 
         Raises:
@@ -89,8 +89,8 @@ class Entry:
         state, before = self._state_of(temporary), self._claimed[name]
         if os.path.lexists(path) and before is None and fingerprint_of(path) != state:
             raise InputError(
-                f"{path}: exists, and nothing proves that this step wrote it, though an earlier "
-                "run was killed here. Expected no file of another origin: nothing was "
+                f"{path}: exists, and nothing proves that this step wrote it before an earlier "
+                "run was killed. Expected no file of another origin: nothing was "
                 "overwritten; move it away, then run again."
             )
         self._written[name] = state

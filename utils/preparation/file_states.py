@@ -1,4 +1,4 @@
-"""The state of files: what shows that a source has changed, and what proves that a file is ours."""
+"""The state of files, by which a changed source or a foreign output is noticed."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ BLOCK = 2**20
 
 
 def identity_of(path: Path, status: os.stat_result) -> dict:
-    """Return what changes if a file, its folder or its content is replaced."""
+    """Return the facts that differ once a file, its folder or its content is replaced."""
     return {
         "real_path": os.path.realpath(path),
         "inode": [status.st_dev, status.st_ino],

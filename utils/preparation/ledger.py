@@ -64,7 +64,7 @@ class Ledger:
         datasets: data sets whose cases are all in this run; None: all data sets.
 
     Attributes:
-        refused: record's file -> why it counts as none; empty once `say_refused` has said it.
+        refused: record's file -> why it counts as none; empty once `print_refused` has printed it.
     """
 
     def __init__(

@@ -39,11 +39,11 @@ from utils.preparation.outcomes import (
     Outcome,
     PrepareSummary,
     add_outcome,
+    message_and_trace,
+    print_entry,
+    print_refused,
+    print_removed,
     report_failure,
-    say,
-    say_refused,
-    say_removed,
-    told,
 )
 from utils.preparation.records import CaseFacts
 from utils.preparation.shards import in_shard, owned_shard
@@ -75,7 +75,7 @@ def plan_job(plan: Callable[..., CaseJob], case_id: str, *args: object) -> CaseJ
     try:
         return plan(case_id, *args)
     except Exception as error:  # one case must not end the run
-        problem, trace = told(error)
+        problem, trace = message_and_trace(error)
         files = args[0] if isinstance(args[0], list) else [args[0]]
         return CaseJob(case_id, "", {"file": files[0]}, problem=problem, trace=trace)
 
@@ -191,7 +191,7 @@ def prepare(
             _run(step, due, summary, args)
         finally:
             step.ledger.write_manifest(known)
-            say_refused(step.ledger)
+            print_refused(step.ledger)
     return summary
 
 
@@ -206,7 +206,7 @@ def _due_jobs(
     checked = progress_bar(jobs, desc=f"{step.title}: what is due", unit="case", delay=2)
     due = [job for job in checked if not step.ledger.is_current(job)]
     summary.skipped = len(jobs) - len(due) + sum(in_shard(case_id, args.shard) for case_id in left)
-    say_refused(step.ledger)
+    print_refused(step.ledger)
     return due, sum(_space_of(step, job) for job in due)
 
 
@@ -220,16 +220,16 @@ def _space_of(step: Step, job: CaseJob) -> int:
 def _handle_orphans(step: Step, known: list[str], args: argparse.Namespace, prune: bool) -> None:
     """Remove, or only mention, outputs of earlier runs whose case is no longer in the input."""
     orphans = step.ledger.orphans(known)
-    say_refused(step.ledger)
+    print_refused(step.ledger)
     orphans = [record for record in orphans if in_shard(record.case_id, args.shard)]
     if orphans and not prune:
-        say(
+        print_entry(
             f"NOTE {len(orphans)} cases of earlier runs are not in this input, "
             f"{orphans[0].case_id} first; their outputs are kept (--prune removes them)"
         )
     for record in orphans if prune else ():
         removed, kept = step.ledger.forget(record)
-        say_removed(record.case_id, removed, kept)
+        print_removed(record.case_id, removed, kept)
         _remove_empty_folders(step.ledger.folder, removed)
 
 
@@ -273,15 +273,15 @@ def _do(step: Step, job: CaseJob) -> Outcome:
         entry = step.ledger.open(job)
         if entry.confirm():
             return Outcome(job, "skipped")
-        with checked_by(entry.before_naming):
+        with checked_by(entry.record_written):
             found = step.work(job, entry)
         entry.finish(found)
-        told_of = {"notes": found.notes, "remarks": found.remarks}
-        return Outcome(job, "done", removed=tuple(entry.removed), kept=tuple(entry.kept), **told_of)
+        lines = {"notes": found.notes, "remarks": found.remarks}
+        return Outcome(job, "done", removed=tuple(entry.removed), kept=tuple(entry.kept), **lines)
     except WriteError as error:
         return Outcome(job, "unwritable", str(error))
     except Exception as error:  # one case must not end a run of days
-        message, its_trace = told(error)
+        message, its_trace = message_and_trace(error)
         trace = trace or its_trace
     if trace or job.case_id.rsplit("/")[-1] not in message:
         message = f"{job.case_id}: {message}"

@@ -69,7 +69,7 @@ from utils.preparation.nnunet_sources import (
     find_sources,
     require_outside,
 )
-from utils.preparation.outcomes import say
+from utils.preparation.outcomes import print_entry
 from utils.preparation.records import CaseFacts
 from utils.preparation.resampling import Resampling
 from utils.preparation.volume_files import (
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> PrepareSummary:
         ]
         unlabelled = sorted(cases_with_image(source) - source.labels.files.keys())
         if unlabelled:
-            say(
+            print_entry(
                 f"NOTE {source.name}: {len(unlabelled)} cases have an image and no label and are "
                 f"left out, {unlabelled[0]} first"
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.preparation.case_names import require_no_twins
+from utils.preparation.case_names import require_no_collision
 from utils.preparation.cleaning import cleaning_rule
 from utils.preparation.find_files import FoundFiles
 from utils.preparation.nnunet_dataset import (
@@ -75,7 +75,7 @@ def find_sources(args: argparse.Namespace) -> list[Source]:
             f"two data sets would be {twice}. Expected a folder for each: rename one, or give a "
             "link to it that has another name."
         )
-    require_no_twins(set(names), "data sets")
+    require_no_collision(set(names), "data sets")
     return sources
 
 

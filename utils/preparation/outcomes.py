@@ -1,4 +1,4 @@
-"""Outcomes of cases: how they are counted, told to the user, and kept."""
+"""Outcomes of cases: they are counted and printed, and tracebacks are kept."""
 
 import sys
 import time
@@ -68,25 +68,25 @@ def add_outcome(records: Path, summary: PrepareSummary, outcome: Outcome) -> Non
     summary.skipped += outcome.kind == "skipped"
     if outcome.notes:
         summary.dropped.append(f"{outcome.job.case_id}: {shortened(outcome.notes)}")
-        say(f"DROPPED {summary.dropped[-1]}")
+        print_entry(f"DROPPED {summary.dropped[-1]}")
     if outcome.remarks:
-        say(f"NOTE {outcome.job.case_id}: {shortened(outcome.remarks)}")
-    say_removed(outcome.job.case_id, outcome.removed, outcome.kept)
+        print_entry(f"NOTE {outcome.job.case_id}: {shortened(outcome.remarks)}")
+    print_removed(outcome.job.case_id, outcome.removed, outcome.kept)
 
 
-def say_removed(case_id: str, removed: Sequence[str], kept: Sequence[str]) -> None:
+def print_removed(case_id: str, removed: Sequence[str], kept: Sequence[str]) -> None:
     """Print which outputs a case no longer has: those removed, and those kept."""
     if removed:
-        say(f"REMOVED {case_id}: {shortened(removed)}")
+        print_entry(f"REMOVED {case_id}: {shortened(removed)}")
     if kept:
-        say(
-            f"KEPT {case_id}: {shortened(kept)}: the case no longer has it, and it is not as this "
-            "step wrote it"
+        print_entry(
+            f"KEPT {case_id}: {shortened(kept)}: no longer outputs of the case, and not as this "
+            "step wrote them"
         )
 
 
 def _keep_trace(path: Path, outcome: Outcome) -> None:
-    """Add the traceback of a defect to the step's file of them."""
+    """Add the traceback of a defect to the step's log of defects."""
     began = time.strftime("%Y-%m-%d %H:%M:%S")
     text = as_entry(f"{began} {outcome.job.case_id}\n{outcome.trace}")
     try:
@@ -95,12 +95,12 @@ def _keep_trace(path: Path, outcome: Outcome) -> None:
     except WriteError:
         raise
     except InputError as error:
-        say(str(error))
+        print_entry(str(error))
     except OSError as error:
         raise unwritable(path, error) from error
 
 
-def told(error: Exception) -> tuple[str, str]:
+def message_and_trace(error: Exception) -> tuple[str, str]:
     """Return an error of a case as a message, and the traceback if it is a defect of ours."""
     if is_out_of_memory(error):
         return (
@@ -118,10 +118,10 @@ def told(error: Exception) -> tuple[str, str]:
 def report_failure(summary: PrepareSummary, message: str) -> None:
     """Count a failed case, and print its message."""
     summary.failures.append(message)
-    say(f"FAILED {message}")
+    print_entry(f"FAILED {message}")
 
 
-def say(line: str) -> None:
+def print_entry(line: str) -> None:
     """Print an entry: above the progress bar on a terminal, alone in a log."""
     line = as_entry(line)
     if sys.stderr.isatty():
@@ -130,9 +130,9 @@ def say(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def say_refused(ledger: Ledger) -> None:
-    """Name each record that counts as none, once."""
+def print_refused(ledger: Ledger) -> None:
+    """Print each record that counts as none, once."""
     for path, reason in ledger.refused.items():
         if reason:
-            say(f"NOTE {path}: counts as no record: {reason}")
+            print_entry(f"NOTE {path}: counts as no record: {reason}")
             ledger.refused[path] = ""

@@ -5,10 +5,9 @@ and lower case. nnU-Net keeps each channel in a file of its own, <case>_0000.nii
 Decathlon folder has one file a case, <case>.nii.gz, with the channels along its fourth axis.
 """
 
-import sys
 from pathlib import Path
 
-from utils.errors import InputError, printable
+from utils.errors import InputError
 from utils.files.dicom import is_dicom
 from utils.files.images import (
     ITK_SUFFIXES,
@@ -20,6 +19,7 @@ from utils.files.images import (
 )
 from utils.files.nifti import Channel, read_nifti
 from utils.preparation.find_files import FoundFiles, find_files
+from utils.preparation.outcomes import print_entry
 from utils.volumes.grid import Volume
 
 IMAGE_ROLE = "image"  # role of an image among a case's files; of channel 0 it is image_0000
@@ -54,7 +54,7 @@ def find_volumes(folder: Path) -> FoundFiles:
     if left_out := sorted(set(others) - parts):
         names = ", ".join(str(path.relative_to(folder)) for path in left_out[:5])
         note = f"left out {len(left_out)} files that are no images, such as {names}"
-        print(printable(f"NOTE {folder}: {note}"), file=sys.stderr)
+        print_entry(f"NOTE {folder}: {note}")
     return FoundFiles(dict(sorted(files.items())), found.problems)
 
 

@@ -1,4 +1,4 @@
-"""Read prompts for NIfTI images, from a JSON file or from flags on the command line.
+"""Read prompts for images, from a JSON file or from flags on the command line.
 
     {"coordinates": "zyx",
      "targets": [{"id": 1, "name": "liver",
@@ -39,11 +39,11 @@ import numpy as np
 from utils.errors import InputError
 from utils.files.images import image_stem
 from utils.files.safe_read import open_regular, reading
-from utils.files.strict_json import JsonError, RepeatedKeyError, parse_json, shown
+from utils.files.strict_json import JsonError, RepeatedKeyError, parse_json, short_json
 from utils.prompts.kinds import BoxPrompt, Click, Prompt, PromptError, checked_box, checked_click
 from utils.volumes.forms import LPS
 from utils.volumes.geometry import Triple, spacing_zyx
-from utils.volumes.grid import APART, apart_mm
+from utils.volumes.grid import GAP_VOXELS, largest_gap_mm
 from utils.volumes.labels import MAX_LABEL
 
 COORDINATES = ("zyx", "xyz", "mm", "mm-lps")
@@ -72,8 +72,8 @@ class PromptSpace:
         """Log a warning about the image ``name`` where mm mean another voxel in ITK and nibabel."""
         if self.itk_affine is None or not self.coordinates.startswith("mm"):
             return
-        gap_mm = apart_mm(self.affine, self.itk_affine, self.shape)
-        if gap_mm > APART * min(spacing_zyx(self.affine)):
+        gap_mm = largest_gap_mm(self.affine, self.itk_affine, self.shape)
+        if gap_mm > GAP_VOXELS * min(spacing_zyx(self.affine)):
             logger.warning(
                 "%s: the forms of its header lie up to %.4g mm apart. Coordinates mm mean the "
                 "place that nibabel and FSLeyes show, mm-lps the one that ITK and 3D Slicer show: "
@@ -170,11 +170,11 @@ def read_prompt_file(
 
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that give prompts; parse the command line that `protect_minus` returns."""
-    group = parser.add_argument_group("prompts for NIfTI images (challenge files hold their own)")
+    group = parser.add_argument_group("prompts for images (challenge files hold their own)")
     group.add_argument(
         "--prompts",
         type=Path,
-        help="a JSON file, or a folder with a <name>.json for every <name>.nii.gz (default: "
+        help="a JSON file, or a folder with a <name>.json for every image <name> (default: "
         "<name>.json beside the image)",
     )
     clicks = {"--fg": "clicks on the target", "--bg": "clicks outside the target, after --fg"}
@@ -350,7 +350,7 @@ def _list(value: object, key: str) -> list:
 
 
 def _refuse(what: str, found: object, expected: str) -> None:
-    raise PromptError(f"{what} is {shown(found, most=80)}. Expected {expected}.")
+    raise PromptError(f"{what} is {short_json(found, most=80)}. Expected {expected}.")
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class BoxPrompt(NamedTuple):
 class MaskPrompt:
     """A mask to start from, such as an earlier answer.
 
-    It is copied, and kept as the bits of its box, since many masks may wait to be taken back.
+    It is copied, and kept as the bits of its box, since `undo` may need many of them.
 
     Args:
         mask: (D, H, W) bool, or finite numbers that are 0 outside; at least one voxel is inside.
@@ -92,7 +92,7 @@ def checked_click(zyx: Iterable[float], is_foreground: bool, shape: tuple[int, i
         0 <= c < n and c == int(c) for c, n in zip(place, shape, strict=True)
     ):
         raise PromptError(
-            f"the click {shown(zyx)} is not a voxel of the image (D, H, W) {shape}. Expected "
+            f"the click {short_repr(zyx)} is not a voxel of the image (D, H, W) {shape}. Expected "
             "whole numbers z, y, x from 0: check the axis order."
         )
     z, y, x = (int(c) for c in place)
@@ -120,9 +120,9 @@ def checked_box(
         good = all(a < b for a, b in zip(inner, outer, strict=True))
     if not good:
         raise PromptError(
-            f"the box from {shown(start_zyx)} to {shown(stop_zyx)} holds no voxel of the image "
-            f"(D, H, W) {shape}. Expected start < stop along z, y and x, the stop outside: check "
-            "the axis order."
+            f"the box from {short_repr(start_zyx)} to {short_repr(stop_zyx)} holds no voxel of the "
+            f"image (D, H, W) {shape}. Expected start < stop along z, y and x, the stop outside: "
+            "check the axis order."
         )
     return BoxPrompt(inner, outer, checked_flag(middle_slice, "middle_slice"))
 
@@ -138,11 +138,11 @@ def checked_flag(value: object, name: str) -> bool:
     """
     if isinstance(value, (bool, np.bool_, int, np.integer)) and value in (0, 1):
         return bool(value)
-    raise PromptError(f"{name} is {shown(value)}. Expected True or False: give one of them.")
+    raise PromptError(f"{name} is {short_repr(value)}. Expected True or False: give one of them.")
 
 
-def shown(value: object) -> str:
-    """Return a value for a message, shortened."""
+def short_repr(value: object) -> str:
+    """Return the start of a value's repr, for a message; NumPy's numbers as Python's."""
     value = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
     if isinstance(value, (list, tuple)):
         value = tuple(c.item() if isinstance(c, np.generic) else c for c in value)
@@ -185,6 +185,7 @@ def _checked_mask(mask: np.ndarray) -> np.ndarray:
         )
     if mask.ndim != 3 or not mask.any():
         raise PromptError(
-            f"the mask has shape {mask.shape} and {np.count_nonzero(mask)} voxels. {advice}."
+            f"the mask has shape {mask.shape} and {np.count_nonzero(mask)} voxels. {advice}: give "
+            "the mask of one target."
         )
     return mask.astype(bool, copy=False)

@@ -1,7 +1,7 @@
 """Tables as CSV files.
 
-A spreadsheet runs a cell that begins like a formula, and names of cases and classes come from
-anyone's files. So text that begins with one of `FORMULA_STARTS` gets an apostrophe in front, which
+A spreadsheet runs a cell that begins like a formula, and names of cases and classes may come from
+files of anyone. So text that begins with one of `FORMULA_STARTS` gets an apostrophe in front, which
 spreadsheets do not show. Numbers stay as they are.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from utils.files.atomic import atomic_path
 
-#: Also the wide forms of the first four, which some spreadsheets take for them.
+#: The last four are wide forms of the first four, which some spreadsheets treat in the same way.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 #: Where a cell may begin with one. Some spreadsheets begin a new cell at a semicolon or a tab.

@@ -15,7 +15,7 @@ from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from utils.errors import InputError
-from utils.run.log import log_entries_only
+from utils.run.log import format_worker_log
 
 CONNECT_SECONDS = 10  # time to reach a scheduler
 WORKER_SECONDS = 60  # time for its first worker to start
@@ -98,8 +98,9 @@ def _on_cluster(
             ) from error
         try:
             work = partial(_call_in, Path.cwd(), function)
-            futures = client.map(work, list(items), pure=False)  # not joblib: it waits for ever
-            for future, result in as_completed(futures, with_results=True):  # on a dead worker
+            # Not through joblib, which waits for ever if a worker dies.
+            futures = client.map(work, list(items), pure=False)
+            for future, result in as_completed(futures, with_results=True):
                 future.release()
                 yield result
         except KilledWorker as error:
@@ -117,7 +118,7 @@ def _calls(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
 
 
 def _call_in(folder: Path, function: Callable[[Item], Result], item: Item) -> Result:
-    log_entries_only()
+    format_worker_log()
     if Path.cwd() != folder:
         os.chdir(folder)
     return function(item)

@@ -19,7 +19,7 @@ NO_MEMORY = (
     "failed to allocate memory",
     "alloc_failed",
 )
-ROOM = "crop or resample it, run fewer workers, or take a machine or device with more memory"
+MORE_MEMORY = "crop or resample it, run fewer workers, or take a machine or device with more memory"
 SHOWN = 200  # characters of an error in a message
 
 
@@ -34,20 +34,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def explain(case: str, error: Exception, log: Path) -> str:
-    """Return one line about a failed case; for other errors than the user's write the traceback.
+    """Return one line about a failed case; log the traceback unless its input is to blame.
 
     Args:
         case: its file or name.
-        log: the file for the traceback; replaced.
+        log: the file that the traceback is added to.
     """
     out_of_memory = is_out_of_memory(error)
     if isinstance(error, (InputError, OSError)) and not out_of_memory:
         return str(error) if case in str(error) else f"{case}: {error}"
-    where = _written(log, case, error)
+    where = _log_traceback(log, case, error)
     found = f"{type(error).__name__}: {' '.join(str(error).split())}"[:SHOWN]
     if out_of_memory:
         return (
-            f"{case}: there is not enough memory for it ({found}). Expected room: {ROOM}. {where}"
+            f"{case}: there is not enough memory for it ({found}). Expected enough for one case: "
+            f"{MORE_MEMORY}. {where}"
         )
     return f"{case}: failed by a defect of this program ({found}). {where}: please report it."
 
@@ -67,8 +68,8 @@ def new_log(folder: Path) -> Path:
     return next(path for path in paths if not path.exists() and not path.is_symlink())
 
 
-def _written(log: Path, case: str, error: Exception) -> str:
-    """Add the traceback to the log; say where it is."""
+def _log_traceback(log: Path, case: str, error: Exception) -> str:
+    """Add the traceback to the log; return a sentence that says where it is."""
     text = "".join(traceback.format_exception(error))
     try:
         earlier = log.read_text("utf-8", "replace") if log.is_file() else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # A copy of segment_anything.ENGINES, whose import loads torch; test_engine.py compares the two.
 ENGINES = ("eager", "compiled", "graph")
-MAX_SEED = 2**32 - 1  # of NumPy's global generator
+MAX_SEED = 2**32 - 1  # the largest of NumPy's global generator
 MAX_INT = 2**63 - 1  # larger numbers fit no tensor, file or clock
 
 

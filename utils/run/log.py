@@ -1,7 +1,7 @@
-"""The log of a script: every entry is printable, and no entry can look like another.
+"""The log of a script: every entry is printable, and no text can forge an entry.
 
-Names of files, folders, classes and cases are anyone's. A control character in them could colour or
-overwrite a terminal's text, and a line end could forge an entry.
+Names of files, folders, classes and cases may come from anyone. A control character in them could
+colour or overwrite a terminal's text, and a line end could forge an entry.
 """
 
 import logging
@@ -41,7 +41,7 @@ def start_log(
     logging.basicConfig(level=level, handlers=handlers, force=True)
 
 
-def log_entries_only() -> None:
+def format_worker_log() -> None:
     """Format by `as_entry` also where no log was started, as in a worker process."""
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(EntryFormatter())

@@ -1,7 +1,7 @@
 """The rows of a crop cache's index: which keys and values they have, and which files they name.
 
-A cache may come from another machine. Its rows name files, and say how large images are; so each
-row is checked before it is used.
+A cache may come from another machine. Its rows hold names of files and sizes of images, so each row
+is checked before it is used.
 """
 
 import math

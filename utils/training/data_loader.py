@@ -177,7 +177,7 @@ def collate(items: list[dict]) -> dict:
 
 
 class _Load:
-    """Makes batches; an unreadable sample gives its message, since an error would end a worker."""
+    """Makes batches; returns the message of an unreadable sample, since an error ends a worker."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset

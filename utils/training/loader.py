@@ -26,8 +26,8 @@ from utils.run.executor import WorkerDiedError
 #: Returns the batch of the given draws: tensors and lists by name.
 Load = Callable[[Sequence[Any]], dict]
 
-AHEAD = 2  # batches that each worker has been asked for and that are not used yet
-PATIENCE_SECONDS = 5  # for a worker that has been told to end
+AHEAD = 2  # batches of each worker that are requested and not used yet
+PATIENCE_SECONDS = 5  # until a worker that does not end is killed
 
 
 class BatchLoader:
@@ -61,7 +61,7 @@ class BatchLoader:
             try:
                 yield from _batches(workers, receiver, self.draws, pin)
             finally:
-                _end(workers)  # also those that the receiver waits for
+                _end(workers)  # also one that the receiver is waiting for
         for worker in workers:
             worker.pipe.close()
 
@@ -78,8 +78,8 @@ class _Failure(NamedTuple):
     out_of_memory: bool
 
 
-class _Place(NamedTuple):
-    """Stands for a tensor whose bytes follow."""
+class _TensorHeader(NamedTuple):
+    """Type and shape of a tensor whose bytes follow."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -91,26 +91,26 @@ def _batches(
     all_draws: Iterable[Sequence[Any]],
     pin: bool,
 ) -> Iterator[dict]:
-    """Ask the workers in turns, and receive in the same order, in the receiver's thread."""
-    asked: deque[Future] = deque()
+    """Send the draws to the workers in turns; receive in that order, in the receiver's thread."""
+    pending: deque[Future] = deque()
     for draws, worker in zip(all_draws, cycle(workers), strict=False):
-        _ask(worker, draws)
-        asked.append(receiver.submit(_receive, worker, pin))
-        if len(asked) > AHEAD * len(workers):
-            yield _next(asked, workers)
-    while asked:
-        yield _next(asked, workers)
+        _request(worker, draws)
+        pending.append(receiver.submit(_receive, worker, pin))
+        if len(pending) > AHEAD * len(workers):
+            yield _next(pending, workers)
+    while pending:
+        yield _next(pending, workers)
 
 
-def _next(asked: deque[Future], workers: list[_Worker]) -> dict:
+def _next(pending: deque[Future], workers: list[_Worker]) -> dict:
     """Return the next batch; a dead worker is an error, even if this batch is not its own."""
     for worker in workers:
         if not worker.process.is_alive():
             raise _died(worker.process)
-    return asked.popleft().result()
+    return pending.popleft().result()
 
 
-def _ask(worker: _Worker, draws: Sequence[Any]) -> None:
+def _request(worker: _Worker, draws: Sequence[Any]) -> None:
     try:
         worker.pipe.send(draws)
     except OSError as error:
@@ -129,7 +129,7 @@ def _receive(worker: _Worker, pin: bool) -> dict:
         if isinstance(batch, _Failure):
             raise _failed(batch)
         for key, value in batch.items():
-            if isinstance(value, _Place):
+            if isinstance(value, _TensorHeader):
                 tensor = torch.empty(value.shape, dtype=value.dtype, pin_memory=pin)
                 worker.pipe.recv_bytes_into(_bytes_of(tensor))
                 batch[key] = tensor
@@ -141,13 +141,13 @@ def _receive(worker: _Worker, pin: bool) -> dict:
 def _send(pipe: Connection, batch: dict) -> None:
     """Send a batch: first its values with places for tensors, then the tensors' bytes."""
     tensors = [value.contiguous() for value in batch.values() if isinstance(value, Tensor)]
-    pipe.send({key: _place_of(value) for key, value in batch.items()})
+    pipe.send({key: _header_of(value) for key, value in batch.items()})
     for tensor in tensors:
         pipe.send_bytes(_bytes_of(tensor))
 
 
-def _place_of(value: object) -> object:
-    return _Place(value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else value
+def _header_of(value: object) -> object:
+    return _TensorHeader(value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else value
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -168,12 +168,13 @@ def _start(load: Load, count: int) -> list[_Worker]:
     try:
         for _ in range(count):
             ours, theirs = multiprocessing.Pipe()
-            # A forked worker has copies of our ends. Open, they would hide that we have died.
+            # A forked worker has copies of our ends. Unless it closes them, it does not notice
+            # when this process dies.
             inherited = [ours, *(worker.pipe for worker in workers)] if _forks() else []
             arguments = load, theirs, inherited
             process = multiprocessing.Process(target=_work, args=arguments, daemon=True)
             process.start()
-            theirs.close()  # so that our end is told when the worker dies
+            theirs.close()  # else our end would not close when the worker dies
             workers.append(_Worker(process, ours))
     except OSError as error:
         _end(workers)
@@ -189,7 +190,7 @@ def _forks() -> bool:
 
 
 def _work(load: Load, pipe: Connection, inherited: list[Connection]) -> None:
-    """Answer with a batch for all draws that come, until the pipe is closed."""
+    """Send back a batch for each draws received, until the pipe is closed."""
     for other in inherited:
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training alone
@@ -211,7 +212,7 @@ def _work(load: Load, pipe: Connection, inherited: list[Connection]) -> None:
 
 
 def _end(workers: list[_Worker]) -> None:
-    """Stop the workers, whatever they are doing: they hold nothing that is to be kept."""
+    """Stop the workers, also in the middle of a batch, since no result of theirs is needed."""
     for worker in workers:
         worker.process.terminate()
     for worker in workers:

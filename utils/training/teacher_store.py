@@ -176,8 +176,8 @@ class TeacherOutputs(Dataset):
         network: of the teacher; the shapes of the tensors are compared with it.
 
     Raises:
-        InputError: on reading an item: a file is unreadable, outputs are of another crop, or no
-            teacher can have written them.
+        InputError: on reading an item: a file is unreadable, or outputs are of another crop or
+            cannot be a teacher's.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class TeacherOutputs(Dataset):
         return item | tensors
 
     def _require_outputs(self, row: dict, tensors: dict[str, Tensor], size: int) -> None:
-        """Raise an `InputError` if tensors are none that a teacher writes for a crop."""
+        """Raise an `InputError` if tensors cannot be a teacher's outputs for a crop."""
         common = self.store.shards.common
         fault = output_fault(tensors, common["num_clicks"], common["precision"], size)
         wanted = stored_shapes(self.network, common) if self.network else {}

@@ -83,8 +83,8 @@ def remove_kept_score(job: ScoreJob) -> None:
         content = {"key": None}  # damaged
     if not inside or not isinstance(content, dict) or "key" not in content:
         raise InputError(
-            f"{path}: would be replaced by the scores of {job.case}, and is no file of scores, or "
-            "lies behind a link. Expected a folder for this run alone: choose another --out-dir."
+            f"{path}: is no file of scores, or lies behind a link, and would be replaced by the "
+            f"scores of {job.case}. Expected a folder for this run alone: choose another --out-dir."
         )
     path.unlink()
 

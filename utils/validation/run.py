@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from utils.errors import InputError
-from utils.files.answers import require_apart
+from utils.files.answers import require_distinct_files
 from utils.files.names import is_inside
 from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.run.executor import cpu_count
@@ -65,7 +65,7 @@ def validate(args: argparse.Namespace) -> Summary:
     jobs = protocol.jobs(settings)
     written = [path for job in jobs for path in (*job.outputs, job.score_path, job.log_path)]
     read = [path for job in jobs for path in job.sources]
-    require_apart(written, [*read, *network.files])
+    require_distinct_files(written, [*read, *network.files])
     pictures = [args.out_dir / "pictures" / f"{job.case}.png" for job in jobs]
     places = [(path, job.out_dir) for job in jobs for path in (*job.outputs, job.score_path)]
     for path, folder in (*places, *((path, args.out_dir) for path in pictures)):

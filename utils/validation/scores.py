@@ -102,7 +102,7 @@ class CaseScore:
 
         Raises:
             InputError: a field is missing, unknown or of another type, there is no target, or a
-                number cannot be; names the case.
+                number is out of its range; the message names the case.
         """
         try:
             score = msgspec.convert(content, cls)
@@ -111,10 +111,10 @@ class CaseScore:
         unknown = content.keys() - {each.name for each in fields(cls)}
         for target in content["targets"]:
             unknown |= target.keys() - {each.name for each in fields(TargetScore)}
-        if found := [f"the unknown fields {sorted(unknown)!a:.200}"] * bool(unknown) or [
-            fault for fault, is_there in _faults(score) if is_there
-        ]:
-            raise InputError(_unreadable(content, found[0]))
+        if unknown:
+            raise InputError(_unreadable(content, f"the unknown fields {sorted(unknown)!a:.200}"))
+        if found := next((fault for fault, is_there in _faults(score) if is_there), ""):
+            raise InputError(_unreadable(content, found))
         return score
 
     def to_dict(self) -> dict:
@@ -174,7 +174,7 @@ def _faults(score: CaseScore) -> Iterator[tuple[str, bool]]:
     yield "scores that are not from 0 to 1", not all(0 <= v <= 1 for curve in curves for v in curve)
     times = [*score.seconds, *(ms for t in targets for ms in (t.encoder_ms, *t.decoder_ms))]
     sizes = [*times, score.peak_memory_mib, *(target.voxels for target in targets)]
-    yield "a negative or endless time or size", not all(0 <= v < math.inf for v in sizes)
+    yield "a negative or infinite time or size", not all(0 <= v < math.inf for v in sizes)
     grid = [*score.shape, *score.spacing_xyz]
     yield "no such shape or spacing", not all(0 < value < math.inf for value in grid)
     limits = (*score.shape, 2)  # a click's kind is 0 or 1

@@ -2,8 +2,8 @@
 
 A case's scores lie in ``cases/<case>.json`` of the output folder. A later run takes them from there
 if the network, its settings and the case's files are unchanged and the case's other outputs are
-those of that run. So a stopped run resumes. The traceback of a case that failed by a defect, or for
-want of memory, lies in ``cases/<case>.log``.
+those of that run. So a stopped run resumes. The traceback of a case that failed by a defect, or
+because memory ran out, lies in ``cases/<case>.log``.
 """
 
 import logging

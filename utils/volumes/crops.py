@@ -12,6 +12,8 @@ from utils.volumes.values import NETWORK_MOST
 
 #: Hounsfield range that SAM-Med3D was trained on.
 HU_RANGE = (-1000, 1000)
+#: Images that stay below this magnitude, such as some maps in SI units, are scaled to 1 at first.
+TINY = 1e-3
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ def normalise(image: np.ndarray, covered: tuple[slice, ...] = ()) -> np.ndarray:
     """
     given = image
     with np.errstate(over="ignore", invalid="ignore"):  # checked at the end
+        top = max(float(image.max()), -float(image.min()))
+        if 0 < top < TINY:  # the squares of such values are too small for float32
+            image = image / top
         image = image.astype(np.float32)
         known = image[covered] if image[covered].size else image
         body = known[known > 0]

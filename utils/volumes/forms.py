@@ -53,19 +53,19 @@ class Forms:
     @property
     def qform(self) -> np.ndarray | None:
         """The affine of the qform to RAS+ mm; None where its code is 0."""
-        return self._made_of(self._rotation(), self.offset) if self.qform_code > 0 else None
+        return self._affine_of(self._rotation(), self.offset) if self.qform_code > 0 else None
 
     @property
     def itk_affine(self) -> np.ndarray | None:
         """The affine (x, y, z) to RAS+ mm by which ITK shows the voxels; None: ITK refuses them."""
         if self.sform_code <= 0 and self.qform_code <= 0:
-            return self._made_of(LPS[:3, :3], np.zeros(3))
+            return self._affine_of(LPS[:3, :3], np.zeros(3))
         axes = _unit_axes(self.srow[:, :3])
         if axes is not None and (self.sform_code == SCANNER or self.qform_code <= 0):
-            return self._made_of(axes, self.srow[:, 3])
+            return self._affine_of(axes, self.srow[:, 3])
         return self.qform
 
-    def _made_of(self, axes: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    def _affine_of(self, axes: np.ndarray, origin: np.ndarray) -> np.ndarray:
         """Join unit axes (3, 3), voxel sizes and an origin, as ITK does; in mm.
 
         A negative size turns its axis, as in some old files; nibabel drops the sign.

@@ -19,11 +19,11 @@ from utils.volumes.forms import MILLIMETRES, UNIT_NAMES, Forms
 AXIS_TOLERANCE = 1e-4  # of a voxel's side, for each voxel along the axis
 ORIGIN_TOLERANCE = 1e-2  # of the smallest voxel's side
 FLOAT32_TOLERANCE = 1e-6  # of the largest coordinate of the origin
-APART = 0.5  # voxels: forms that differ by less lead to the same nearest voxel
+GAP_VOXELS = 0.5  # voxels: forms that differ by less lead to the same nearest voxel
 
 
 class _Placed:
-    """What shape, affine and forms tell about a volume, with or without its voxels."""
+    """What follows from shape, affine and forms of a volume, with or without its voxels."""
 
     @property
     def spacing_zyx(self) -> tuple[float, float, float]:
@@ -53,12 +53,12 @@ class _Placed:
     @property
     def gap_mm(self) -> float:
         """The largest distance between a voxel's places by nibabel and by ITK, in mm."""
-        return apart_mm(self.affine, self.itk_affine, self.shape)
+        return largest_gap_mm(self.affine, self.itk_affine, self.shape)
 
     @property
     def views_differ(self) -> bool:
         """Whether nibabel and ITK place voxels more than half a voxel apart."""
-        return self.gap_mm > APART * min(self.spacing_zyx)
+        return self.gap_mm > GAP_VOXELS * min(self.spacing_zyx)
 
     @property
     def notes(self) -> list[str]:
@@ -134,7 +134,8 @@ def require_same_grid(
             "ITK": is_same_affine(image.itk_affine, label.itk_affine),
         }
         notes += [
-            f"label and image lie on one grid by one of their forms, but {view} shows them apart"
+            "label and image lie on one grid by one of their forms, but "
+            f"{view} shows the label beside the image"
             for view, agrees in views.items()
             if not agrees
         ]
@@ -152,7 +153,7 @@ def require_same_grid(
     )
 
 
-def apart_mm(first: np.ndarray, second: np.ndarray, shape: tuple[int, int, int]) -> float:
+def largest_gap_mm(first: np.ndarray, second: np.ndarray, shape: tuple[int, int, int]) -> float:
     """Return the largest distance in mm between a voxel's places by two affines.
 
     Args:

@@ -4,7 +4,7 @@ Challenge files hold CT clipped to a window, and every other modality clipped to
 and 99.5 of its voxels above 0; both are then scaled to uint8. Other images are mapped the same way.
 
 Whether an image is CT is decided here, for prediction, preparation and training alike: by the user,
-else by a name or header that says so, else by the share of voxels that look like air.
+else by header or name, else by the share of voxels that look like air.
 """
 
 import argparse
@@ -20,6 +20,8 @@ MODALITIES = ("ct", "mr", "pet", "us", "other")
 SOFT_TISSUE = (40.0, 400.0)  # level and width in HU, the challenge's default for CT
 PERCENTILES = (0.5, 99.5)
 SATURATED = 0.5  # share of the body at one end of 0..255 from which a warning is due
+FEW_LEVELS = 8  # of 0..255: a body that spans fewer has lost its contrast
+NARROW_HU = 20.0  # CT in Hounsfield units spans more; z-scores and shares span less
 
 #: Words of a file's or data set's name that say the modality. "t1" and "t2" may be time points.
 WORDS = {
@@ -73,10 +75,29 @@ def add_intensity_arguments(parser: argparse.ArgumentParser) -> None:
     ways.add_argument(
         "--window",
         type=float,
+        action=WindowAction,
         nargs=2,
         metavar=("LEVEL", "WIDTH"),
         help="map this window to 0..255 instead, such as -600 1500 for lungs",
     )
+
+
+class WindowAction(argparse.Action):
+    """Store level and width of a window; refuse what is not finite, and widths not above 0."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: list[float],
+        option_string: str | None = None,
+    ) -> None:
+        level, width = values
+        if not (np.isfinite(level) and 0 < width < np.inf):
+            raise argparse.ArgumentError(
+                self, f"found {level:g} {width:g}, expected two finite numbers, the second above 0"
+            )
+        setattr(namespace, self.dest, values)
 
 
 def named_modality(name: str) -> str | None:
@@ -115,11 +136,11 @@ def map_intensity(
         return Mapped(volume, "intensities kept")
     if mode == "hounsfield":
         return Mapped(volume, "intensities kept, clamped to -1000..1000", hounsfield=True)
-    if volume.dtype in (np.uint8, bool):
-        return Mapped(volume, "intensities kept")
     low, high = volume.min(), volume.max()
-    if low >= 0 and high <= 255:
-        return Mapped(volume, f"intensities kept ({low:g} to {high:g})")
+    if volume.dtype in (np.uint8, bool) or (low >= 0 and high <= 255):
+        same = f"all voxels have the value {low:g}, so the network sees nothing: check the image"
+        done = f"intensities kept ({low:g} to {high:g})"
+        return Mapped(volume, done, warning=same if low == high else "")
     why = modality or ""
     if modality is None:
         air = air_share(volume)
@@ -151,8 +172,9 @@ def looks_hounsfield(volume: np.ndarray) -> bool:
 def air_share(volume: np.ndarray) -> float:
     """Return the share of voxels that look like air in CT; 0 where the image is no CT.
 
-    Single voxels and small shares of values below 0 say nothing: resampling makes such in MR. In CT
-    air is a group of its own near -1000 HU, and much of the rest is fat and soft tissue.
+    Single voxels and small shares of values below 0 are no evidence: resampling makes them in MR
+    too. In CT, air is a group of its own near -1000 HU, and much of the rest is fat and soft
+    tissue.
     """
     if volume.dtype.kind not in "if":
         return 0.0
@@ -176,6 +198,9 @@ def _mapped_ct(volume: np.ndarray) -> Mapped:
     """Map CT by the window of soft tissue, if its values are Hounsfield units or these + 1024."""
     values = _sampled(volume)
     bright, body = values[values > 300], values[values > _background(values)]
+    if np.subtract(*np.percentile(values, PERCENTILES[::-1])) < NARROW_HU:
+        mapped = _by_percentiles(volume)
+        return mapped._replace(done=f"no Hounsfield units, so {mapped.done}")
     if _share(values, (-np.inf, -200)) >= 1e-3 or _share(values, (-np.inf, 0)) >= 1e-2:
         return _windowed(volume, *SOFT_TISSUE)
     if bright.size >= 0.01 * values.size and _share(bright, (OFFSET - 100, OFFSET + 200)) >= 0.4:
@@ -189,17 +214,33 @@ def _mapped_ct(volume: np.ndarray) -> Mapped:
 
 def _by_percentiles(volume: np.ndarray) -> Mapped:
     """Map the percentiles of the voxels above 0; of all but 0 where many are below, as z-scores."""
-    signed = volume.max() > 0 and _share(_sampled(volume), (-np.inf, 0)) >= 0.1
+    values = _sampled(volume)
+    padded = _is_padded(values)
+    values = values[values != values.min()] if padded else values
+    signed = volume.max() > 0 and _share(values, (-np.inf, 0)) >= 0.1
     body = volume != 0 if signed else volume > 0
+    if padded and signed:
+        body &= volume != volume.min()
     known = volume[body]
     low, high = np.percentile(known, PERCENTILES) if known.size else (volume.min(), volume.max())
+    low = volume.min() if low == high else low  # a body of one value stands out from the rest
     which = "voxels other than 0" if signed else "voxels > 0"
     done = f"percentiles {PERCENTILES[0]} and {PERCENTILES[1]} of {which}"
     image = _stretched(volume, low, high)
-    body = body if signed else volume > _background(_sampled(volume))
+    body = body if signed else volume > _background(values)
     return Mapped(
         image, f"{done} ({low:g} to {high:g}) to 0..255", warning=_saturation(image, body)
     )
+
+
+def _is_padded(values: np.ndarray) -> bool:
+    """Tell whether a negative value that lies far below all others fills a part of the image."""
+    low = values.min()
+    rest = values[values != low]
+    if low >= 0 or rest.size == values.size - 1 or not rest.size:
+        return False
+    span = np.subtract(*np.percentile(rest, PERCENTILES[::-1]))
+    return bool(np.percentile(rest, PERCENTILES[0]) - low > span)
 
 
 def _windowed(
@@ -233,14 +274,22 @@ def _stretched(volume: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _saturation(image: np.ndarray, body: np.ndarray) -> str:
     """Return a warning if more than half of the body's voxels have the value 0, or 255."""
-    size = max(np.count_nonzero(body), 1)
+    body = body if body.any() else np.full(image.shape, True)
+    size = np.count_nonzero(body)
     for end in (0, 255):
         share = np.count_nonzero((image == end) & body) / size
         if share > SATURATED:
             return (
-                f"{share:.0%} of the body is mapped to {end}, so the network cannot tell it apart. "
+                f"{share:.0%} of the body is mapped to {end}, so no structure is left in it. "
                 "Give --modality, --window LEVEL WIDTH or --intensity as-is if that is wrong."
             )
+    shown = _sampled(image)[_sampled(body)]
+    if shown.size and np.subtract(*np.percentile(shown, PERCENTILES[::-1])) < FEW_LEVELS:
+        return (
+            f"the body is mapped to {shown.min()} to {shown.max()} of 0 to 255, so the network "
+            "sees hardly any contrast. Give --modality, --window LEVEL WIDTH or --intensity as-is "
+            "if that is wrong."
+        )
     return ""
 
 

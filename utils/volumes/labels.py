@@ -15,13 +15,13 @@ import numpy as np
 from utils.errors import InputError, require_number
 
 MAX_LABEL = 65535  # labels are uint8 or uint16
-ROUNDING = 1e-3  # values no further from whole numbers are those numbers
+ROUNDING = 1e-3  # values at most this far from a whole number are rounded to it
 
 logger = logging.getLogger(__name__)
 
 
 class CheckedLabel(NamedTuple):
-    """A label, and a line about what was done to its values."""
+    """A label, and notes on what was done to its values."""
 
     array: np.ndarray  # (D, H, W) uint8 or uint16
     notes: list[str]  # empty where the values were whole
@@ -54,12 +54,13 @@ def checked_label(array: np.ndarray, path: Path) -> CheckedLabel:
             notes.append(f"label values up to {furthest:.1e} from whole numbers were rounded")
     if array.min() < 0:
         raise InputError(
-            f"{path}: the label holds negative values, {_shown(array.min())} the lowest. Expected "
-            "class numbers from 0 (background) up: map the values to those of the class file."
+            f"{path}: the label holds negative values, {_all_digits(array.min())} the lowest. "
+            "Expected class numbers from 0 (background) up: map the values to those of the class "
+            "file."
         )
     if array.max() > MAX_LABEL:
         raise InputError(
-            f"{path}: the label holds the value {_shown(array.max())}. Expected at most "
+            f"{path}: the label holds the value {_all_digits(array.max())}. Expected at most "
             f"{MAX_LABEL}: number classes, or the instances of the case, from 1."
         )
     label = array.astype(np.min_scalar_type(int(array.max())), copy=False)
@@ -75,7 +76,7 @@ def _rounded(array: np.ndarray, path: Path) -> tuple[np.ndarray, float]:
         if (here := float(distance.max())) == 0:
             continue
         if here > ROUNDING:
-            fraction = _shown(plane[distance > ROUNDING][0])
+            fraction = _all_digits(plane[distance > ROUNDING][0])
             raise InputError(
                 f"{path}: the label holds fractions, {fraction} among them. Expected whole class "
                 "numbers, 0 for background: a label is never interpolated or scaled; export it "
@@ -87,8 +88,8 @@ def _rounded(array: np.ndarray, path: Path) -> tuple[np.ndarray, float]:
     return array if out is None else out, furthest
 
 
-def _shown(value: np.number) -> str:
-    """Return a value with all the digits that it takes to tell it from others."""
+def _all_digits(value: np.number) -> str:
+    """Return a value with as many digits as it needs to differ from all others."""
     return str(value).removesuffix(".0")
 
 

@@ -12,6 +12,8 @@ from utils.errors import InputError
 FLOAT32_MOST = float(np.finfo(np.float32).max)
 #: The largest magnitude in a network's input: the squares of a whole crop still add up in float32.
 NETWORK_MOST = 1e15
+#: The least magnitude that the largest value of a network's input may have, unless all are 0.
+LEAST = 1e-30
 
 
 def require_real(array: np.ndarray, what: str) -> None:
@@ -61,6 +63,11 @@ def require_network_input(image: np.ndarray, what: str) -> None:
     """
     require_real(image, what)
     require_finite(image, what, NETWORK_MOST)
+    if image.dtype.kind == "f" and 0 < (most := max(abs(image.min()), abs(image.max()))) < LEAST:
+        raise InputError(
+            f"{what} has no value above {most:.2g} in magnitude. Expected one above {LEAST:g}, "
+            "since float32 holds smaller ones badly: multiply the image by a constant."
+        )
 
 
 def _is_within(plane: np.ndarray, most: float) -> bool:

@@ -1,4 +1,4 @@
-"""The network is told every prompt: each click with its kind and place, boxes, and the mask so far.
+"""Every prompt reaches the network: each click with its kind and place, boxes, and the mask so far.
 
 The network itself is real; a wrapper around its engine notes what reaches it. Where a test needs
 known logits, a network with a fixed list of answers is used instead.
