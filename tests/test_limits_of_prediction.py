@@ -1,13 +1,20 @@
 """Prediction where other tests do not look: defaults, and several clicks of the other kind."""
 
+import argparse
+import json
+
 import numpy as np
+import pytest
 import torch
 from small_networks import small_sam
 
 from segment_anything import CropPredictor
+from utils.errors import InputError
 from utils.prediction.batching import BatchDecoder
 from utils.prediction.masks import SURE_LOGIT, LogitBox, honour_clicks
 from utils.prediction.session import DecodeRequest
+from utils.prediction.tiles import blended
+from utils.prompts.files import add_prompt_arguments, find_prompts
 from utils.prompts.kinds import Click
 from utils.volumes.geometry import CropGrid, affine_from_spacing
 
@@ -38,3 +45,34 @@ def test_the_nearest_click_of_the_other_kind_narrows_a_spot_however_many_there_a
     np.testing.assert_array_equal(spot(near, *far), spot(near))
     assert spot(near)[10, 12, 14] == SURE_LOGIT
     assert (spot(near) > 0).sum() < (spot(*far) > 0).sum()
+
+
+def test_logits_with_tiles_are_float32():
+    grid = CropGrid.at((10, 12, 14), SHAPE, affine_from_spacing(EVEN), 1.0, 32)
+    coarse = LogitBox(tuple(slice(0, n) for n in SHAPE), np.ones(SHAPE, np.float32))
+    found = blended(coarse, [(grid, np.ones((16, 16, 16), np.float32))])
+    assert found.values.dtype == np.float32
+
+
+def found_prompts(folder, targets, coordinates, itk_affine):
+    content = {"coordinates": coordinates, "targets": targets}
+    (folder / "scan.json").write_text(json.dumps(content))
+    parser = argparse.ArgumentParser()
+    add_prompt_arguments(parser)
+    affine = affine_from_spacing(EVEN)
+    return find_prompts(parser.parse_args([]), folder / "scan.nii.gz", SHAPE, affine, itk_affine)
+
+
+def test_places_in_a_file_beside_an_image_are_where_itk_shows_them(tmp_path):
+    shifted = affine_from_spacing(EVEN)
+    shifted[0, 3] -= 6
+    x, y, z = (shifted @ [5, 6, 7, 1])[:3]
+    targets = [{"id": 1, "points": [{"at": [-x, -y, z]}]}]
+    (target,) = found_prompts(tmp_path, targets, "mm-lps", shifted)
+    assert target.prompts == [Click((7, 6, 5), True)]
+
+
+def test_an_id_that_is_there_twice_is_refused_with_what_to_do(tmp_path):
+    targets = [{"id": 4, "points": [{"at": [1, 2, 3]}]}, {"id": 4, "points": [{"at": [3, 2, 1]}]}]
+    with pytest.raises(InputError, match="join the prompts of one target"):
+        found_prompts(tmp_path, targets, "zyx", None)

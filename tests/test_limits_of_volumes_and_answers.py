@@ -14,7 +14,7 @@ from utils.files.strict_json import parse_json
 from utils.prediction.predictor import Predictor
 from utils.volumes.grid import apart_mm
 from utils.volumes.intensity import air_share
-from utils.volumes.labels import as_label
+from utils.volumes.labels import InstanceRule, as_label
 from utils.volumes.values import require_finite
 
 
@@ -88,3 +88,9 @@ def test_a_label_that_is_refused_is_named():
     for bad in (0.5, -1, 70_000):
         with pytest.raises(InputError, match=r"folder/truth\.npz"):
             as_label(np.full((2, 2, 2), bad), Path("folder/truth.npz"))
+
+
+def test_a_share_of_an_instance_is_no_number_of_instances():
+    assert InstanceRule(most=2).most == 2
+    with pytest.raises(InputError, match="--max-instances"):
+        InstanceRule(most=2.5)
