@@ -11,7 +11,7 @@ from small_networks import small_sam
 from segment_anything import CropPredictor
 from utils.errors import InputError
 from utils.prediction.batching import BatchDecoder
-from utils.prediction.masks import SURE_LOGIT, LogitBox, honour_clicks
+from utils.prediction.masks import SURE_LOGIT, LogitBox, honour_clicks, keep_prompted
 from utils.prediction.session import DecodeRequest
 from utils.prediction.tiles import blended
 from utils.prompts.files import add_prompt_arguments, find_prompts
@@ -76,3 +76,12 @@ def test_an_id_that_is_there_twice_is_refused_with_what_to_do(tmp_path):
     targets = [{"id": 4, "points": [{"at": [1, 2, 3]}]}, {"id": 4, "points": [{"at": [3, 2, 1]}]}]
     with pytest.raises(InputError, match="join the prompts of one target"):
         found_prompts(tmp_path, targets, "zyx", None)
+
+
+def test_a_seed_in_the_first_voxel_of_a_box_keeps_its_component():
+    values = np.full((5, 5, 5), -1.0, np.float32)
+    values[0, 0, 0] = values[4, 4, 4] = 2.0
+    box = tuple(slice(start, start + 5) for start in (2, 3, 4))
+    kept = keep_prompted(LogitBox(box, values), [(2, 3, 4)]).values
+    assert kept[0, 0, 0] == 2.0
+    assert kept[4, 4, 4] < 0

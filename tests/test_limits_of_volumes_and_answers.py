@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from small_networks import RULE, small_sam
 
+from utils.cases.challenge import write_segs
 from utils.errors import InputError
-from utils.files.answers import MARK, is_answer, marked
+from utils.files.answers import MARK, is_answer, marked, require_replaceable, write_answer
 from utils.files.strict_json import parse_json
 from utils.prediction.predictor import Predictor
 from utils.volumes.grid import apart_mm
@@ -41,6 +42,14 @@ def test_a_file_that_ends_within_its_mark_is_no_answer(start):
 
 def test_the_shortest_files_are_known_by_their_mark():
     assert is_answer(marked(gzip.compress(b"a")))
+
+
+def test_the_mark_at_the_end_of_a_long_answer_is_found(tmp_path):
+    path = tmp_path / "a.npz"
+    labels = np.random.default_rng(0).integers(0, 9, (30, 30, 30)).astype(np.uint8)
+    write_answer(path, lambda temporary: write_segs(temporary, labels))
+    assert path.stat().st_size > 2**12
+    require_replaceable([path])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
