@@ -152,7 +152,6 @@ def test_a_configuration_out_of_range_is_refused(path, content, part, field, val
         {"network": "a\x1b[31m"},
         {"network": "a" * 10**6},
     ],
-    ids=shown,
 )
 def test_a_configuration_of_another_form_is_refused(path, content, config):
     refused(path, content | {"config": config}, "its config cannot be used")

@@ -72,7 +72,9 @@ def test_unprintable_characters_become_escapes(text, shown):
     assert printable(text) == shown
 
 
-@pytest.mark.parametrize("character", list("\n\r\t\0\x1b\x7f\x85\u2028\u2029"), ids=ascii)
+@pytest.mark.parametrize(
+    "character", list("\n\r\t\0\x1b\x7f\x85\u2028\u2029"), ids=lambda it: f"U+{ord(it):04X}"
+)
 def test_control_characters_and_line_ends_are_found(character):
     assert has_control_characters(f"a{character}b")
 

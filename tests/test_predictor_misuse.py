@@ -264,7 +264,7 @@ def test_a_mask_may_be_of_any_real_dtype(predictor, dtype):
     np.testing.assert_array_equal(predictor.logits(2).values, predictor.logits(3).values)
 
 
-@pytest.mark.parametrize("prompt", [None, (1, 2, 3), ((1, 2, 3), True), block(), "click"], ids=str)
+@pytest.mark.parametrize("prompt", [None, (1, 2, 3), ((1, 2, 3), True), block(), "click"])
 def test_a_prompt_of_no_kind_is_refused(predictor, prompt):
     require_refusal(predictor, lambda p: p.add(prompt), PromptError)
 
