@@ -13,7 +13,7 @@ from utils.errors import InputError
 from utils.files.answers import MARK, is_answer, marked, require_replaceable, write_answer
 from utils.files.strict_json import parse_json
 from utils.prediction.predictor import Predictor
-from utils.volumes.grid import apart_mm
+from utils.volumes.grid import is_same_affine, largest_gap_mm
 from utils.volumes.intensity import air_share
 from utils.volumes.labels import InstanceRule, as_label
 from utils.volumes.values import require_finite
@@ -25,13 +25,13 @@ from utils.volumes.values import require_finite
 def test_grids_of_two_voxel_sizes_are_furthest_apart_at_the_last_voxel(axis, expected):
     second = np.eye(4)
     second[axis, axis] += 0.1
-    assert apart_mm(np.eye(4), second, (3, 5, 7)) == pytest.approx(expected)
+    assert largest_gap_mm(np.eye(4), second, (3, 5, 7)) == pytest.approx(expected)
 
 
 def test_grids_that_meet_at_the_last_voxel_are_furthest_apart_at_the_first():
     second = np.diag([1.1, 1.1, 1.1, 1.0])
     second[:3, 3] = [-0.6, -0.4, -0.2]
-    assert apart_mm(np.eye(4), second, (3, 5, 7)) == pytest.approx(math.sqrt(0.56))
+    assert largest_gap_mm(np.eye(4), second, (3, 5, 7)) == pytest.approx(math.sqrt(0.56))
 
 
 @pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x1f\x8b\x08\x10", b"NRRD0004\n"])
@@ -103,3 +103,14 @@ def test_a_share_of_an_instance_is_no_number_of_instances():
     assert InstanceRule(most=2).most == 2
     with pytest.raises(InputError, match="--max-instances"):
         InstanceRule(most=2.5)
+
+
+def test_a_turned_grid_is_compared_with_the_voxel_size_of_each_of_its_axes():
+    """The first voxel axis is the finest, and does not point along the first axis in mm."""
+    affine = np.eye(4)
+    affine[:3, :3] = [[0, 1, 0], [0, 0, 10], [0.1, 0, 0]]
+    other = affine.copy()
+    other[2, 0] += 5e-5  # 0.05 % of that voxel's side, and 1e-5 of the one that it points along
+
+    assert is_same_affine(affine, affine.copy())
+    assert not is_same_affine(affine, other)
