@@ -9,9 +9,9 @@ from small_networks import save_student
 from test_predict import BOXES, predicted, write_npz
 from validation_helpers import fail_once
 
-from utils.errors import InputError
+from utils.errors import InputError, exit_on_input_error, is_out_of_memory
 from utils.files.atomic import WriteError
-from utils.run.failures import explain, is_out_of_memory, new_log
+from utils.run.failures import explain, new_log
 
 
 @pytest.fixture
@@ -104,3 +104,25 @@ def test_an_error_of_the_user_has_no_traceback(tmp_path):
     assert explain("a.npz", InputError("is damaged"), log) == "a.npz: is damaged"
     assert explain("a.npz", InputError("a.npz: is damaged"), log) == "a.npz: is damaged"
     assert not log.exists()
+
+
+@pytest.mark.parametrize("who", OUT_OF_MEMORY)
+def test_a_script_that_runs_out_of_memory_ends_with_one_message(who, capsys):
+    @exit_on_input_error
+    def main():
+        raise OUT_OF_MEMORY[who]
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    assert ended.value.code == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_defect_of_a_script_keeps_its_traceback():
+    @exit_on_input_error
+    def main():
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        main()

@@ -4,12 +4,27 @@ Its message has four parts: which file or case, what was found, what was expecte
 other exception that ends a script is a bug and keeps its traceback.
 """
 
+import errno
 import functools
 import math
 import sys
 import unicodedata
 from collections.abc import Callable
 from numbers import Integral, Real
+
+#: Parts of the messages by which PyTorch, CUDA and ONNX Runtime say that memory ran out.
+NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "failed to allocate memory",
+    "alloc_failed",
+)
+LESS_MEMORY = (
+    "Expected room for the network and its input: run with a smaller --batch-size or fewer "
+    "--workers where the script has them, or take a machine or device with more memory."
+)
 
 
 class InputError(ValueError):
@@ -19,6 +34,7 @@ class InputError(ValueError):
 def exit_on_input_error(main: Callable[[], int | None]) -> Callable[[], None]:
     """Wrap a script's ``main``: print an `InputError` or an OS error as one message, exit with 1.
 
+    So it does where memory runs out.
     ``main`` may return an exit code; ``None`` means 0.
     """
 
@@ -29,11 +45,27 @@ def exit_on_input_error(main: Callable[[], int | None]) -> Callable[[], None]:
         except (InputError, OSError) as error:
             print(printable(f"{type(error).__name__}: {error}"), file=sys.stderr)
             sys.exit(1)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            found = " ".join(str(error).split())[:200] or type(error).__name__
+            print(printable(f"out of memory ({found}). {LESS_MEMORY}"), file=sys.stderr)
+            sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted; finished work is kept", file=sys.stderr)
             sys.exit(130)
 
     return wrapped
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory ran out, of the machine or of a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(part in text for part in NO_MEMORY)
 
 
 def require_number(

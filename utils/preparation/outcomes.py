@@ -9,13 +9,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.errors import InputError, printable
+from utils.errors import InputError, is_out_of_memory, printable
 from utils.files.append import open_append
 from utils.files.atomic import WriteError, unwritable
 from utils.preparation.entry import CaseJob
 from utils.preparation.ledger import Ledger
 from utils.preparation.records import shortened
-from utils.run.failures import is_out_of_memory
 from utils.run.log import as_entry
 
 TRACES = "defects.log"  # beside the records

@@ -1,36 +1,16 @@
 """One failed case does not end a run: its message, and its traceback in a log file."""
 
-import errno
 import gc
 import sys
 import time
 import traceback
 from pathlib import Path
 
-from utils.errors import InputError
+from utils.errors import InputError, is_out_of_memory
 from utils.files.atomic import atomic_path
 
-#: Parts of the messages by which PyTorch, CUDA and ONNX Runtime say that memory ran out.
-NO_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "bad_alloc",
-    "failed to allocate memory",
-    "alloc_failed",
-)
 MORE_MEMORY = "crop or resample it, run fewer workers, or take a machine or device with more memory"
 SHOWN = 200  # characters of an error in a message
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory ran out, of the machine or of a GPU."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(part in text for part in NO_MEMORY)
 
 
 def explain(case: str, error: Exception, log: Path) -> str:
