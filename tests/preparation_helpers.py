@@ -32,9 +32,18 @@ def reallocate_all(*flags):
     return reallocate.run(reallocate.parse_args(["--workers", "1", *flags]))
 
 
+STEPS = (classify_all, categorize_all, reallocate_all)
+
+
 def prepare_all():
     """Run the three steps with their default folders."""
-    return [str(step()) for step in (classify_all, categorize_all, reallocate_all)]
+    return [str(step()) for step in STEPS]
+
+
+def prepare_before(step):
+    """Run the steps that come before ``step``."""
+    for earlier in STEPS[: STEPS.index(step)]:
+        earlier()
 
 
 def output(folder, kind="labelsTr", case_id="CT_A_1"):

@@ -15,6 +15,7 @@ from preparation_helpers import (
     classify_all,
     output,
     prepare_all,
+    prepare_before,
     reallocate_all,
 )
 
@@ -209,10 +210,7 @@ def test_case_that_a_defect_stops_is_named_and_the_others_are_done(
 ):
     for number in (1, 2):
         make_case(NPZ, f"CT_A_{number}")
-    for earlier in (classify_all, categorize_all, reallocate_all):
-        if earlier is step:
-            break
-        earlier()
+    prepare_before(step)
     _fail_at(monkeypatch, step, "CT_A_1", KeyError("a defect"))
 
     summary = step()
@@ -230,10 +228,7 @@ def test_case_that_a_defect_stops_is_named_and_the_others_are_done(
 def test_case_without_memory_is_named_and_the_others_are_done(make_case, monkeypatch, step):
     for number in (1, 2):
         make_case(NPZ, f"CT_A_{number}")
-    for earlier in (classify_all, categorize_all, reallocate_all):
-        if earlier is step:
-            break
-        earlier()
+    prepare_before(step)
     _fail_at(monkeypatch, step, "CT_A_1", MemoryError("Unable to allocate 3 GiB"))
 
     summary = step()

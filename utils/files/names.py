@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 
+from utils.errors import InputError
+
 #: Characters that a file's name cannot have on Windows, where trees may be copied to.
 SEPARATORS = frozenset('/\\:*?"<>|')
 
@@ -42,6 +44,20 @@ def is_inside(path: object, folder: Path) -> bool:
         return False
     parent = (folder / path).parent
     return parent.resolve().is_relative_to(folder.resolve())
+
+
+def require_inside(path: Path, folder: Path, advice: str) -> None:
+    """Refuse a file to write whose place is not below ``folder`` once links are followed.
+
+    Args:
+        path: below ``folder`` by its name.
+        advice: what is expected, and what to do.
+
+    Raises:
+        InputError: a link on the way leads out of ``folder``.
+    """
+    if not is_inside(path.relative_to(folder).as_posix(), folder):
+        raise InputError(f"{path}: lies behind a link that leads out of {folder}. {advice}")
 
 
 def has_control_characters(text: str) -> bool:

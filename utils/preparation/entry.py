@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import InputError
-from utils.files.names import is_inside
+from utils.files.names import require_inside
 from utils.preparation.file_states import fingerprint_of, pairs_of
 from utils.preparation.records import BEGUN, DONE, CaseFacts, Record, SourceFacts
 
 if TYPE_CHECKING:
     from utils.preparation.ledger import Ledger
+
+OUTSIDE = (
+    "Expected outputs in this folder: nothing was written; move the link's target in its place."
+)
 
 
 @dataclass(frozen=True)
@@ -147,11 +151,7 @@ class Entry:
     def _require_ours(self, name: str) -> list[int] | None:
         """Return the state of an output that may be replaced; None if no state is recorded."""
         path, known = self.ledger.folder / name, self._old_outputs.get(name)
-        if not is_inside(name, self.ledger.folder):
-            raise InputError(
-                f"{path}: lies behind a link that leads out of {self.ledger.folder}. Expected "
-                "outputs in this folder: nothing was written; move the link's target in its place."
-            )
+        require_inside(path, self.ledger.folder, OUTSIDE)
         if not os.path.lexists(path) or (name in self._old_outputs and known is None):
             return None
         if known is None:

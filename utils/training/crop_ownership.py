@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.files.names import is_inside
+from utils.files.names import require_inside
 from utils.files.strict_json import read_json
 from utils.training.crop_rows import IMAGE_NAME, IMAGES
 
@@ -49,8 +49,7 @@ def require_own_targets(folder: Path, paths: Iterable[Path], *, is_listed: bool)
         InputError: a file is of another origin, or lies behind a link out of ``folder``.
     """
     for path in paths:
-        if not is_inside(path.relative_to(folder).as_posix(), folder):
-            raise InputError(f"{path}: lies behind a link that leads out of {folder}. {ADVICE}")
+        require_inside(path, folder, ADVICE)
         if not os.path.lexists(path):
             continue
         try:

@@ -14,7 +14,7 @@ import torch
 
 from utils.errors import InputError
 from utils.files.answers import require_distinct_files
-from utils.files.names import is_inside
+from utils.files.names import require_inside
 from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.run.executor import cpu_count
 from utils.run.folder import write_flags
@@ -41,6 +41,8 @@ WRITES = (
     *("cases", "predictions", "pictures", "report.html", "summary.json", "dsc.png", "nsd.png"),
     *("cases.csv", "organs.csv", "challenge.csv", "targets.csv", "groups.csv"),
 )
+
+OUTSIDE = "Expected outputs in this folder: remove the link, or choose another --out-dir."
 
 PROTOCOLS: dict[str, type[ValidationProtocol]] = {
     "clicks": ClicksProtocol,
@@ -91,11 +93,7 @@ def _require_inside(jobs: Sequence[ScoreJob], out_dir: Path) -> None:
     places = [(path, job.out_dir) for job in jobs for path in (*job.outputs, job.score_path)]
     places += [(out_dir / "pictures" / f"{job.case}.png", out_dir) for job in jobs]
     for path, folder in places:
-        if not is_inside(path.relative_to(folder).as_posix(), folder):
-            raise InputError(
-                f"{path}: lies behind a link that leads out of {folder}. Expected outputs in this "
-                "folder: remove the link, or choose another --out-dir."
-            )
+        require_inside(path, folder, OUTSIDE)
 
 
 def _finish(
