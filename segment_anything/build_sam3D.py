@@ -54,9 +54,12 @@ from segment_anything.modeling import (
     ImageEncoderViT3D,
     MaskDecoder3D,
     PromptEncoder3D,
+    PyramidMaskDecoder3D,
+    PyramidPromptEncoder3D,
     Sam3D,
     TwoWayTransformer3D,
 )
+from segment_anything.modeling.pyramid_prompt3D import prompt_chans
 
 VIT_B_ORI = SamConfig(network="vit_b_ori")
 
@@ -101,23 +104,24 @@ TINY_FASTSAM3D = dataclasses.replace(
 def build_sam3D(config: SamConfig) -> Sam3D:
     """Build a network with random weights: on the CPU, float32, in training mode."""
     encoder, decoder = config.encoder, config.decoder
-    width = encoder.out_chans
+    width, is_pyramid = encoder.out_chans, decoder.form == "pyramid"
+    prompt_encoder = PyramidPromptEncoder3D if is_pyramid else PromptEncoder3D
+    transformer = TwoWayTransformer3D(decoder.depth, width, decoder.num_heads, decoder.mlp_dim)
+    sizes = {"dim": width, "detail_chans": encoder.detail_chans}
+    if is_pyramid:
+        sizes["prompt_chans"] = prompt_chans(config.prompt)
     return Sam3D(
         config,
         image_encoder=ImageEncoderViT3D(encoder),
-        prompt_encoder=PromptEncoder3D(
+        prompt_encoder=prompt_encoder(
             config.prompt,
             embed_dim=width,
             img_size=encoder.img_size,
             grid_size=encoder.grid_size,
-            low_res_size=encoder.low_res_size,
+            low_res_size=config.low_res_size,
             detail_chans=encoder.detail_chans,
         ),
-        mask_decoder=MaskDecoder3D(
-            TwoWayTransformer3D(decoder.depth, width, decoder.num_heads, decoder.mlp_dim),
-            dim=width,
-            detail_chans=encoder.detail_chans,
-        ),
+        mask_decoder=(PyramidMaskDecoder3D if is_pyramid else MaskDecoder3D)(transformer, **sizes),
     )
 
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-CELLS_PER_TOKEN = 4  # low-resolution mask cells along each axis of a token
+CELLS_PER_TOKEN = 4  # cells along each axis of a token
+IMAGE_CELLS = 8  # averages of 2^3 voxels in a cell that a pyramid's embedding holds
 MOST_TOKENS = 16  # along each axis of the grid; attention's memory grows with the sixth power
 MOST_WEIGHTS = 5 * 10**9  # of a whole network, 20 GB in float32: ten times the largest ViT of SAM
 MOST_BLOCKS = 64
@@ -43,7 +44,8 @@ class EncoderConfig:
     stem: Literal["patch", "conv"] = "patch"
     neck_kernel: int = 3
     relative_terms: Literal["released", "textbook"] = "released"  # see attention3D.py
-    detail_chans: int = 0  # features of each low-resolution cell for the mask decoder; 0 = none
+    detail_chans: int = 0  # features of each cell for the mask decoder; 0 = none
+    detail: Literal["stem", "pyramid"] = "stem"  # of the stem alone, or with its surroundings
 
     def __post_init__(self) -> None:
         _require_types(self)
@@ -78,6 +80,9 @@ class EncoderConfig:
         )
         _require(self.detail_chans == 0 or self.stem == "conv", "detail_chans need the conv stem")
         _require(
+            self.detail == "stem" or self.detail_chans > 0, "detail pyramid needs detail_chans"
+        )
+        _require(
             self.window_size == 0 or self.window_size >= self.grid_size,
             f"window_size is {self.window_size}, less than the token grid of {self.grid_size}; "
             "windows that split the grid are not supported",
@@ -89,14 +94,20 @@ class EncoderConfig:
         return self.img_size // self.patch_size
 
     @property
-    def low_res_size(self) -> int:
-        """Cells along each axis of a low-resolution mask."""
+    def cells_size(self) -> int:
+        """Cells along each axis of the crop."""
         return self.grid_size * CELLS_PER_TOKEN
 
     @property
-    def embedding_chans(self) -> int:
-        """Channels of the image embedding (E): the neck's, and the detail folded into tokens."""
+    def learnt_chans(self) -> int:
+        """Channels of the image embedding that are learnt: all but the image in a pyramid's."""
         return self.out_chans + self.detail_chans * CELLS_PER_TOKEN**3
+
+    @property
+    def embedding_chans(self) -> int:
+        """Channels of the image embedding (E): the neck's, and those of the cells, folded."""
+        image = IMAGE_CELLS if self.detail == "pyramid" else 0
+        return self.learnt_chans + image * CELLS_PER_TOKEN**3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +124,8 @@ class PromptConfig:
     click_stamp_sigma: float = 0.0  # width, in low-resolution cells, of a click's stamp; 0 = off
     click_stamp_logit: float = 8.0
     click_memory: Literal["last", "all"] = "last"  # clicks that are decoded at each step
+    click_diffusion: bool = False  # maps of clicks diffused along the image's edges
+    click_likeness: bool = False  # maps of each cell's likeness to the clicked cells
 
     def __post_init__(self) -> None:
         _require_types(self)
@@ -125,7 +138,7 @@ class PromptConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """The two-way transformer of the mask decoder.
+    """The mask decoder and its two-way transformer.
 
     Raises:
         ConfigError: a field is out of its range.
@@ -134,9 +147,12 @@ class DecoderConfig:
     depth: int = 2
     num_heads: int = 8
     mlp_dim: int = 2048
+    form: Literal["sam", "pyramid"] = "sam"  # pyramid: prompts at every scale, finer masks
+    refine_strength: float = 0.0  # weight of the mask in its guided diffusion; 0 = none
 
     def __post_init__(self) -> None:
         _require_types(self)
+        _require_range(self, "refine_strength", 0, 1000)
         _require_range(self, "depth", 1, MOST_BLOCKS)
         _require_range(self, "num_heads", 1, 256)
         _require_range(self, "mlp_dim", 1, 65536)
@@ -167,6 +183,15 @@ class SamConfig:
             width % 24 == 0 and width % (2 * self.decoder.num_heads) == 0,
             f"out_chans is {width}, expected a multiple of 24 and of twice the decoder's num_heads",
         )
+        is_pyramid = self.decoder.form == "pyramid"
+        _require(
+            is_pyramid == (self.encoder.detail == "pyramid"),
+            "decoder.form pyramid and encoder.detail pyramid need each other",
+        )
+        _require(
+            is_pyramid or not (self.prompt.click_diffusion or self.prompt.click_likeness),
+            "click_diffusion and click_likeness need decoder.form pyramid",
+        )
         _require(
             self.rough_weights <= MOST_WEIGHTS,
             f"the network would have about {self.rough_weights:.1g} weights, expected at most "
@@ -176,7 +201,7 @@ class SamConfig:
     @property
     def low_res_size(self) -> int:
         """Cells along each axis of a low-resolution mask: m, where shapes are named."""
-        return self.encoder.low_res_size
+        return self.encoder.cells_size * (2 if self.decoder.form == "pyramid" else 1)
 
     @property
     def rough_weights(self) -> float:
@@ -238,7 +263,9 @@ def _plain(value: Any) -> Any:
 def _require_type(expected: Any, value: Any, *, where: str) -> None:
     """Refuse values of a wrong type, such as words for numbers and fractions for counts."""
     origin, allowed = typing.get_origin(expected), typing.get_args(expected)
-    if expected in (int, float):
+    if expected is bool:
+        _require(isinstance(value, bool), f"{where} is {_short(value)}, not true or false")
+    elif expected in (int, float):
         numbers = (int, float) if expected is float else int
         _require(
             isinstance(value, numbers) and not isinstance(value, bool),

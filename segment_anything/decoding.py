@@ -142,8 +142,9 @@ def decode_points(
     Returns:
         low-resolution logits (B, 1, m, m, m) and predicted IoU (B, 1).
     """
+    given = {"image_embeddings": image_embedding} if model.prompt_encoder.needs_image else {}
     sparse, dense = model.prompt_encoder(
-        points=(point_coords, point_labels), boxes=None, masks=low_res_masks
+        points=(point_coords, point_labels), boxes=None, masks=low_res_masks, **given
     )
     return model.mask_decoder(
         image_embeddings=image_embedding,

@@ -14,6 +14,7 @@ from segment_anything.config import EncoderConfig
 from segment_anything.modeling.attention3D import Attention3D
 from segment_anything.modeling.common import ChannelNorm3d, MLPBlock, fold_cells
 from segment_anything.modeling.conv3D import PatchConv3d
+from segment_anything.modeling.pyramid3D import PyramidDetail3D, PyramidStem3D
 
 STEM_CHANS = 32
 
@@ -119,7 +120,9 @@ class ImageEncoderViT3D(nn.Module):
         super().__init__()
         self.img_size = config.img_size
         grid, dim = config.grid_size, config.embed_dim
-        if config.stem == "conv":
+        if config.detail == "pyramid":
+            self.patch_embed = PyramidStem3D(dim)
+        elif config.stem == "conv":
             self.patch_embed = ConvStem3D(dim)
         else:
             self.patch_embed = PatchEmbed3D(config.patch_size, dim)
@@ -132,7 +135,10 @@ class ImageEncoderViT3D(nn.Module):
             nn.Conv3d(chans, chans, kernel_size=kernel, padding=kernel // 2, bias=False),
             ChannelNorm3d(chans),
         )
-        self.detail = Detail3D(config.detail_chans) if config.detail_chans else None
+        if config.detail == "pyramid":
+            self.detail = PyramidDetail3D(chans, config.detail_chans)
+        else:
+            self.detail = Detail3D(config.detail_chans) if config.detail_chans else None
         self._initialise()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +168,10 @@ class ImageEncoderViT3D(nn.Module):
                 f"image encoder: got a volume of shape {tuple(x.shape)}, expected "
                 f"(B, 1, {size}, {size}, {size}): crop or pad it first"
             )
-        if self.detail is not None:
+        image, is_pyramid = x, isinstance(self.detail, PyramidDetail3D)
+        if is_pyramid:
+            cells, halves, x = self.patch_embed.levels(x)
+        elif self.detail is not None:
             cells = self.patch_embed.cells(x)
             x = self.patch_embed.from_cells(cells)
         else:
@@ -176,7 +185,8 @@ class ImageEncoderViT3D(nn.Module):
             return EncoderOutput(None, hidden_states)
         embedding = self.neck(x.movedim(-1, 1))
         if self.detail is not None:
-            embedding = torch.cat([embedding, self.detail(cells).to(embedding.dtype)], dim=1)
+            levels = (image, cells, halves, embedding) if is_pyramid else (cells,)
+            embedding = torch.cat([embedding, self.detail(*levels).to(embedding.dtype)], dim=1)
         return EncoderOutput(embedding, hidden_states)
 
     def _initialise(self) -> None:

@@ -47,40 +47,20 @@ class PositionEmbeddingRandom3D(nn.Module):
         return self(coords).permute(3, 0, 1, 2)[None]
 
 
-class PromptEncoder3D(nn.Module):
-    """Turn clicks and a mask prompt into the mask decoder's inputs.
+class DensePositions3D(nn.Module):
+    """A prompt encoder's positions: those of clicks, and those of the token grid."""
 
-    `forward` calls `embed_points`, `stamp_clicks` and `embed_mask` in this order. The ONNX export
-    calls these steps itself.
-    """
+    needs_image = False  # whether `forward` takes the image embedding
 
     def __init__(
-        self,
-        config: PromptConfig,
-        *,
-        embed_dim: int,
-        img_size: int,
-        grid_size: int,
-        low_res_size: int,
-        detail_chans: int = 0,
+        self, config: PromptConfig, *, embed_dim: int, img_size: int, grid_size: int
     ) -> None:
         super().__init__()
         self.config = config
         self.embed_dim = embed_dim
         self.img_size = img_size
         self.grid_size = grid_size
-        self.low_res_size = low_res_size
         self.pe_layer = PositionEmbeddingRandom3D(embed_dim // 3)
-        # Background, foreground. The released weights have no box corners.
-        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(2))
-        self.not_a_point_embed = nn.Embedding(1, embed_dim)
-        self.mask_downscaling = nn.Sequential(
-            *(nn.Conv3d(1, 4, kernel_size=2, stride=2), LayerNorm3d(4), nn.GELU()),
-            *(nn.Conv3d(4, 16, kernel_size=2, stride=2), LayerNorm3d(16), nn.GELU()),
-            nn.Conv3d(16, embed_dim, kernel_size=1),
-        )
-        self.no_mask_embed = nn.Embedding(1, embed_dim)
-        self.mask_detail = DetailConv3d(1, detail_chans) if detail_chans else None
         self._dense_pe: tuple[Tensor, int, Tensor] | None = None  # matrix, its version, encoding
 
     def get_dense_pe(self) -> Tensor:
@@ -99,6 +79,37 @@ class PromptEncoder3D(nn.Module):
                 encoding = self.pe_layer.of_grid(self.grid_size, self.config.dense_pe_axes)
             cached = self._dense_pe = (matrix, version, encoding)
         return cached[2]
+
+
+class PromptEncoder3D(DensePositions3D):
+    """Turn clicks and a mask prompt into the mask decoder's inputs.
+
+    `forward` calls `embed_points`, `stamp_clicks` and `embed_mask` in this order. The ONNX export
+    calls these steps itself.
+    """
+
+    def __init__(
+        self,
+        config: PromptConfig,
+        *,
+        embed_dim: int,
+        img_size: int,
+        grid_size: int,
+        low_res_size: int,
+        detail_chans: int = 0,
+    ) -> None:
+        super().__init__(config, embed_dim=embed_dim, img_size=img_size, grid_size=grid_size)
+        self.low_res_size = low_res_size
+        # Background, foreground. The released weights have no box corners.
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(2))
+        self.not_a_point_embed = nn.Embedding(1, embed_dim)
+        self.mask_downscaling = nn.Sequential(
+            *(nn.Conv3d(1, 4, kernel_size=2, stride=2), LayerNorm3d(4), nn.GELU()),
+            *(nn.Conv3d(4, 16, kernel_size=2, stride=2), LayerNorm3d(16), nn.GELU()),
+            nn.Conv3d(16, embed_dim, kernel_size=1),
+        )
+        self.no_mask_embed = nn.Embedding(1, embed_dim)
+        self.mask_detail = DetailConv3d(1, detail_chans) if detail_chans else None
 
     def forward(
         self,

@@ -26,7 +26,7 @@ def simulate_clicks(
     the error. Then a voxel of this cell is drawn whose value in ``label`` equals the click's label.
 
     Args:
-        low_res_masks: (B, 1, s, s, s) logits; zeros before the first click.
+        low_res_masks: (B, 1, m, m, m) logits, m a multiple of s; zeros before the first click.
         coarse_label: (B, s, s, s) bool, from `coarsen`.
         label: (B, S, S, S) bool at the network's input size.
         rngs: a generator for each sample, so that its clicks do not depend on other samples.
@@ -35,7 +35,8 @@ def simulate_clicks(
         coords (B, 3) float and labels (B,) int, both on the CPU: 1 in the target, 0 outside,
         NO_CLICK where no error is left.
     """
-    predicted = (low_res_masks[:, 0] > 0).cpu().numpy()
+    masks = shrink(low_res_masks, coarse_label.shape[-1])
+    predicted = (masks[:, 0] > 0).cpu().numpy()
     coords, labels = np.zeros((len(label), 3), np.float32), np.full(len(label), NO_CLICK)
     for i, (mask, truth, rng) in enumerate(zip(predicted, coarse_label, rngs, strict=True)):
         click = training_click(mask, truth, rng)
@@ -48,7 +49,7 @@ def simulate_clicks(
 
 
 def shrink(label: Tensor, size: int) -> Tensor:
-    """Average labels (B, 1, S, S, S) down to (B, 1, size, size, size) floats in [0, 1]."""
+    """Average labels or logits (B, 1, S, S, S) down to (B, 1, size, size, size) floats."""
     cell = label.shape[-1] // size
     return F.avg_pool3d(label.float(), cell)
 

@@ -100,7 +100,7 @@ class InteractiveTask(Task):
         """Return the mean loss over the turns, and the losses of the first and the last turn."""
         image, label = batch["image"], batch["label"]
         rngs = [stream(self.seed, n, CLICKING) for n in batch["number"]]
-        coarse = coarsen(label, self.model.config.low_res_size)
+        coarse = coarsen(label, self.model.config.encoder.cells_size)
         full = label[:, 0].cpu().numpy()
         target = shrink(label, self.loss_size)
 

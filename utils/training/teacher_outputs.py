@@ -41,7 +41,7 @@ def teacher_outputs(
     encoded |= {hidden_name(n): hidden[n].float() for n in layers}
     if num_clicks == 0:
         return encoded
-    coarse = coarsen(label, teacher.config.low_res_size)
+    coarse = coarsen(label, teacher.config.encoder.cells_size)
     full = label[:, 0].cpu().numpy()
     interaction = Interaction(teacher, embedding)
     masks, ious, coords, labels = [], [], [], []

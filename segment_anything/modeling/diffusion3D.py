@@ -1,0 +1,147 @@
+"""Diffusion along an image's edges: of clicks into dense maps, and of a mask's probabilities.
+
+Neighbouring cells of a grid are joined by weights that are large inside of a structure and small
+across an edge of the image. A value given at a few cells then spreads through its structure and
+stops at the structure's border, as in the random walker (Grady, IEEE TPAMI 28, 2006). The equations
+are solved by Jacobi steps. All loops have a fixed length, so that the steps can be exported and
+captured. Grids are (B, C, s, s, s).
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SHARPNESS = 13.0  # weight of an edge: exp(-SHARPNESS d^2), d the step in intensity
+LEAST_WEIGHT = 1e-3  # of an edge, so that no cell is cut off
+INTENSITIES = 3.0  # z-normalised intensities are clamped to this magnitude
+#: Grids on which clicks are diffused, and the Jacobi steps on each; each starts from the last one.
+CLICK_GRIDS = {8: 40, 16: 30, 32: 16}
+#: Rates at which diffused clicks fade: positive and negative at long and at short range, and the
+#: positive ones without fading against the crop's border.
+CLICK_FADING = (0.003, 0.003, 0.06, 0.06, 0.0)
+CLICK_MAPS = len(CLICK_FADING)
+MASK_STEPS = 25
+
+
+class EdgeWeights(NamedTuple):
+    """Weights between each cell and its six neighbours; 0 where the grid ends."""
+
+    neighbours: tuple[Tensor, ...]  # six of (B, 1, s, s, s)
+    total: Tensor  # (B, 1, s, s, s), their sum
+
+
+def edge_weights(image: Tensor) -> EdgeWeights:
+    """Return the weights of an image (B, 1, s, s, s), z-normalised."""
+    image = image.clamp(-INTENSITIES, INTENSITIES)
+    neighbours = []
+    for axis in (2, 3, 4):
+        step = image.diff(dim=axis)
+        weight = torch.exp(-SHARPNESS * step.square()) + LEAST_WEIGHT
+        behind = [0, 0] * (4 - axis)
+        neighbours.append(F.pad(weight, [*behind, 0, 1]))  # to the next cell along the axis
+        neighbours.append(F.pad(weight, [*behind, 1, 0]))  # to the cell before
+    return EdgeWeights(tuple(neighbours), torch.stack(neighbours).sum(0))
+
+
+def jacobi(
+    values: Tensor, edges: EdgeWeights, scale: Tensor, source: Tensor, steps: int
+) -> Tensor:
+    """Repeat ``values = scale * (weighted sum over the neighbours) + source``.
+
+    Args:
+        values: (B, C, s, s, s).
+        scale, source: broadcast to ``values``; where ``scale`` is 0, the source is fixed.
+    """
+    size = values.shape[-1]
+    for _ in range(steps):
+        padded, total = F.pad(values, (1,) * 6), None
+        for number, weight in enumerate(edges.neighbours):
+            axis, start = 2 + number // 2, 2 - 2 * (number % 2)
+            view = padded
+            for other in (2, 3, 4):
+                view = view.narrow(other, start if other == axis else 1, size)
+            total = weight * view if total is None else torch.addcmul(total, weight, view)
+        values = torch.addcmul(source, scale, total)
+    return values
+
+
+def click_cells(coords: Tensor, size: int, img_size: int) -> Tensor:
+    """Return the index (B, N) of the cell of a grid of ``size`` that holds each click (B, N, 3)."""
+    cells = (coords * (size / img_size)).long().clamp(0, size - 1)
+    return (cells[..., 0] * size + cells[..., 1]) * size + cells[..., 2]
+
+
+def marked(cells: Tensor, chosen: Tensor, size: int) -> Tensor:
+    """Return (B, 1, s, s, s), 1 in the ``cells`` (B, N) that are ``chosen`` (B, N), else 0."""
+    marks = torch.zeros(cells.shape[0], size**3 + 1, device=cells.device)
+    spare = torch.full_like(cells, size**3)  # a cell behind the grid takes the others
+    marks = marks.scatter(1, torch.where(chosen, cells, spare), 1.0)
+    return marks[:, :-1].view(-1, 1, size, size, size)
+
+
+def diffused_clicks(image: Tensor, coords: Tensor, labels: Tensor, img_size: int) -> Tensor:
+    """Diffuse clicks through an image.
+
+    Args:
+        image: (B, 1, 32, 32, 32), the crop averaged over its cells; z-normalised.
+        coords: (B, N, 3) in crop voxels.
+        labels: (B, N) in {1, 0, -1}; -1 is no click.
+        img_size: voxels along each axis of the crop.
+
+    Returns:
+        (B, `CLICK_MAPS`, 32, 32, 32) in [0, 1]: maps that are 1 at the positive or at the negative
+        clicks, each at two ranges (`CLICK_FADING`), and the random walker's share of positive
+        clicks, against the negative ones and the border of the crop.
+    """
+    fading = torch.tensor(CLICK_FADING, device=image.device).view(1, -1, 1, 1, 1)
+    maps = None
+    for size, steps in CLICK_GRIDS.items():
+        edges = edge_weights(F.avg_pool3d(image, image.shape[-1] // size))
+        cells = click_cells(coords, size, img_size)
+        positive = marked(cells, labels == 1, size)
+        negative = marked(cells, labels == 0, size) * (1 - positive)
+        source = torch.cat([positive, negative, positive, negative, positive], 1)
+        free = (1 - positive - negative).expand_as(source)
+        inner = F.pad(free[:, -1:, 1:-1, 1:-1, 1:-1], (1,) * 6)  # the walker ends at the border
+        free = torch.cat([free[:, :-1], inner], 1)
+        if maps is None:
+            maps = source
+        else:
+            maps = F.interpolate(maps, scale_factor=2.0, mode="trilinear", align_corners=False)
+            maps = torch.addcmul(source, maps, free)
+        maps = jacobi(maps, edges, free / (edges.total + fading), source, steps)
+    return maps
+
+
+def guided_mask(
+    logits: Tensor,
+    image: Tensor,
+    coords: Tensor,
+    labels: Tensor,
+    img_size: int,
+    strength: float,
+) -> Tensor:
+    """Smooth a mask's probabilities along the image's edges, with the clicked cells fixed.
+
+    A cell's probability becomes the mean of the network's, with weight ``strength``, and of those of
+    its neighbours, with the weights of the edges between.
+
+    Args:
+        logits: (B, 1, s, s, s).
+        image: (B, 1, s, s, s), the crop averaged over its cells; z-normalised.
+        coords, labels: the clicks, as in `diffused_clicks`.
+        strength: weight of the network's own probability; above 0.
+
+    Returns:
+        Logits (B, 1, s, s, s).
+    """
+    size = logits.shape[-1]
+    edges, cells = edge_weights(image), click_cells(coords, size, img_size)
+    positive = marked(cells, labels == 1, size)
+    free = 1 - torch.maximum(positive, marked(cells, labels == 0, size))
+    own = torch.sigmoid(logits)
+    scale = free / (edges.total + strength)
+    source = torch.addcmul(positive, scale, strength * own)
+    return torch.logit(jacobi(own, edges, scale, source, MASK_STEPS), eps=1e-4)

@@ -1,0 +1,143 @@
+"""A mask decoder that meets the prompts at every scale, within SAM's form (arXiv:2304.02643).
+
+Prompt maps and cell features go down from the cells to the tokens, the two-way transformer lets
+tokens, clicks and mask token attend to each other, and the way back up joins the features of each
+scale. The mask token's perceptrons turn it into vectors over the channels of the two finest scales;
+their dot products with each cell and each half cell are the mask.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segment_anything.modeling.common import MLP, ChannelNorm3d, unfold_cells
+from segment_anything.modeling.conv3D import DetailConv3d, PatchConvTranspose3d
+from segment_anything.modeling.pyramid3D import (
+    CELL_CHANS,
+    ResidualConv3d,
+    split_cells,
+    unfold_image,
+)
+
+HALF_CHANS = 64  # of 8^3 voxels, here less than in the encoder
+FINE_CHANS = 8  # of 2^3 voxels
+STAMPS = 2  # the first prompt maps
+
+
+class PyramidMaskDecoder3D(nn.Module):
+    """One mask for each set of prompts, on a grid of eight cells to a token along each axis."""
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        *,
+        dim: int,
+        detail_chans: int,
+        prompt_chans: int,
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.dim = dim
+        self.iou_token = nn.Embedding(1, dim)
+        self.mask_tokens = nn.Embedding(1, dim)
+        self.prompt_cells = DetailConv3d(prompt_chans + detail_chans, CELL_CHANS)
+        self.prompt_cells_norm = ChannelNorm3d(CELL_CHANS)
+        self.prompt_halves = nn.Conv3d(CELL_CHANS, HALF_CHANS, kernel_size=2, stride=2)
+        self.prompt_halves_norm = ChannelNorm3d(HALF_CHANS)
+        self.prompt_tokens = nn.Conv3d(HALF_CHANS, dim, kernel_size=2, stride=2)
+        self.to_halves = PatchConvTranspose3d(dim, HALF_CHANS, 2)
+        self.halves_norm = ChannelNorm3d(HALF_CHANS)
+        self.halves_conv = DetailConv3d(HALF_CHANS, HALF_CHANS)
+        self.to_cells = PatchConvTranspose3d(HALF_CHANS, CELL_CHANS, 2)
+        self.cells_conv = ResidualConv3d(CELL_CHANS)
+        self.cells_norm = ChannelNorm3d(CELL_CHANS)
+        self.to_fine = PatchConvTranspose3d(CELL_CHANS, FINE_CHANS, 2)
+        self.fine_prompt = DetailConv3d(2 + STAMPS, FINE_CHANS)
+        self.fine_conv = DetailConv3d(FINE_CHANS, FINE_CHANS)
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(dim, dim, chans, 3) for chans in (CELL_CHANS, FINE_CHANS)
+        )
+        self.iou_prediction_head = MLP(dim, dim, 1, 3)
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Predict masks. C = ``dim``; P and E are the channels of prompt maps and embedding.
+
+        Args:
+            image_embeddings: (B, E, g, g, g).
+            image_pe: (1, C, g, g, g) from the prompt encoder's ``get_dense_pe``.
+            sparse_prompt_embeddings: (B, T, C).
+            dense_prompt_embeddings: (B, 64 P, g, g, g), of `PyramidPromptEncoder3D`.
+            multimask_output: False; there is one mask token.
+
+        Returns:
+            Low-resolution logits (B, 1, 8g, 8g, 8g) and their predicted IoU (B, 1).
+        """
+        masks, _, iou = self.levels(
+            image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
+        )
+        return masks, iou
+
+    def levels(
+        self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the masks, the coarse masks (B, 1, 4g, 4g, 4g) they start from, and the IoU."""
+        tokens = image_embeddings[:, : self.dim]
+        detail, image = split_cells(unfold_cells(image_embeddings[:, self.dim :]))
+        maps = unfold_cells(dense)
+        # 1. Prompts and cells down to the tokens
+        cells = self.prompt_cells(_dense_last(torch.cat([maps.to(detail.dtype), detail], dim=1)))
+        halves = self.prompt_halves(F.gelu(self.prompt_cells_norm(cells)))
+        src = tokens + self.prompt_tokens(F.gelu(self.prompt_halves_norm(halves)))
+
+        # 2. Tokens, clicks and output tokens attend to each other
+        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        output_tokens = output_tokens.expand(len(sparse), -1, -1)
+        hs, keys = self.transformer(src, image_pe, torch.cat([output_tokens, sparse], dim=1))
+        iou_token_out, mask_token_out = hs[:, 0], hs[:, 1]
+
+        # 3. Up to the cells
+        src = keys.transpose(1, 2).unflatten(2, src.shape[2:])
+        halves = F.gelu(self.halves_norm(self.to_halves(src) + halves))
+        halves = halves + self.halves_conv(halves)
+        cells = self.cells_conv(self.to_cells(F.gelu(halves)) + cells)
+        cells = F.gelu(self.cells_norm(cells))
+
+        # 4. Up to the half cells, with image, mask prompt and clicks
+        fine = torch.cat(
+            [
+                image.to(maps.dtype),
+                unfold_image(maps[:, -8:]),
+                F.interpolate(maps[:, :STAMPS], scale_factor=2.0, mode="trilinear"),
+            ],
+            dim=1,
+        )
+        fine = F.gelu(self.to_fine(cells) + self.fine_prompt(_dense_last(fine)))
+        fine = F.gelu(fine + self.fine_conv(fine))
+
+        # 5. Masks: the mask token against every cell and half cell
+        coarse, finest = (
+            _products(features, perceptron(mask_token_out))
+            for features, perceptron in zip(
+                (cells, fine), self.output_hypernetworks_mlps, strict=True
+            )
+        )
+        masks = finest + F.interpolate(coarse, scale_factor=2.0, mode="trilinear")
+        return masks, coarse, self.iou_prediction_head(iou_token_out)
+
+
+def _products(features: Tensor, vectors: Tensor) -> Tensor:
+    """Return the products (B, 1, D, H, W) of features (B, c, D, H, W) and vectors (B, c)."""
+    products = features.movedim(1, -1) @ vectors[:, None, None, :, None]
+    return products.movedim(-1, 1).float()
+
+
+def _dense_last(volume: Tensor) -> Tensor:
+    """Order a volume with its channels last in memory, which convolutions are fastest on."""
+    return volume.contiguous(memory_format=torch.channels_last_3d)

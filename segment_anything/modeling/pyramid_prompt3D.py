@@ -1,0 +1,150 @@
+"""Prompts that look at the image: clicks take up the features of their cells, and spread.
+
+A click becomes a token, as in SAM (arXiv:2304.02643), which here also holds the features of the
+clicked cell, and maps of the cells: a Gaussian, the likeness of each cell to the clicked ones, and
+the click diffused along the image's edges. Networks without much training find the target in these
+maps; SAM's click, one token among hundreds, hardly moves them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segment_anything.config import PromptConfig
+from segment_anything.modeling.common import fold_cells, unfold_cells
+from segment_anything.modeling.diffusion3D import CLICK_MAPS, click_cells, diffused_clicks
+from segment_anything.modeling.prompt_encoder3D import DensePositions3D
+from segment_anything.modeling.pyramid3D import fold_image, split_cells
+
+STAMP_SIGMA = 1.0  # of a click's Gaussian, in cells
+MASK_SCALE = 4.0  # logits of the mask prompt are divided by it before tanh
+UNLIKE = -1.0  # likeness where no cell is clicked
+
+
+class PyramidPromptEncoder3D(DensePositions3D):
+    """Embed clicks and a mask prompt, given the image embedding."""
+
+    needs_image = True
+
+    def __init__(
+        self,
+        config: PromptConfig,
+        *,
+        embed_dim: int,
+        img_size: int,
+        grid_size: int,
+        low_res_size: int,
+        detail_chans: int,
+    ) -> None:
+        super().__init__(config, embed_dim=embed_dim, img_size=img_size, grid_size=grid_size)
+        self.low_res_size = low_res_size
+        self.cells_size = low_res_size // 2
+        # Background, foreground
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(2))
+        self.not_a_point_embed = nn.Embedding(1, embed_dim)
+        self.point_features = nn.Linear(embed_dim + detail_chans, embed_dim)
+        self.likeness = nn.Conv3d(detail_chans, detail_chans, kernel_size=1)
+
+    def forward(
+        self,
+        points: tuple[Tensor, Tensor],
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+        *,
+        image_embeddings: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Embed prompts.
+
+        Args:
+            points: Coordinates (B, N, 3) in voxels and labels (B, N) in {1, 0, -1}.
+            boxes: None; these networks have no box embedding.
+            masks: (B, 1, m, m, m) logits, m = 8 g; None counts as zeros.
+            image_embeddings: (B, E, g, g, g).
+
+        Returns:
+            Sparse embeddings (B, N, C), and dense ones: the maps of the cells, folded, (B, 64 P, g,
+            g, g) with P = `prompt_chans`.
+
+        Raises:
+            ValueError: boxes were given.
+        """
+        if boxes is not None:
+            raise ValueError(
+                "prompt encoder: got boxes, expected points and masks only: give a click at the "
+                "box's centre and the box as a coarse mask"
+            )
+        coords, labels = points
+        tokens = image_embeddings[:, : self.embed_dim]
+        detail, image = split_cells(unfold_cells(image_embeddings[:, self.embed_dim :]).float())
+        sparse = self.embed_points(coords, labels, tokens, detail)
+        maps = [self.stamps(coords, labels)]
+        if self.config.click_diffusion:
+            with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
+                cells = F.avg_pool3d(image, 2)
+                maps.append(diffused_clicks(cells, coords, labels, self.img_size))
+        if self.config.click_likeness:
+            maps.append(self.likeness_maps(self.cell_directions(detail), coords, labels))
+        if masks is None:
+            masks = detail.new_zeros(coords.shape[0], 1, *[self.low_res_size] * 3)
+        maps.append(fold_image(torch.tanh(masks.float() / MASK_SCALE)))
+        return sparse, fold_cells(torch.cat(maps, dim=1))
+
+    def embed_points(
+        self, coords: Tensor, labels: Tensor, tokens: Tensor, detail: Tensor
+    ) -> Tensor:
+        """Embed clicks by position, label, and the features of the token and cell they lie in.
+
+        Args:
+            coords: (B, N, 3) in voxels.
+            labels: (B, N) in {1, 0, -1}.
+            tokens: (B, C, g, g, g).
+            detail: (B, detail_chans, 4g, 4g, 4g).
+
+        Returns:
+            (B, N, C).
+        """
+        code = self.pe_layer((coords + 0.5) / self.img_size)
+        kinds = [self.not_a_point_embed, *self.point_embeddings]
+        kinds = torch.cat([embedding.weight for embedding in kinds])
+        found = [features_at(grid.float(), coords, self.img_size) for grid in (tokens, detail)]
+        features = self.point_features(torch.cat(found, dim=-1))
+        is_click = (labels >= 0)[..., None]
+        return (code.to(kinds.dtype) + features) * is_click + kinds[labels.long() + 1]
+
+    def stamps(self, coords: Tensor, labels: Tensor) -> Tensor:
+        """Return the Gaussian of the nearest positive, and negative, click: (B, 2, 4g, 4g, 4g)."""
+        size = self.cells_size
+        cells = torch.arange(size, device=coords.device)
+        centres = (coords + 0.5) * (size / self.img_size) - 0.5  # in cells
+        along = torch.exp(-((cells - centres[..., None]) ** 2) / (2 * STAMP_SIGMA**2))
+        z, y, x = along.unbind(2)
+        weight = z[..., None, None] * y[..., None, :, None] * x[..., None, None, :]
+        kinds = [(labels == kind)[..., None, None, None] for kind in (1, 0)]
+        return torch.stack([(weight * kind).amax(1) for kind in kinds], dim=1)
+
+    def cell_directions(self, detail: Tensor) -> Tensor:
+        """Return the direction of each cell's features, for `likeness_maps`: (B, c, 4g, 4g, 4g)."""
+        return F.normalize(self.likeness(detail).float(), dim=1)
+
+    def likeness_maps(self, directions: Tensor, coords: Tensor, labels: Tensor) -> Tensor:
+        """Return each cell's cosine to the positive, and negative, clicked cell it is most like.
+
+        Returns:
+            (B, 2, 4g, 4g, 4g) in [-1, 1].
+        """
+        clicked = features_at(directions, coords, self.img_size)
+        cosines = clicked @ directions.flatten(2)  # (B, N, cells)
+        kinds = [(labels == kind)[..., None] for kind in (1, 0)]
+        nearest = [torch.where(kind, cosines, UNLIKE).amax(1) for kind in kinds]
+        return torch.stack(nearest, dim=1).unflatten(2, directions.shape[2:])
+
+
+def prompt_chans(config: PromptConfig) -> int:
+    """Return the channels of the prompt maps of a cell: clicks, and eight of the mask prompt."""
+    return 2 + CLICK_MAPS * config.click_diffusion + 2 * config.click_likeness + 8
+
+
+def features_at(grid: Tensor, coords: Tensor, img_size: int) -> Tensor:
+    """Return the features (B, N, c) of the cells of a grid (B, c, s, s, s) that hold clicks."""
+    cells = click_cells(coords, grid.shape[-1], img_size)
+    return grid.flatten(2).gather(2, cells[:, None].expand(-1, grid.shape[1], -1)).transpose(1, 2)
