@@ -18,6 +18,10 @@ from utils.training.losses import dice_ce
 from utils.training.seeds import CLICKING, stream
 
 
+#: Share of the run after which every step has all turns.
+GROWN = 0.75
+
+
 class Task(nn.Module):
     """A network in training, and the stages of its training.
 
@@ -51,8 +55,15 @@ class InteractiveTask(Task):
     ``free_turns`` turns no click is added, and the network refines the mask of the previous turn;
     the last turn is such a turn, as in SAM.
 
+    The number of turns may grow over the run. A step with few turns costs less, so that the network
+    sees more images early, while first masks are poor and later clicks teach little.
+
     Args:
         num_clicks: turns in a step; the loss is the mean over the turns.
+        start_clicks: turns in the first steps; their number reaches ``num_clicks`` when
+            `GROWN` of the run is done. 0: ``num_clicks`` in every step.
+        mask_dropout: share of the later turns in which the network gets no mask prompt, and must
+            segment anew from all clicks and the image.
         loss_size: edge of the grid on which the loss is computed; SAM-Med3D uses the full input
             size.
         seed: seeds clicks, boxes and the choice of turns without a click.
@@ -75,6 +86,8 @@ class InteractiveTask(Task):
         decoder_lr_scale: float = 0.1,
         box_share: float = 0.0,
         free_turns: int = 0,
+        start_clicks: int = 0,
+        mask_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         require_number("--num-clicks", num_clicks, 1, whole=True)
@@ -82,10 +95,19 @@ class InteractiveTask(Task):
         require_number("--decoder-lr-scale", decoder_lr_scale, 0)
         require_number("--box-share", box_share, 0, 1)
         require_number("--free-turns", free_turns, 0, whole=True)
+        require_number("--start-clicks", start_clicks, 0, num_clicks, whole=True)
+        require_number("--mask-dropout", mask_dropout, 0, 1)
         self.model = model
         self.num_clicks, self.loss_size, self.seed = num_clicks, loss_size, seed
         self.decoder_lr_scale = decoder_lr_scale
         self.box_share, self.free_turns = box_share, free_turns
+        self.start_clicks, self.mask_dropout = start_clicks or num_clicks, mask_dropout
+
+    @property
+    def turns(self) -> int:
+        """The number of turns of the present step."""
+        grown = min(1.0, self.done / GROWN)
+        return self.start_clicks + int(grown * (self.num_clicks - self.start_clicks))
 
     def parameter_groups(self, lr: float) -> list[dict]:
         """Return the encoder at the full rate, the rest at ``decoder_lr_scale`` of it."""
@@ -106,11 +128,13 @@ class InteractiveTask(Task):
 
         interaction = Interaction(self.model, self.model.image_encoder(image))
         starts, free, losses = self._starts(full, rngs), self._free_turns(rngs), []
-        for turn in range(self.num_clicks):
+        for turn in range(self.turns):
             coords, labels = simulate_clicks(interaction.low_res_masks, coarse, full, rngs)
             labels[free[:, turn]] = NO_CLICK
             if turn == 0:
                 _give_boxes(starts, coords, interaction.low_res_masks, full.shape[1])
+            elif self.mask_dropout:
+                interaction.low_res_masks *= self._kept_masks(rngs).to(image.device)
             logits, _ = interaction.click(coords.to(image.device), labels.to(image.device))
             losses.append(dice_ce(upsample(logits.float(), self.loss_size), target))
         return {
@@ -126,14 +150,20 @@ class InteractiveTask(Task):
             for label, rng in zip(labels, rngs, strict=True)
         ]
 
+    def _kept_masks(self, rngs: list[np.random.Generator]) -> Tensor:
+        """Choose at random the samples that keep their mask prompt: (B, 1, 1, 1, 1), 1 or 0."""
+        kept = [float(rng.random() >= self.mask_dropout) for rng in rngs]
+        return torch.tensor(kept).view(-1, 1, 1, 1, 1)
+
     def _free_turns(self, rngs: list[np.random.Generator]) -> Tensor:
-        """Choose at random the turns without a click: (B, num_clicks) bool, one row a sample."""
-        free = torch.zeros(len(rngs), self.num_clicks, dtype=torch.bool)
-        count = min(self.free_turns, self.num_clicks - 1)
+        """Choose at random the turns without a click: (B, turns) bool, one row a sample."""
+        turns = self.turns
+        free = torch.zeros(len(rngs), turns, dtype=torch.bool)
+        count = min(self.free_turns, turns - 1)
         for row, rng in zip(free, rngs, strict=True):
             if count:
                 row[-1] = True
-                row[1 + rng.choice(self.num_clicks - 2, count - 1, replace=False)] = True
+                row[1 + rng.choice(turns - 2, count - 1, replace=False)] = True
         return free
 
 
