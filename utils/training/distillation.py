@@ -197,8 +197,9 @@ class EncoderDistillation(Task):
             return self._layer_losses(batch)
         image_embedding = self.model.image_encoder(batch["image"])
         teacher_embedding = batch["image_embedding"].float()
-        feature = embedding_loss(image_embedding.float(), teacher_embedding)
-        cosine = F.cosine_similarity(image_embedding.float(), teacher_embedding).mean()
+        learnt = image_embedding[:, : teacher_embedding.shape[1]].float()
+        feature = embedding_loss(learnt, teacher_embedding)
+        cosine = F.cosine_similarity(learnt, teacher_embedding).mean()
         report = {
             "loss": feature,
             "loss_embedding": feature.detach(),

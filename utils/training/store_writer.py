@@ -126,7 +126,7 @@ def bytes_per_sample(network: SamConfig, config: StoreConfig) -> int:
     """Return the size of a sample's outputs on disk."""
     encoder = network.encoder
     tokens = encoder.grid_size**3
-    large = tokens * encoder.embedding_chans + config.num_clicks * encoder.low_res_size**3
+    large = tokens * encoder.learnt_chans + config.num_clicks * network.low_res_size**3
     large += len(config.layers) * tokens * encoder.embed_dim
     return large * getattr(torch, config.precision).itemsize + config.num_clicks * 24
 

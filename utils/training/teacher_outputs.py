@@ -31,13 +31,16 @@ def teacher_outputs(
         layers: blocks whose output is returned too, counted from 1.
 
     Returns:
-        ``image_embedding`` (B, C, g, g, g), ``low_res_masks`` (B, clicks, s, s, s) logits,
+        ``image_embedding`` (B, C, g, g, g), its learnt channels, ``low_res_masks`` (B, clicks, m,
+        m, m) logits,
         ``predicted_iou`` (B, clicks), ``click_coords`` (B, clicks, 3) in crop voxels and
         ``click_labels`` (B, clicks), and for each of ``layers`` ``hidden_<n>`` (B, g, g, g, C);
         all on the image's device.
     """
     embedding, hidden = teacher.image_encoder.forward_features(image)
-    encoded = {"image_embedding": embedding.float()}
+    # The rest is the image itself, which the student has from its own crop.
+    learnt = embedding[:, : teacher.config.encoder.learnt_chans]
+    encoded = {"image_embedding": learnt.float()}
     encoded |= {hidden_name(n): hidden[n].float() for n in layers}
     if num_clicks == 0:
         return encoded

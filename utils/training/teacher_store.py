@@ -1,8 +1,8 @@
 """Read the stored teacher outputs for distillation; store_writer.py writes them.
 
-Stored for each sample, with g tokens and s low-resolution cells along each axis:
+Stored for each sample, with g tokens and m low-resolution cells along each axis:
 
-* ``image_embedding`` (C, g, g, g), ``low_res_masks`` (clicks, s, s, s) logits and, with
+* ``image_embedding`` (C, g, g, g), its learnt channels, ``low_res_masks`` (clicks, m, m, m) logits and, with
   --store-layers, ``hidden_<n>`` (g, g, g, C), the output of block n counted from 1; float16 unless
   --store-precision is given
 * ``click_coords`` (clicks, 3) in crop voxels, ``click_labels`` (clicks,) in {1, 0, -1} and
@@ -240,9 +240,9 @@ def stored_shapes(network: SamConfig, common: dict) -> dict[str, tuple[int, ...]
         common: the facts that all samples share.
     """
     encoder, clicks = network.encoder, common["num_clicks"]
-    tokens, cells = (encoder.grid_size,) * 3, (encoder.low_res_size,) * 3
+    tokens, cells = (encoder.grid_size,) * 3, (network.low_res_size,) * 3
     return {
-        "image_embedding": (encoder.embedding_chans, *tokens),
+        "image_embedding": (encoder.learnt_chans, *tokens),
         "low_res_masks": (clicks, *cells),
         "predicted_iou": (clicks,),
         "click_coords": (clicks, 3),
