@@ -249,7 +249,7 @@ def _beside(config: SamConfig, teacher: SamConfig, trained: bool) -> SamConfig:
     """
     widths = {
         key: getattr(teacher.encoder, key)
-        for key in ("img_size", "patch_size", "out_chans", "detail_chans")
+        for key in ("img_size", "patch_size", "out_chans", "detail_chans", "detail")
     }
     try:
         encoder = replace(config.encoder, **widths)
