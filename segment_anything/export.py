@@ -71,9 +71,13 @@ class PromptDecoder(nn.Module):
             image_embedding: (B, E, g, g, g).
             point_coords: (B, N, 3) indices into the volume's array, in the order of its axes.
             point_labels: (B, N) int64 in {1, 0, -1}.
-            mask_input: (B, 1, m, m, m) logits, m = 4 g.
+            mask_input: (B, 1, m, m, m) logits.
         """
         prompts = self.prompt_encoder
+        if prompts.needs_image:
+            points = point_coords, point_labels
+            sparse, dense = prompts(points, masks=mask_input, image_embeddings=image_embedding)
+            return self.mask_decoder(image_embedding, self.dense_pe, sparse, dense, False)
         sparse = prompts.embed_points(point_coords, point_labels)
         if prompts.config.click_stamp_sigma > 0:
             mask_input = stamp_at_once(prompts, mask_input, point_coords, point_labels)

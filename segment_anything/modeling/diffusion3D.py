@@ -17,7 +17,7 @@ SHARPNESS = 13.0  # weight of an edge: exp(-SHARPNESS d^2), d the step in intens
 LEAST_WEIGHT = 1e-3  # of an edge, so that no cell is cut off
 INTENSITIES = 3.0  # z-normalised intensities are clamped to this magnitude
 #: Grids on which clicks are diffused, and the Jacobi steps on each; each starts from the last one.
-CLICK_GRIDS = {8: 40, 16: 30, 32: 16}
+CLICK_GRIDS = {8: 24, 16: 16, 32: 12}
 #: Rates at which diffused clicks fade: positive and negative at long and at short range, and the
 #: positive ones without fading against the crop's border.
 CLICK_FADING = (0.003, 0.003, 0.06, 0.06, 0.0)
@@ -28,21 +28,22 @@ MASK_STEPS = 25
 class EdgeWeights(NamedTuple):
     """Weights between each cell and its six neighbours; 0 where the grid ends."""
 
-    neighbours: tuple[Tensor, ...]  # six of (B, 1, s, s, s)
-    total: Tensor  # (B, 1, s, s, s), their sum
+    neighbours: tuple[Tensor, ...]  # six of (B, 1, s^3): the next cell along an axis, the one before
+    total: Tensor  # (B, 1, s^3), their sum
+    strides: tuple[int, ...]  # how far each neighbour is away in the flattened grid
 
 
 def edge_weights(image: Tensor) -> EdgeWeights:
     """Return the weights of an image (B, 1, s, s, s), z-normalised."""
-    image = image.clamp(-INTENSITIES, INTENSITIES)
+    image, size = image.clamp(-INTENSITIES, INTENSITIES), image.shape[-1]
     neighbours = []
     for axis in (2, 3, 4):
-        step = image.diff(dim=axis)
-        weight = torch.exp(-SHARPNESS * step.square()) + LEAST_WEIGHT
+        weight = torch.exp(-SHARPNESS * image.diff(dim=axis).square()) + LEAST_WEIGHT
         behind = [0, 0] * (4 - axis)
-        neighbours.append(F.pad(weight, [*behind, 0, 1]))  # to the next cell along the axis
-        neighbours.append(F.pad(weight, [*behind, 1, 0]))  # to the cell before
-    return EdgeWeights(tuple(neighbours), torch.stack(neighbours).sum(0))
+        neighbours.append(F.pad(weight, [*behind, 0, 1]).flatten(2))
+        neighbours.append(F.pad(weight, [*behind, 1, 0]).flatten(2))
+    strides = tuple(sign * size**power for power in (2, 1, 0) for sign in (1, -1))
+    return EdgeWeights(tuple(neighbours), torch.stack(neighbours).sum(0), strides)
 
 
 def jacobi(
@@ -50,19 +51,19 @@ def jacobi(
 ) -> Tensor:
     """Repeat ``values = scale * (weighted sum over the neighbours) + source``.
 
+    In the flattened grid each neighbour is a shift. A shift across the grid's border reaches a cell
+    that is no neighbour; its weight is 0.
+
     Args:
-        values: (B, C, s, s, s).
+        values: (B, C, s^3).
         scale, source: broadcast to ``values``; where ``scale`` is 0, the source is fixed.
     """
-    size = values.shape[-1]
+    length, margin = values.shape[-1], max(edges.strides)
     for _ in range(steps):
-        padded, total = F.pad(values, (1,) * 6), None
-        for number, weight in enumerate(edges.neighbours):
-            axis, start = 2 + number // 2, 2 - 2 * (number % 2)
-            view = padded
-            for other in (2, 3, 4):
-                view = view.narrow(other, start if other == axis else 1, size)
-            total = weight * view if total is None else torch.addcmul(total, weight, view)
+        padded, total = F.pad(values, (margin, margin)), None
+        for weight, stride in zip(edges.neighbours, edges.strides, strict=True):
+            shifted = padded.narrow(-1, margin + stride, length)
+            total = weight * shifted if total is None else torch.addcmul(total, weight, shifted)
         values = torch.addcmul(source, scale, total)
     return values
 
@@ -74,11 +75,11 @@ def click_cells(coords: Tensor, size: int, img_size: int) -> Tensor:
 
 
 def marked(cells: Tensor, chosen: Tensor, size: int) -> Tensor:
-    """Return (B, 1, s, s, s), 1 in the ``cells`` (B, N) that are ``chosen`` (B, N), else 0."""
+    """Return (B, 1, s^3), 1 in the ``cells`` (B, N) that are ``chosen`` (B, N), else 0."""
     marks = torch.zeros(cells.shape[0], size**3 + 1, device=cells.device)
     spare = torch.full_like(cells, size**3)  # a cell behind the grid takes the others
     marks = marks.scatter(1, torch.where(chosen, cells, spare), 1.0)
-    return marks[:, :-1].view(-1, 1, size, size, size)
+    return marks[:, None, :-1]
 
 
 def diffused_clicks(image: Tensor, coords: Tensor, labels: Tensor, img_size: int) -> Tensor:
@@ -95,7 +96,7 @@ def diffused_clicks(image: Tensor, coords: Tensor, labels: Tensor, img_size: int
         clicks, each at two ranges (`CLICK_FADING`), and the random walker's share of positive
         clicks, against the negative ones and the border of the crop.
     """
-    fading = torch.tensor(CLICK_FADING, device=image.device).view(1, -1, 1, 1, 1)
+    fading = torch.tensor(CLICK_FADING, device=image.device).view(1, -1, 1)
     maps = None
     for size, steps in CLICK_GRIDS.items():
         edges = edge_weights(F.avg_pool3d(image, image.shape[-1] // size))
@@ -103,16 +104,22 @@ def diffused_clicks(image: Tensor, coords: Tensor, labels: Tensor, img_size: int
         positive = marked(cells, labels == 1, size)
         negative = marked(cells, labels == 0, size) * (1 - positive)
         source = torch.cat([positive, negative, positive, negative, positive], 1)
-        free = (1 - positive - negative).expand_as(source)
-        inner = F.pad(free[:, -1:, 1:-1, 1:-1, 1:-1], (1,) * 6)  # the walker ends at the border
-        free = torch.cat([free[:, :-1], inner], 1)
+        free = 1 - positive - negative
+        inner = free * _inside(size, free.device)  # the walker ends at the border
+        free = torch.cat([free, free, free, free, inner], 1)
         if maps is None:
             maps = source
         else:
-            maps = F.interpolate(maps, scale_factor=2.0, mode="trilinear", align_corners=False)
-            maps = torch.addcmul(source, maps, free)
+            grown = maps.unflatten(2, (size // 2,) * 3)
+            grown = F.interpolate(grown, scale_factor=2.0, mode="trilinear").flatten(2)
+            maps = torch.addcmul(source, grown, free)
         maps = jacobi(maps, edges, free / (edges.total + fading), source, steps)
-    return maps
+    return maps.unflatten(2, image.shape[2:])
+
+
+def _inside(size: int, device: torch.device) -> Tensor:
+    """Return (s^3,), 0 in the outermost layer of cells and 1 elsewhere."""
+    return F.pad(torch.ones(*[size - 2] * 3, device=device), (1,) * 6).flatten()
 
 
 def guided_mask(
@@ -141,7 +148,8 @@ def guided_mask(
     edges, cells = edge_weights(image), click_cells(coords, size, img_size)
     positive = marked(cells, labels == 1, size)
     free = 1 - torch.maximum(positive, marked(cells, labels == 0, size))
-    own = torch.sigmoid(logits)
+    own = torch.sigmoid(logits).flatten(2)
     scale = free / (edges.total + strength)
     source = torch.addcmul(positive, scale, strength * own)
-    return torch.logit(jacobi(own, edges, scale, source, MASK_STEPS), eps=1e-4)
+    refined = jacobi(own, edges, scale, source, MASK_STEPS)
+    return torch.logit(refined, eps=1e-4).view_as(logits)
