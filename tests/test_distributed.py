@@ -1,6 +1,5 @@
 """Several ranks on one machine (gloo), and a training that is killed for good."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from small_cases import write_prepared
+from training_rows import rows_of
 
 from utils.training.crop_cache import build_cache
 from utils.training.tensor_shards import open_shards
@@ -40,10 +40,6 @@ def on_two_ranks(*arguments):
     launch = "torch.distributed.run --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint"
     command = [sys.executable, "-m", *launch.split(), "localhost:0", WORKER, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-
-
-def rows_of(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("split", [("2", "1"), ("1", "2")], ids=["ranks", "ranks and passes"])
