@@ -69,6 +69,21 @@ def test_two_ranks_distil_through_all_stages_as_one_with_the_whole_batch(crops, 
     assert ["loss_logits" in row for row in names] == [False] * 3 + [True] * 3
 
 
+def test_ranks_whose_clocks_differ_take_the_same_steps_in_the_minutes(crops, tmp_path):
+    """The clock of rank 1 goes 51 times as fast."""
+    result = on_two_ranks(crops, tmp_path / "run", "--minutes", "0.05")
+
+    assert result.returncode == 0, result.stderr
+    first, second = (torch.load(tmp_path / f"run/rank_{rank}.pt") for rank in (0, 1))
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    for out in (tmp_path / "run", tmp_path / "run/student"):
+        dones = [row["done"] for row in rows_of(out)]
+        assert dones == sorted(dones)
+        assert dones[0] < 0.01
+        assert 0.5 < dones[-1] < 1
+
+
 def test_every_sample_is_stored_once_over_the_ranks(crops, alone, tmp_path):
     on_two_ranks(crops, tmp_path / "run")
 

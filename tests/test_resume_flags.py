@@ -201,6 +201,28 @@ def changed_optimizer(content, **changes):
     content["training_state"]["optimizer"]["param_groups"][0].update(changes)
 
 
+def test_both_scripts_train_for_minutes():
+    teacher = teach(["--minutes", "0.04", "--out-dir", "a"]).fit
+    student = distil(["--minutes", "0.04", "--out-dir", "b"]).fit
+
+    for name, report in (("a", teacher), ("b", student)):
+        rows = [json.loads(line) for line in Path(name, "metrics.jsonl").read_text().splitlines()]
+        assert report.steps == len(rows) > 2
+        assert rows[-1]["minutes"] < 0.04
+        assert 0.5 < rows[-1]["done"] < 1
+    assert "loss_logits" not in rows[0]
+    assert "loss_logits" in rows[-1]
+
+
+@pytest.mark.parametrize("script", [preparelabel, distillation])
+def test_steps_and_minutes_exclude_each_other(script, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args(["--steps", "4", "--minutes", "4"])
+
+    assert "argument --minutes: not allowed with argument --steps" in capsys.readouterr().err
+    assert script.parse_args(["--minutes", "4"]).steps is None
+
+
 DAMAGE = {
     "no state": lambda c: c.update(training_state={}),
     "a number as state": lambda c: c.update(training_state=3),

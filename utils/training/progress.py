@@ -39,6 +39,7 @@ class Progress:
         config: with the run's number of steps or minutes.
         validates: whether a validation follows the last step.
         device: of the training, through which the ranks send the share.
+        save_seconds: estimate for a save of last.pt, until one has been measured.
         clock: the time in seconds.
     """
 
@@ -48,6 +49,7 @@ class Progress:
         *,
         validates: bool,
         device: torch.device,
+        save_seconds: float = 0.0,
         clock: Clock = time.monotonic,
     ) -> None:
         self.steps, self._minutes = config.steps, config.minutes
@@ -58,7 +60,7 @@ class Progress:
         self._earlier = 0.0  # seconds of earlier calls
         self._began = clock()
         self._recent: deque[float] = deque(maxlen=RECENT)
-        self._validation, self._save = (None if validates else 0.0), 0.0  # seconds
+        self._validation, self._save = (None if validates else 0.0), save_seconds
         self._validation_steps = 0.0  # duration of a validation in steps
 
     def start(self) -> None:
@@ -127,9 +129,11 @@ class Progress:
         self.taken = taken
         if state is None and self.steps is not None:
             return
-        names = ("seconds", "done", "validation", "validation_steps", "save")
-        numbers = [state[name] for name in names if state[name] is not None] + state["recent"]
-        if not all(type(n) in (int, float) and 0 <= n < math.inf for n in numbers):
+        unknown = 0.0 if state["validation"] is None else state["validation"]
+        names = ("seconds", "done", "validation_steps", "save")
+        numbers = [unknown, *(state[name] for name in names), *state["recent"]]
+        is_valid = all(type(n) in (int, float) and 0 <= n < math.inf for n in numbers)
+        if not is_valid or state["done"] > 1:
             raise ValueError(f"the times are {state}")
         self.done, self._earlier = state["done"], state["seconds"]
         self._recent.extend(state["recent"])

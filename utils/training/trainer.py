@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 #: The files that `fit` writes, beside TensorBoard's events, whose names are unique.
 WRITES = ("last.pt", BEST, "metrics.jsonl", LOG, "loss.png", "validation.png")
 
+SLOW_DISK = 100e6  # bytes per second
 STARVED = 0.2  # share of the steps' time in which they wait for the loader that is too much
 
 #: Returns a network's scores by name; of two networks the one with the higher ``score`` is better.
@@ -105,7 +106,8 @@ def fit(
         WriteError: the disk is full, or ``out_dir`` cannot be written to.
     """
     defined = definition(config, samples, defines or {})
-    progress = Progress(config, validates=validate is not None, device=device, clock=clock)
+    measures = {"save_seconds": _save_seconds(task), "clock": clock}
+    progress = Progress(config, validates=validate is not None, device=device, **measures)
     run = _Run(task, config, out_dir, progress, device, payload, resume, defined)
     wait_for_all()  # every rank has read last.pt before rank 0 replaces it
     begun()
@@ -272,6 +274,11 @@ class _Run:
                     f"{path}: holds the network of an earlier run, expected no such file.\n"
                     "Resume that run with --resume, or choose another --out-dir."
                 )
+
+
+def _save_seconds(task: Task) -> float:
+    """Return an estimate for a save: weights and two moments in float32, to a slow disk."""
+    return sum(12 * p.numel() for p in task.model.parameters()) / SLOW_DISK
 
 
 def _bar(config: FitConfig, name: str, start: int) -> tqdm:
