@@ -10,6 +10,7 @@ Writes  --out-dir       last.pt, student.pth (released layout), metrics.jsonl, l
     python distillation.py
     python distillation.py --network tiny_fastsam3d --steps 800
     python distillation.py --online --augment basic
+    python distillation.py --minutes 240                                    # ends in time
     python distillation.py --checkpoint fastsam3d.pth --network fastsam3d   # released weights
 
 A stopped run resumes with --resume. ``student.pth`` holds the encoder in the layout of the released
@@ -45,10 +46,10 @@ from utils.files.answers import require_distinct_files
 from utils.run.flags import non_negative_float, positive_int, share
 from utils.run.folder import write_flags
 from utils.run.network import open_network, trained_on
-from utils.run.ranks import joined, rank, world_size
+from utils.run.ranks import joined, rank
 from utils.run.start import owning, start_run
 from utils.training.checkpoint import save_payload
-from utils.training.config import add_training_arguments, fit_config
+from utils.training.config import TIME_PARTS, add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, read_index
 from utils.training.data_loader import CropDataset, add_crop_arguments
 from utils.training.definition import VALIDATION_CROPS, flag_of
@@ -153,26 +154,26 @@ def _add_online(parser: argparse.ArgumentParser) -> None:
 
 def _add_stages(parser: argparse.ArgumentParser) -> None:
     stages = parser.add_argument_group(
-        "stages, in this order: layers, embedding, masks (the steps that are left), decoder"
+        "stages, in this order: layers, embedding, masks (the share that is left), decoder"
     )
     stages.add_argument(
         "--layer-share",
         type=share,
-        help="share of the steps in the stage layers; 0 = none "
+        help="share of the run in the stage layers; 0 = none "
         "(default: 0.2 if hidden states can be compared, with --online or as stored; else 0)",
     )
     stages.add_argument(
         "--embedding-share",
         type=share,
         default=0.2,
-        help="share of the steps on the embedding alone; 0 = none (default: 0.2)",
+        help="share of the run on the embedding alone; 0 = none (default: 0.2)",
     )
     stages.add_argument(
         "--tune-decoder",
         type=share,
         default=0.0,
         metavar="SHARE",
-        help="share of the steps, at the end, that train the decoder too (default: 0)",
+        help="share of the run, at the end, that trains the decoder too (default: 0)",
     )
     stages.add_argument(
         "--logit-weight",
@@ -214,7 +215,7 @@ def make_plan(
     if share and stored is not None:
         require_stored_layers(stored, layers, args.teacher_dir)
     return DistillationPlan(
-        steps=args.steps,
+        steps=TIME_PARTS if args.steps is None else args.steps,
         layers=layers,
         layer_share=share,
         embedding_share=args.embedding_share,
@@ -304,8 +305,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
         task, dataset = _online(args, student, plan, teacher.to(device), index, rule)
     else:
         task = EncoderDistillation(student, plan)
-        crops_a_step = args.batch_size * args.accumulation * world_size()
-        stored = {"layered_draws": plan.layered_steps * crops_a_step, "network": teacher.config}
+        stored = {"layered_until": plan.layered_until, "network": teacher.config}
         dataset = TeacherOutputs(store, index, rule, **stored)
     report = fit(
         task,

@@ -12,6 +12,7 @@ Writes  --crops-dir     the crop cache; a case is read again only if its files o
     python preparelabel.py                                                        # from scratch
     python preparelabel.py --network tiny --fit-spacing --steps 1500 --num-clicks 4 \\
         --loss-size 32 --decoder-lr-scale 1                                       # on a CPU
+    python preparelabel.py --minutes 240                                          # ends in time
     python preparelabel.py --steps 0 --checkpoint work_dir/teacher/last.pt        # store only
 
 A stopped run resumes with --resume.
@@ -24,7 +25,6 @@ import argparse
 import logging
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -37,18 +37,10 @@ from segment_anything import (
     load_checkpoint,
     network_configs,
 )
-from utils.data_paths import img_datas
 from utils.errors import InputError, exit_on_input_error
 from utils.files.answers import require_distinct_files
 from utils.files.atomic import make_folder
 from utils.run.device import pick_precision
-from utils.run.flags import (
-    millimetres,
-    non_negative_float,
-    non_negative_int,
-    positive_int,
-    share,
-)
 from utils.run.folder import write_flags
 from utils.run.network import open_network, trained_on
 from utils.run.network_flags import changed
@@ -57,7 +49,7 @@ from utils.run.start import owning, start_run
 from utils.training.checkpoint import save_payload
 from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, build_cache, read_index
-from utils.training.data_loader import CropDataset, add_crop_arguments
+from utils.training.data_loader import CropDataset
 from utils.training.definition import VALIDATION_CROPS, flag_of
 from utils.training.store_writer import (
     add_store_arguments,
@@ -66,6 +58,7 @@ from utils.training.store_writer import (
     store_outputs,
 )
 from utils.training.tasks import InteractiveTask
+from utils.training.teacher_flags import add_teacher_arguments
 from utils.training.teacher_store import TEACHER, TeacherStore, require_own_store
 from utils.training.trainer import WRITES, FitReport, fit
 from utils.training.validation_crops import (
@@ -100,134 +93,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    _add_files(parser)
-    _add_network(parser)
-    _add_clicks(parser)
+    add_teacher_arguments(parser)
     add_store_arguments(parser)
     add_crop_validation_arguments(parser)
     add_training_arguments(parser, steps=20_000, batch_size=4, lr=8e-4, lr_schedule="steps")
     return parser.parse_args(argv)
-
-
-def _add_files(parser: argparse.ArgumentParser) -> None:
-    files = parser.add_argument_group("files")
-    files.add_argument(
-        "--img-datas",
-        type=Path,
-        nargs="+",
-        default=[Path(folder) for folder in img_datas],
-        help="<organ>/<data set> folders (default: img_datas of utils/data_paths.py)",
-    )
-    files.add_argument(
-        "--crops-dir",
-        type=Path,
-        default=Path("work_dir/crops"),
-        help="crop cache (default: %(default)s)",
-    )
-    files.add_argument(
-        "--from-crops",
-        action="store_true",
-        help="use --crops-dir without updating it; no NIfTI file is read",
-    )
-    files.add_argument(
-        "--out-dir",
-        type=Path,
-        default=Path("work_dir/teacher"),
-        help="folder of the training (default: %(default)s)",
-    )
-    files.add_argument(
-        "--teacher-dir",
-        type=Path,
-        default=Path("work_dir/teacher_outputs"),
-        help="folder of the teacher and its outputs (default: %(default)s)",
-    )
-    files.add_argument(
-        "--no-store",
-        action="store_true",
-        help="write teacher.pt without stored outputs, for distillation.py --online",
-    )
-
-
-def _add_network(parser: argparse.ArgumentParser) -> None:
-    network = parser.add_argument_group("network and crops")
-    network.add_argument(
-        "--network",
-        choices=sorted(network_configs),
-        help="(default: the checkpoint's, else vit_b_ori)",
-    )
-    network.add_argument(
-        "--checkpoint",
-        type=Path,
-        help="start from these weights: a file of this project, or sam_med3d_turbo.pth with "
-        "--network vit_b_ori (default: from scratch)",
-    )
-    network.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="PART.FIELD=VALUE",
-        help="change fields of a network trained from scratch, such as "
-        "encoder.relative_terms=textbook or prompt.dense_pe_axes=0,1,2 "
-        "(segment_anything/config.py; default: none)",
-    )
-    network.add_argument(
-        "--spacing-mm",
-        type=millimetres,
-        help="voxel size of the crops in mm (default: the checkpoint's, else 1.5)",
-    )
-    network.add_argument(
-        "--fit-spacing",
-        action=argparse.BooleanOptionalAction,
-        help="use finer voxels where the whole volume fits in a smaller cube "
-        "(default: the checkpoint's, else off as for released weights)",
-    )
-    network.add_argument(
-        "--max-instances",
-        type=non_negative_int,
-        default=0,
-        help="number of the largest instances of an instance label that become targets; 0 = all "
-        "(default: 0)",
-    )
-    network.add_argument(
-        "--min-instance-voxels",
-        type=positive_int,
-        default=64,
-        help="smaller instances become no targets, except the largest of a label (default: 64)",
-    )
-
-
-def _add_clicks(parser: argparse.ArgumentParser) -> None:
-    clicks = parser.add_argument_group("clicks, augmentation and loss")
-    clicks.add_argument(
-        "--num-clicks", type=positive_int, default=11, help="turns in a step (default: 11)"
-    )
-    clicks.add_argument(
-        "--box-share",
-        type=share,
-        default=0.25,
-        help="share of the samples that start from a box: a click in its middle and a coarse "
-        "mask; 0 = none (default: 0.25)",
-    )
-    clicks.add_argument(
-        "--free-turns",
-        type=non_negative_int,
-        default=2,
-        help="turns of a step without a new click; at most a quarter of --num-clicks (default: 2)",
-    )
-    add_crop_arguments(clicks)
-    clicks.add_argument(
-        "--loss-size",
-        type=positive_int,
-        default=128,
-        help="edge of the grid on which the loss is computed, a divisor of 128; 32 is fastest "
-        "(default: 128)",
-    )
-    clicks.add_argument(
-        "--decoder-lr-scale",
-        type=non_negative_float,
-        default=0.1,
-        help="learning rate of prompt encoder and mask decoder, as a share of --lr (default: 0.1)",
-    )
 
 
 def build_teacher(args: argparse.Namespace) -> tuple[Sam3D, CropRule]:
@@ -271,12 +141,12 @@ def open_crops(args: argparse.Namespace) -> CropIndex:
 
 def run(args: argparse.Namespace) -> TeacherReport:
     """Train with the flags ``args``, then store the trained teacher's outputs for every target."""
-    if args.resume and not args.steps:
+    if args.resume and args.steps == 0:
         raise InputError(
             "--resume: nothing to resume where --steps is 0; expected --checkpoint with the "
             "network whose outputs are to be stored. Leave --resume out."
         )
-    outputs = [args.out_dir / name for name in WRITES if args.steps]
+    outputs = [args.out_dir / name for name in WRITES if args.steps != 0]
     outputs.append(args.teacher_dir / TEACHER)
     require_distinct_files(outputs, [args.checkpoint] if args.checkpoint else [])
     with owning(args.out_dir, args.teacher_dir):
@@ -307,7 +177,7 @@ def train_and_store(
     known = (trained_on(args.checkpoint) if args.checkpoint else None) or set()
     facts = {"crop_rule": rule.to_dict(), "trained_on": sorted(known) or None}
     report = None
-    if args.steps:
+    if args.steps != 0:
         train_index, validation = open_validation(args, index, rule, device)
         facts["trained_on"] = sorted(known | train_index.folders) or None
         report = train(args, teacher, rule, train_index, device, facts, validation)

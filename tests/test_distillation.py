@@ -78,7 +78,7 @@ def test_weights_of_zero_leave_the_embedding_alone():
 
 
 def test_stages_follow_each_other_as_the_shares_say():
-    stages = [LAYERED.stage(step) for step in range(20)]
+    stages = [LAYERED.stage(step / 20) for step in range(20)]
     assert stages == (
         [Stage("layers", 1)] * 4
         + [Stage("layers", 2)] * 4
@@ -99,7 +99,7 @@ def test_stages_follow_each_other_as_the_shares_say():
     ],
 )
 def test_each_stage_can_be_left_out(plan, names):
-    assert {plan.stage(step).name for step in range(10)} == names
+    assert {plan.stage(step / 10).name for step in range(10)} == names
 
 
 @pytest.mark.parametrize(
@@ -213,13 +213,14 @@ def test_layers_that_are_not_stored_are_named():
 
 def test_only_networks_whose_whole_encoder_has_begun_to_learn_are_scored():
     scored = EncoderDistillation(small_student(), LAYERED).is_scored
-    assert [scored(LAYERED.stage(step)) for step in (0, 4, 8, 12, 16)] == [False] * 3 + [True] * 2
+    stages = [LAYERED.stage(done) for done in (0, 0.2, 0.4, 0.6, 0.8)]
+    assert [scored(stage) for stage in stages] == [False] * 3 + [True] * 2
     assert EncoderDistillation(small_student(), EMBEDDING_ONLY).is_scored(Stage("embedding"))
 
 
 def test_shares_may_add_up_to_all_steps():
     plan = DistillationPlan(100, (1, 2), layer_share=0.33, embedding_share=0.56, tune_share=0.11)
-    assert plan.stage(99).name == "decoder"
+    assert plan.stage(0.99).name == "decoder"
 
 
 def test_a_student_starts_from_the_teachers_blocks_of_equal_shape():

@@ -1,6 +1,5 @@
 """Several ranks on one machine (gloo), and a training that is killed for good."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from small_cases import write_prepared
+from training_rows import rows_of
 
 from utils.training.crop_cache import build_cache
 from utils.training.tensor_shards import open_shards
@@ -42,10 +42,6 @@ def on_two_ranks(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-def rows_of(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("split", [("2", "1"), ("1", "2")], ids=["ranks", "ranks and passes"])
 def test_two_ranks_take_the_steps_of_one_with_the_whole_batch(crops, alone, tmp_path, split):
     batch_size, accumulation = split
@@ -71,6 +67,21 @@ def test_two_ranks_distil_through_all_stages_as_one_with_the_whole_batch(crops, 
     names = [set(row) for row in rows_of(tmp_path / "run/student")]
     assert ["loss_newest_layer" in row for row in names] == [True] * 2 + [False] * 4
     assert ["loss_logits" in row for row in names] == [False] * 3 + [True] * 3
+
+
+def test_ranks_whose_clocks_differ_take_the_same_steps_in_the_minutes(crops, tmp_path):
+    """The clock of rank 1 goes 51 times as fast."""
+    result = on_two_ranks(crops, tmp_path / "run", "--minutes", "0.05")
+
+    assert result.returncode == 0, result.stderr
+    first, second = (torch.load(tmp_path / f"run/rank_{rank}.pt") for rank in (0, 1))
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    for out in (tmp_path / "run", tmp_path / "run/student"):
+        dones = [row["done"] for row in rows_of(out)]
+        assert dones == sorted(dones)
+        assert dones[0] < 0.01
+        assert 0.5 < dones[-1] < 1
 
 
 def test_every_sample_is_stored_once_over_the_ranks(crops, alone, tmp_path):

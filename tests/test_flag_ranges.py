@@ -32,6 +32,7 @@ OF_TRAINING = {
     "val-share": ["1", "-0.5", "nan"],
     "seed": ["-1", "4294967296", "1e3"],
     "steps": ["-1", "2.5", "9" * 400],
+    "minutes": ["0", "-1", "nan", "inf"],
     "batch-size": ["0"],
     "workers": ["-1"],
 }
@@ -85,6 +86,9 @@ STORE = StoreConfig(num_clicks=1, layers=(), precision="float16", seed=0)
 NAN = float("nan")
 FIELDS = [
     (FIT, {"lr": NAN}),
+    (FIT, {"steps": None}),
+    (FIT, {"minutes": 3}),
+    (FIT, {"steps": None, "minutes": 0}),
     (FIT, {"lr": "1"}),
     (FIT, {"warmup": 1.5}),
     (FIT, {"clip": 0}),

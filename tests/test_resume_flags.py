@@ -9,12 +9,13 @@ import pytest
 import torch
 from small_cases import write_prepared
 from small_networks import save_student, save_teacher
+from training_rows import rows_of
 
 import distillation
 import preparelabel
 from utils.errors import InputError
 
-STEPS = ["--steps", "4", "--batch-size", "2", "--workers", "0", "--warmup", "0", "--device", "cpu"]
+FLAGS = ["--batch-size", "2", "--workers", "0", "--warmup", "0", "--device", "cpu"]
 TEACHER = {
     "num-clicks": 3, "loss-size": 32, "box-share": 0.5, "free-turns": 1, "augment": "none",
     "zoom-share": 0.25, "decoder-lr-scale": 0.5, "spacing-mm": 2,
@@ -25,9 +26,10 @@ STUDENT = {
     "logit-weight": 2, "truth-weight": 0.5,
 }  # fmt: skip
 BOTH = {
-    "steps": 8, "batch-size": 1, "accumulation": 2, "lr": 1e-2, "lr-schedule": "constant",
-    "warmup": 0.5, "weight-decay": 9, "clip": 7, "validate-every": 2, "patience": 3, "seed": 5,
-    "precision": "bfloat16", "checkpoint": "other.pt", "network": "fastsam3d",
+    "steps": 8, "minutes": 8, "batch-size": 1, "accumulation": 2, "lr": 1e-2,
+    "lr-schedule": "constant", "warmup": 0.5, "weight-decay": 9, "clip": 7, "validate-every": 2,
+    "patience": 3, "seed": 5, "precision": "bfloat16", "checkpoint": "other.pt",
+    "network": "fastsam3d",
 }  # fmt: skip
 #: Flags that may differ: how a run is carried out, names of folders, and what follows a training.
 FREE = {
@@ -68,14 +70,19 @@ def teach(flags):
     small = ["--num-clicks", "2", "--loss-size", "16", "--checkpoint", "t.pt", "--out-dir", "t"]
     images = [] if "--img-datas" in flags else ["--from-crops"]
     folders = ["--crops-dir", "crops", "--teacher-dir", "outputs"]
-    return preparelabel.run(preparelabel.parse_args([*STEPS, *small, *folders, *images, *flags]))
+    flags = [*FLAGS, *length(flags), *small, *folders, *images, *flags]
+    return preparelabel.run(preparelabel.parse_args(flags))
 
 
 def distil(flags):
     folders = ["--crops-dir", "crops", "--teacher-dir", "outputs", "--out-dir", "s"]
     return distillation.run(
-        distillation.parse_args([*STEPS, "--checkpoint", "s.pt", *folders, *flags])
+        distillation.parse_args([*FLAGS, *length(flags), "--checkpoint", "s.pt", *folders, *flags])
     )
+
+
+def length(flags):
+    return [] if "--minutes" in flags else ["--steps", "4"]
 
 
 def flag(name, value):
@@ -159,7 +166,10 @@ def test_more_steps_at_a_constant_rate_end_like_a_run_of_that_length():
     teach([*constant, "--out-dir", "b", "--steps", "6"])
 
     assert torch.equal(weights("a"), weights("b"))
-    assert Path("a/metrics.jsonl").read_text() == Path("b/metrics.jsonl").read_text()
+    rows = [rows_of(Path(name)) for name in ("a", "b")]
+    assert [row.pop("done") for row in rows[0]] == [0, 1 / 4, 2 / 4, 3 / 4, 4 / 6, 5 / 6]
+    assert [row.pop("done") for row in rows[1]] == [step / 6 for step in range(6)]
+    assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "steps"])
@@ -189,6 +199,28 @@ def test_a_file_of_an_earlier_version_is_resumed_with_a_warning(caplog):
 
 def changed_optimizer(content, **changes):
     content["training_state"]["optimizer"]["param_groups"][0].update(changes)
+
+
+def test_both_scripts_train_for_minutes():
+    teacher = teach(["--minutes", "0.04", "--out-dir", "a"]).fit
+    student = distil(["--minutes", "0.04", "--out-dir", "b"]).fit
+
+    for name, report in (("a", teacher), ("b", student)):
+        rows = [json.loads(line) for line in Path(name, "metrics.jsonl").read_text().splitlines()]
+        assert report.steps == len(rows) > 2
+        assert rows[-1]["minutes"] < 0.04
+        assert 0.5 < rows[-1]["done"] < 1
+    assert "loss_logits" not in rows[0]
+    assert "loss_logits" in rows[-1]
+
+
+@pytest.mark.parametrize("script", [preparelabel, distillation])
+def test_steps_and_minutes_exclude_each_other(script, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args(["--steps", "4", "--minutes", "4"])
+
+    assert "argument --minutes: not allowed with argument --steps" in capsys.readouterr().err
+    assert script.parse_args(["--minutes", "4"]).steps is None
 
 
 DAMAGE = {

@@ -181,6 +181,7 @@ def test_a_layer_that_the_teacher_lacks_is_refused(index, tmp_path):
 
 def test_hidden_states_come_only_with_the_draws_that_follow_them(index, tmp_path):
     opened = store(index, tmp_path / "out", small_sam())
-    outputs = TeacherOutputs(opened, index, RULE, layered_draws=8)
-    keys = [{k for k in outputs[Draw(0, number)] if k.startswith("hidden")} for number in (7, 8)]
+    outputs = TeacherOutputs(opened, index, RULE, layered_until=0.4)
+    draws = [Draw(0, 7, done) for done in (0.39, 0.4)]
+    keys = [{k for k in outputs[draw] if k.startswith("hidden")} for draw in draws]
     assert keys == [{"hidden_1", "hidden_2"}, set()]

@@ -70,6 +70,15 @@ def shared(task: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(task, device_ids=ids, find_unused_parameters=True)
 
 
+def from_rank_0(value: float, device: torch.device) -> float:
+    """Return rank 0's ``value`` on every rank; each rank must call this."""
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.broadcast(tensor, 0)
+    return tensor.item()
+
+
 def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
     """Return the mean of each value over all ranks, which must have the same keys."""
     if world_size() == 1:

@@ -16,6 +16,7 @@ from utils.files.atomic import atomic_path
 from utils.run.network import checkpoint_errors
 from utils.training.definition import require_same_facts, require_same_run
 from utils.training.optimizer import Optimizer
+from utils.training.progress import Progress
 
 #: Entries of a checkpoint that `load_checkpoint` compares with the network.
 CHECKED_BY_LOADING = {"model_state_dict", "decoder_state_dict", "config"}
@@ -25,30 +26,31 @@ logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(
-    path: Path, payload: dict, step: int, optimizer: Optimizer, run: dict[str, object]
+    path: Path, payload: dict, optimizer: Optimizer, progress: Progress, run: dict[str, object]
 ) -> None:
     """Write weights and training state; the previous file stays until the new one is complete.
 
     Args:
         payload: weights, configuration and other facts, as `checkpoint_payload` returns them.
-        step: optimizer steps done.
+        progress: steps done and minutes used.
         run: what defines the run (utils/training/definition.py).
 
     Raises:
         WriteError: the disk is full, or the folder cannot be written to.
     """
-    content = payload | {"step": step, "training_state": optimizer.state_dict(), RUN: run}
-    save_payload(path, content)
+    state = {"training_state": optimizer.state_dict(), "progress": progress.state_dict()}
+    save_payload(path, payload | {"step": progress.taken, **state, RUN: run})
 
 
 def load_training_state(
     path: Path,
     model: Sam3D,
     optimizer: Optimizer,
+    progress: Progress,
     payload: dict,
     run_at: Callable[[int], dict[str, object]],
-) -> int:
-    """Load weights into ``model`` and the training state into ``optimizer``; return the steps done.
+) -> None:
+    """Load weights into ``model``, the training state into ``optimizer`` and ``progress``.
 
     Args:
         payload: what this run would save. Every entry except weights and configuration must equal
@@ -87,9 +89,9 @@ def load_training_state(
         raise _damaged(path, "weights are not finite")
     try:
         optimizer.load_state_dict(content["training_state"], step)
+        progress.load_state_dict(content.get("progress"), step)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {str(error)[:200]}") from error
-    return step
 
 
 def _damaged(path: Path, found: str) -> InputError:

@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -25,6 +26,9 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
     "steps": lambda done: 1.0 if done < 0.6 else 0.1 if done < 0.9 else 0.01,
 }
+#: Equal parts of a run with ``--minutes``, on which its schedule is defined. In a run with
+#: ``--steps`` each step is a part.
+TIME_PARTS = 1000
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,10 @@ class FitConfig:
     Each field's meaning and unit is the help text of its flag.
 
     Raises:
-        InputError: a field is out of its range.
+        InputError: a field is out of its range, or not exactly one of steps and minutes is given.
     """
 
-    steps: int
+    steps: int | None  # None with minutes
     batch_size: int
     lr: float
     accumulation: int = 1
@@ -51,9 +55,18 @@ class FitConfig:
     workers: int = 2
     seed: int = 0
     precision: torch.dtype = torch.float32
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
-        require_number("--steps", self.steps, 0, whole=True)
+        if (self.steps is None) == (self.minutes is None):
+            raise InputError(
+                f"--steps, --minutes: found {self.steps} and {self.minutes}, expected one of the "
+                "two. Leave the other out."
+            )
+        if self.minutes is None:
+            require_number("--steps", self.steps, 0, whole=True)
+        else:
+            require_number("--minutes", self.minutes, 0, above=True)
         require_number("--batch-size", self.batch_size, 1, whole=True)
         require_number("--accumulation", self.accumulation, 1, whole=True)
         require_number("--lr", self.lr, 0, above=True)
@@ -71,17 +84,30 @@ class FitConfig:
                 f"{', '.join(LR_SCHEDULES)}."
             )
 
+    @property
+    def parts(self) -> int:
+        """Equal parts of the run on which its schedule is defined: its steps, or `TIME_PARTS`."""
+        return TIME_PARTS if self.steps is None else self.steps
+
 
 def add_training_arguments(
     parser: argparse.ArgumentParser, *, steps: int, batch_size: int, lr: float, lr_schedule: str
 ) -> None:
     """Add the flags behind `FitConfig`, ``--resume``, and the flags of every run."""
     training = parser.add_argument_group("training")
-    training.add_argument(
+    length = training.add_mutually_exclusive_group()
+    length.add_argument(
         "--steps",
         type=non_negative_int,
         default=steps,
         help="optimizer steps (default: %(default)s)",
+    )
+    length.add_argument(
+        "--minutes",
+        type=positive_float,
+        action=_InsteadOfSteps,
+        help="minutes of the training, instead of --steps: learning rate and stages follow the "
+        "time, and the run ends in time with everything saved (default: none)",
     )
     training.add_argument(
         "--batch-size",
@@ -100,6 +126,19 @@ def add_training_arguments(
     add_run_arguments(parser)
 
 
+class _InsteadOfSteps(argparse.Action):
+    """Stores the minutes, and None in place of the default of ``--steps``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        namespace.minutes, namespace.steps = values, None
+
+
 def _add_rate_arguments(training: argparse._ArgumentGroup, lr: float, lr_schedule: str) -> None:
     training.add_argument(
         "--lr",
@@ -112,14 +151,14 @@ def _add_rate_arguments(training: argparse._ArgumentGroup, lr: float, lr_schedul
         choices=sorted(LR_SCHEDULES),
         default=lr_schedule,
         help="after the warm-up; constant: --lr; cosine: down to 0; steps: a tenth after 60 %% of "
-        "the remaining steps, a hundredth after 90 %%, as SAM-Med3D was trained "
+        "the rest of the run, a hundredth after 90 %%, as SAM-Med3D was trained "
         "(default: %(default)s)",
     )
     training.add_argument(
         "--warmup",
         type=share,
         default=FitConfig.warmup,
-        help="share of the steps in which the rate rises linearly; 0 = none (default: %(default)s)",
+        help="share of the run in which the rate rises linearly; 0 = none (default: %(default)s)",
     )
     training.add_argument(
         "--weight-decay",
@@ -174,15 +213,27 @@ def fit_config(args: argparse.Namespace, device: torch.device) -> FitConfig:
     return FitConfig(**values | {"precision": pick_precision(args.precision, device)})
 
 
-def lr_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
-    """Return the share of the full learning rate at a step, counted from 0.
+def part_of(done: float, parts: int) -> float:
+    """Return the place of ``done`` among equal parts of a run: ``done * parts``.
 
-    The rate rises linearly in the first ``warmup`` share of the steps, then follows ``schedule``.
+    The result is whole at the beginning of a part, without an error of rounding.
+    """
+    return round(done * parts, 6)
 
-    >>> [round(lr_factor(step, 10, 0.2, "cosine"), 2) for step in (0, 1, 2, 6, 9)]
+
+def lr_factor(done: float, parts: int, warmup: float, schedule: str) -> float:
+    """Return the share of the full learning rate where the share ``done`` of a run is done.
+
+    The rate rises linearly in the first ``warmup`` share of the run, then follows ``schedule``.
+
+    Args:
+        parts: `FitConfig.parts`. The rate of the warm-up is that at the end of a part, so that the
+            first is not 0.
+
+    >>> [round(lr_factor(step / 10, 10, 0.2, "cosine"), 2) for step in (0, 1, 2, 6, 9)]
     [0.5, 1.0, 1.0, 0.5, 0.04]
     """
-    warm = round(warmup * steps)
-    if step < warm:
-        return (step + 1) / warm
-    return LR_SCHEDULES[schedule]((step - warm) / max(1, steps - warm))
+    part, warm = part_of(done, parts), round(warmup * parts)
+    if part < warm:
+        return min(1.0, (part + 1) / warm)
+    return LR_SCHEDULES[schedule]((part - warm) / max(1, parts - warm))

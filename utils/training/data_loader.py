@@ -2,8 +2,9 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ class Draw:
 
     index: int  # of the target in the crop index
     number: int  # of the sample in the run, from 0; seeds its augmentation and clicks
+    done: float = 0.0  # share of the run in [0, 1) when it was sent to the loader; what fades
 
 
 class BalancedBatches:
@@ -59,41 +61,44 @@ class BalancedBatches:
 
     Args:
         samples: rows of the crop index.
-        steps: optimizer steps of the run; ``start`` of them are done.
+        steps: optimizer steps of the run, of which ``start`` are done; None = without end.
         passes: micro-batches in a step, whose gradients are added up.
         rank: number of this process.
         world: how many processes there are.
+        done_of: returns `Draw.done` of the samples of a step, counted from 0; by default the share
+            of the steps before it.
     """
 
     def __init__(
         self,
         samples: Sequence[dict],
         batch_size: int,
-        steps: int,
+        steps: int | None,
         seed: int,
         start: int = 0,
         *,
         passes: int = 1,
         rank: int = 0,
         world: int = 1,
+        done_of: Callable[[int], float] | None = None,
     ) -> None:
         groups = [(s["organ"], s["dataset"]) for s in samples]
         sizes = Counter(groups)
         weights = np.array([sizes[group] ** -0.5 for group in groups])
         self._shares = weights / weights.sum()
-        self._steps, self._seed, self._passes = range(start, steps), seed, passes
+        self._start, self._steps, self._seed, self._passes = start, steps, seed, passes
         self._batch_size, self._rank, self._world = batch_size, rank, world
-
-    def __len__(self) -> int:
-        return len(self._steps) * self._passes
+        self._done_of = done_of or (lambda step: step / steps if steps else 0.0)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         size = self._batch_size
-        for step in self._steps:
+        start, steps = self._start, self._steps
+        for step in count(start) if steps is None else range(start, steps):
             rng = stream(self._seed, step, SAMPLING)
             whole = size * self._passes * self._world
             drawn = rng.choice(len(self._shares), whole, p=self._shares)
-            draws = [Draw(int(i), step * whole + n) for n, i in enumerate(drawn)]
+            done = self._done_of(step)
+            draws = [Draw(int(i), step * whole + n, done) for n, i in enumerate(drawn)]
             for number in range(self._rank, self._passes * self._world, self._world):
                 yield draws[number * size : (number + 1) * size]
 

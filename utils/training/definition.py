@@ -4,7 +4,7 @@ A resumed run equals an uninterrupted one, so everything that changes its number
 ``last.pt`` and compared. Free to change are --workers, --device, --save-minutes and the names of
 folders. Another number of --steps is allowed with --lr-schedule constant, if no step done so far
 would have had another rate (in the warm-up) or another stage. The schedules "steps" and "cosine"
-need the same number, since their rates are spread over all steps.
+need the same number, since their rates are spread over all steps. --minutes stays the same.
 """
 
 import hashlib
@@ -39,8 +39,9 @@ def definition(
         samples: the crops to train on, in their order, which decides what is drawn.
         more: further values, of the task, the crops and the validation.
     """
-    names = ("steps", "lr", "lr_schedule", "warmup", "weight_decay", "clip", "validate_every")
-    flags = {flag_of(name): getattr(config, name) for name in (*names, "patience", "seed")}
+    names = ("steps", "minutes", "lr", "lr_schedule", "warmup", "weight_decay", "clip")
+    names += ("validate_every", "patience", "seed")
+    flags = {flag_of(name): getattr(config, name) for name in names}
     return {
         **flags,
         "--precision": str(config.precision).removeprefix("torch."),
@@ -66,10 +67,15 @@ def digest_of(samples: Sequence[Mapping]) -> str:
     return f"{len(samples)} targets, digest {digest.hexdigest()}"
 
 
-def stages_done(task: Task, done: int) -> list[list]:
-    """Return the stages of the steps done: a list of [stage, number of steps]."""
-    stages = groupby(range(done), task.stage)
-    return [[parse_json(json.dumps(stage)), len(list(steps))] for stage, steps in stages]
+def stages_done(task: Task, taken: int, steps: int | None) -> list[list]:
+    """Return the stages of the ``taken`` steps of a run: a list of [stage, number of steps].
+
+    The list is empty where ``steps`` is None: in a run with --minutes steps have no fixed stages.
+    """
+    if steps is None:
+        return []
+    stages = groupby(range(taken), lambda step: task.stage(step / steps))
+    return [[parse_json(json.dumps(stage)), len(list(group))] for stage, group in stages]
 
 
 def require_same_facts(path: Path, found: Mapping, expected: Mapping) -> None:
@@ -132,6 +138,6 @@ def _rates(run: Mapping, step: int) -> list[float] | None:
     """Return the learning rates of the first steps, as shares; None where they are not known."""
     try:
         values = run["--steps"], run["--warmup"], run["--lr-schedule"]
-        return [lr_factor(number, *values) for number in range(step)]
+        return [lr_factor(number / values[0], *values) for number in range(step)]
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError):
         return None

@@ -21,6 +21,7 @@ from torch import Tensor
 from segment_anything import Interaction, Sam3D, SamConfig
 from utils.errors import InputError, require_number
 from utils.training.clicks import shrink
+from utils.training.config import part_of
 from utils.training.losses import dice_ce, embedding_loss
 from utils.training.seeds import CLICKING, stream
 from utils.training.tasks import Task
@@ -36,18 +37,20 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class DistillationPlan:
-    """Which steps belong to which stage, as shares of all steps, and the weights of the losses.
+    """Which part of the run belongs to which stage, as shares, and the weights of the losses.
 
-    The stages are layers, embedding, masks, decoder, in this order; masks get the steps that the
-    other stages leave. Where both weights of the masks are 0, the embedding gets these steps. The
+    The stages are layers, embedding, masks, decoder, in this order; masks get the share that the
+    other stages leave. Where both weights of the masks are 0, the embedding gets this share. The
     embedding loss is relative and the mask losses are means over voxels, so that their weights can
     be compared.
 
     >>> plan = DistillationPlan(steps=10, layers=(2, 4), layer_share=0.4, embedding_share=0.2)
-    >>> [plan.stage(step).name for step in (0, 4, 6)]
+    >>> [plan.stage(done).name for done in (0, 0.4, 0.6)]
     ['layers', 'embedding', 'masks']
 
     Args:
+        steps: equal parts of the run, at whose ends stages may end: its steps, or with --minutes
+            `TIME_PARTS`.
         layers: for each student block the teacher's block that it is fitted to, counted from 1.
         logit_weight: of the masks against the teacher's; the embedding has weight 1.
         truth_weight: of the masks against the truth.
@@ -73,7 +76,7 @@ class DistillationPlan:
         if not (min(shares) >= 0 and sum(shares) <= 1 + 1e-9):  # NaN is refused too
             raise InputError(
                 f"--layer-share, --embedding-share, --tune-decoder: found {shares}; expected "
-                "shares of the steps, from 0 to 1, together at most 1."
+                "shares of the run, from 0 to 1, together at most 1."
             )
         if self.tune_share and not self.decodes:
             raise InputError(
@@ -92,19 +95,23 @@ class DistillationPlan:
         return self.layers if self.layer_share > 0 else ()
 
     @property
-    def layered_steps(self) -> int:
-        """The number of steps of the stage layers."""
+    def layered_until(self) -> float:
+        """The share of the run at which the stage layers ends."""
+        return self._layered / self.steps
+
+    @property
+    def _layered(self) -> int:
         return round(self.layer_share * self.steps) if self.layers else 0
 
-    def stage(self, step: int) -> Stage:
-        """Return the stage of a step, counted from 0."""
-        layered = self.layered_steps
-        if step < layered:
-            return Stage("layers", 1 + step * len(self.layers) // layered)
-        if not self.decodes or step < layered + round(self.embedding_share * self.steps):
+    def stage(self, done: float) -> Stage:
+        """Return the stage where the share ``done`` of the run is done."""
+        part, layered = part_of(done, self.steps), self._layered
+        if part < layered:
+            return Stage("layers", 1 + int(part * len(self.layers) // layered))
+        if not self.decodes or part < layered + round(self.embedding_share * self.steps):
             return Stage("embedding")
         tuned_from = self.steps - round(self.tune_share * self.steps)
-        return Stage("decoder" if step >= tuned_from else "masks")
+        return Stage("decoder" if part >= tuned_from else "masks")
 
 
 def matching_layers(student: SamConfig, teacher: SamConfig) -> tuple[int, ...]:
@@ -169,9 +176,9 @@ class EncoderDistillation(Task):
             groups.append({"params": decoder, "lr": lr})
         return groups
 
-    def stage(self, step: int) -> Stage:
-        """Return the stage of a step, counted from 0."""
-        return self.plan.stage(step)
+    def stage(self, done: float) -> Stage:
+        """Return the stage where the share ``done`` of the run is done."""
+        return self.plan.stage(done)
 
     def is_scored(self, stage: Stage) -> bool:
         """Return whether the stage is validated; earlier stages leave the encoder unfinished."""

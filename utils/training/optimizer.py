@@ -28,20 +28,28 @@ class Optimizer:
         self._adamw = torch.optim.AdamW(
             task.parameter_groups(config.lr), weight_decay=config.weight_decay, betas=(0.9, 0.95)
         )
-        self._schedule = self._schedule_from(0)
+        for group in self._adamw.param_groups:
+            group["initial_lr"] = group["lr"]
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == torch.float16)
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the next step, of the first parameter group."""
-        return self._schedule.get_last_lr()[0]
+    def set_rate(self, done: float) -> float:
+        """Set the learning rates of a step that begins where the share ``done`` is done.
+
+        Returns:
+            the rate of the first parameter group.
+        """
+        config = self._config
+        factor = lr_factor(done, config.parts, config.warmup, config.lr_schedule)
+        for group in self._adamw.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        return self._adamw.param_groups[0]["lr"]
 
     def state_dict(self) -> dict:
         """Return the state that `load_state_dict` needs, as checkpoints store it."""
         return {"optimizer": self._adamw.state_dict(), "scaler": self._scaler.state_dict()}
 
     def load_state_dict(self, state: dict, step: int) -> None:
-        """Restore the state after ``step`` steps; the rates follow from the step alone.
+        """Restore the state after ``step`` steps; `set_rate` sets the rates.
 
         Raises:
             ValueError, KeyError, TypeError, AttributeError, RuntimeError: it is no such state, or
@@ -63,7 +71,6 @@ class Optimizer:
                 raise ValueError(
                     f"the optimizer has taken {float(moments['step'])} steps of {step}"
                 )
-        self._schedule = self._schedule_from(step)
         if self._scaler.is_enabled():
             if not math.isfinite(state["scaler"]["scale"]):
                 raise ValueError("the scale of the loss is not finite")
@@ -92,14 +99,6 @@ class Optimizer:
             sample_ids += batch["id"]
         return scalars, self._update(step, sample_ids)
 
-    def _schedule_from(self, step: int) -> torch.optim.lr_scheduler.LambdaLR:
-        config = self._config
-        return torch.optim.lr_scheduler.LambdaLR(
-            self._adamw,
-            lambda number: lr_factor(number, config.steps, config.warmup, config.lr_schedule),
-            last_epoch=step - 1,
-        )
-
     def _backward(self, task: nn.Module, step: int, batch: dict, passes: int) -> dict[str, float]:
         """Add the gradient of the loss of one of ``passes`` micro-batches; return its scalars."""
         with autocast(self._device, self._config.precision):
@@ -118,7 +117,6 @@ class Optimizer:
         self._scaler.step(self._adamw)
         self._scaler.update()
         self._adamw.zero_grad(set_to_none=True)
-        self._schedule.step()
         return norm
 
 

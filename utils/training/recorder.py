@@ -22,22 +22,35 @@ class Recorder:
     def __init__(self, path: Path, start: int, device: torch.device) -> None:
         self.path, self._device = path, device
         self._losses = [row["loss"] for row in resume_rows(path, start, "loss")]
+        self._seconds: list[tuple[float, float]] = []  # of each step of this call: wait, whole step
         self._board = None
         if rank() == 0:
             from torch.utils.tensorboard import SummaryWriter  # takes a second
 
             self._board = SummaryWriter(path.parent, purge_step=start + 1)
 
-    def add(self, scalars: Sequence[dict[str, float]], *, step: int, **more: float) -> dict:
+    def add(
+        self,
+        scalars: Sequence[dict[str, float]],
+        *,
+        step: int,
+        wait_seconds: float,
+        step_seconds: float,
+        **more: float,
+    ) -> dict:
         """Write the row of a step and return it.
 
         Args:
             scalars: a dict for each micro-batch of this rank, all with the same keys.
             step: steps done, counted from 1.
+            wait_seconds: for which the step waited for its batches; of rank 0.
+            step_seconds: of the computation after this wait; of rank 0.
             more: further scalars, equal on all ranks.
         """
+        seconds = {"wait_seconds": round(wait_seconds, 4), "step_seconds": round(step_seconds, 4)}
+        self._seconds.append((wait_seconds, wait_seconds + step_seconds))
         means = {key: sum(s[key] for s in scalars) / len(scalars) for key in scalars[0]}
-        row = {"step": step} | mean_over_ranks(means, self._device) | more
+        row = {"step": step} | mean_over_ranks(means, self._device) | more | seconds
         self._losses.append(row["loss"])
         append_row(self.path, row)
         if self._board:
@@ -49,6 +62,16 @@ class Recorder:
         """Write what TensorBoard has buffered."""
         if self._board:
             self._board.close()
+
+    @property
+    def waited(self) -> float:
+        """Share of the steps' time in this call for which they waited for the loader.
+
+        The first step, for which the workers start, does not count; NaN without further steps.
+        """
+        later = self._seconds[1:]
+        whole = sum(seconds for _, seconds in later)
+        return sum(wait for wait, _ in later) / whole if whole else math.nan
 
     @property
     def first_loss(self) -> float:

@@ -30,13 +30,18 @@ class Task(nn.Module):
     """
 
     model: Sam3D
+    done: float = 0.0  # share of the run that is done, in [0, 1), when the current step begins
 
     def parameter_groups(self, lr: float) -> list[dict]:
         """Return the optimizer's groups: every parameter that any stage trains."""
         raise NotImplementedError
 
-    def stage(self, step: int) -> Hashable:
-        """Return the stage of a step, counted from 0; None for tasks of one stage."""
+    def advance(self, done: float) -> None:
+        """Note the share of the run that is done, before each step: what fades follows it."""
+        self.done = done
+
+    def stage(self, done: float) -> Hashable:
+        """Return the stage where the share ``done`` is done; None for tasks of one stage."""
         return None
 
     def is_scored(self, stage: Hashable) -> bool:

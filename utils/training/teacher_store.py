@@ -171,8 +171,8 @@ class TeacherOutputs(Dataset):
     """Crops with the teacher's outputs: dicts as of `CropDataset`, with the stored tensors added.
 
     Args:
-        layered_draws: number of draws, from the start of a run, for which hidden states are loaded;
-            hidden states are most of the data.
+        layered_until: share of the run, from its start, in which hidden states are loaded; they
+            are most of the data.
         network: of the teacher; the shapes of the tensors are compared with it.
 
     Raises:
@@ -186,13 +186,13 @@ class TeacherOutputs(Dataset):
         index: CropIndex,
         rule: CropRule,
         *,
-        layered_draws: float = math.inf,
+        layered_until: float = math.inf,
         network: SamConfig | None = None,
     ) -> None:
         self.network = network
         self.store = store
         self.crops = CropDataset(index, rule)
-        self.layered_draws = layered_draws
+        self.layered_until = layered_until
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -207,7 +207,7 @@ class TeacherOutputs(Dataset):
                 f"{self.store.folder}: holds outputs of {item['id']} on the crop {stored[1]}, "
                 f"expected {_plain(cut['grid'])}.\nRun preparelabel.py again on these crops."
             )
-        layered = item["number"] < self.layered_draws
+        layered = not isinstance(draw, Draw) or draw.done < self.layered_until
         tensors = self.store.shards.read(
             item["id"], lambda name: layered or not name.startswith("hidden_")
         )
