@@ -15,10 +15,20 @@ from utils.run.flags import MAX_SEED, share
 from utils.training.augment import contrast, distort, place
 from utils.training.crop_cache import CropIndex, read_target
 from utils.training.loader import BatchLoader
-from utils.training.seeds import AUGMENTING, SAMPLING, stream
+from utils.training.regions import region_target
+from utils.training.seeds import AUGMENTING, SAMPLING, TARGETS, stream
+from utils.training.sources import (
+    SOURCE_FLAGS,
+    Source,
+    TargetShares,
+    add_source_arguments,
+    target_shares,
+)
 from utils.volumes.geometry import CropRule
 
 AUGMENTATIONS = ("none", "basic", "torchio")
+#: Names of the flags of an augmented `CropDataset`, without dashes.
+CROP_FLAGS = ("augment", "zoom_share", *SOURCE_FLAGS)
 
 
 def add_crop_arguments(group: argparse._ArgumentGroup) -> None:
@@ -37,6 +47,17 @@ def add_crop_arguments(group: argparse._ArgumentGroup) -> None:
         help="share of the crops whose spacing is chosen so that the target fills a quarter to "
         "nine tenths of the edge; 0 = none (default: 0.5)",
     )
+    add_source_arguments(group)
+
+
+def augmentation(args: argparse.Namespace) -> dict[str, object]:
+    """Return the arguments of a `CropDataset` that the flags in `CROP_FLAGS` and --seed give."""
+    return {
+        "augment": args.augment,
+        "zoom_share": args.zoom_share,
+        "shares": target_shares(args),
+        "seed": args.seed,
+    }
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,7 @@ class Draw:
 
     index: int  # of the target in the crop index
     number: int  # of the sample in the run, from 0; seeds its augmentation and clicks
+    done: float = 0.0  # share of the run that is done, 0 to 1
 
 
 class BalancedBatches:
@@ -98,12 +120,16 @@ class BalancedBatches:
                 yield draws[number * size : (number + 1) * size]
 
 
+LABELS_ALONE = TargetShares()
+
+
 class CropDataset(Dataset):
     """Crops of a cache, by their number in the index or by a `Draw`.
 
     An item is a dict: ``image`` (1, S, S, S) float32, normalised; ``label`` (1, S, S, S) bool,
-    never empty; ``id``, the sample's id; ``number``, of the `Draw`; ``crop``, the identity of
-    image and mask, and the grid of the cut. The axes are the network's: right, anterior, superior::
+    never empty; ``source``, where the label comes from; ``id``, the sample's id; ``number``, of the
+    `Draw`; ``crop``, the identity of image and mask, and the grid of the cut. The axes are the
+    network's: right, anterior, superior::
 
         index = read_index(Path("work_dir/crops"))
         CropDataset(index, CropRule())[0]["image"].shape    # (1, 128, 128, 128)
@@ -114,6 +140,7 @@ class CropDataset(Dataset):
         augment: ``none``: centred on the target. ``basic``: place, zoom, flips and contrast vary
             with the `Draw`. ``torchio``: also rotation, bias field, gamma and noise.
         zoom_share: share of the augmented crops whose spacing is chosen from the target's size.
+        shares: of the augmented samples with other targets than labels; needs an augmentation.
         seed: seeds the augmentation, together with the number of the `Draw`.
 
     Raises:
@@ -128,6 +155,7 @@ class CropDataset(Dataset):
         *,
         augment: str = "none",
         zoom_share: float = 0.5,
+        shares: TargetShares = LABELS_ALONE,
         seed: int = 0,
     ) -> None:
         if augment not in AUGMENTATIONS:
@@ -135,9 +163,15 @@ class CropDataset(Dataset):
                 f"--augment: found {augment!r}, expected one of {', '.join(AUGMENTATIONS)}."
             )
         require_number("--zoom-share", zoom_share, 0, 1)
+        if augment == "none" and shares:
+            raise InputError(
+                "--region-share, --generated-share: found with --augment none, expected --augment "
+                "basic or torchio. Leave the shares out, or choose another --augment."
+            )
         require_number("--seed", seed, 0, MAX_SEED, whole=True)
         self.index, self.rule = index, rule
         self.augment, self.zoom_share, self.seed = augment, zoom_share, seed
+        self.shares = shares
 
     def __len__(self) -> int:
         return len(self.index.samples)
@@ -156,13 +190,25 @@ class CropDataset(Dataset):
         image, label = (torch.from_numpy(part)[None] for part in (crop.image, crop.label))
         if self.augment == "torchio":
             image, label = distort(image, label, rng)
+        label, source = self._target(draw, image, label)
         return {
             "image": contrast(image, rng) if rng else image,
             "label": label,
+            "source": source,
             "id": target.row["sample_id"],
             "number": draw.number,
             "crop": target.identity | {"grid": asdict(crop.grid)},
         }
+
+    def _target(self, draw: Draw, image: Tensor, label: Tensor) -> tuple[Tensor, Source]:
+        """Return the label, or a region of the image in its place, and which of the two it is."""
+        if self.shares:
+            rng = stream(self.seed, draw.number, TARGETS)
+            if self.shares.source(draw.done, rng) == "region":
+                region = region_target(image[0].numpy(), label[0].numpy(), rng)
+                if region is not None:
+                    return torch.from_numpy(region)[None], "region"
+        return label, "label"
 
 
 def collate(items: list[dict]) -> dict:

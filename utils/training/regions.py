@@ -1,0 +1,293 @@
+"""Training targets cut from the image itself: regions of similar intensity about a random seed.
+
+A network trained on labelled targets alone can learn where organs usually lie and how clicks place
+them. A region has no such habit: only the image says where it ends. Regions therefore teach a
+network to look at the image, and they need no labels.
+
+Regions grow on cells, the crop averaged over 2 x 2 x 2 voxels and smoothed. Every random choice
+comes from the generator that the caller passes in. This module does not import torch.
+"""
+
+import cc3d
+import numpy as np
+from scipy import ndimage
+
+#: Volume of a region as a share of the crop, drawn evenly on a log scale between these.
+SHARES = (0.002, 0.15)
+#: Limits of what is accepted, as shares of the crop: 200 of 64³ cells, and 30 %.
+LEAST, MOST = 200 / 64**3, 0.3
+#: What becomes of a region, and how often: it is the target, joins it, or is taken from it.
+KINDS, KIND_SHARES = ("alone", "united", "without"), (0.4, 0.3, 0.3)
+#: A union or difference is accepted if the smaller part is at least this share of both.
+LEAST_PART = 0.15
+#: A target that a ball about its most interior cell matches with a higher DSC is rejected.
+BALL_DSC = 0.7
+ATTEMPTS = 4  # seeds that are tried; the last two for a region alone
+SMOOTHING = 1.0  # of the cells, sigma in cells
+SPREAD = 3  # a region may be so many times smaller or larger than drawn, to end at an edge
+SEEDS = 4  # cells that are drawn; the region grows from the one with the flattest surroundings
+
+
+def region_target(
+    image: np.ndarray, label: np.ndarray, rng: np.random.Generator
+) -> np.ndarray | None:
+    """Cut a random target out of a crop: a region, the label with one, or the label without one.
+
+    A region holds the cells that are connected with its seed and differ from it in intensity by no
+    more than a tolerance, which is chosen so that the region has a random size. Its holes are
+    filled, and bridges of one cell are removed.
+
+    Args:
+        image: (S, S, S) float32, normalised; S is even.
+        label: (S, S, S) bool, the labelled target; may be empty.
+
+    Returns:
+        (S, S, S) bool, or None where a few seeds gave no region of a useful size and shape. A
+        region alone is connected by faces. Its volume is a share `LEAST` to `MOST` of the crop.
+    """
+    cells, target = _smoothed(_halved(image)), _halved(label.view(np.uint8)) >= 4
+    body = _body(cells)
+    kind = str(rng.choice(KINDS, p=KIND_SHARES)) if target.any() else "alone"
+    for attempt in range(ATTEMPTS):
+        if attempt == ATTEMPTS // 2:
+            kind = "alone"
+        made = _MAKERS[kind](cells, body, target, rng)
+        if made is None:
+            continue
+        region, whole = made
+        if _is_size_of_target(whole) and not explained_by_ball(whole):
+            region = _doubled(region)
+            joined = {"alone": region, "united": label | region, "without": label & ~region}[kind]
+            return joined if joined.any() else None
+    return None
+
+
+def _alone(
+    cells: np.ndarray, body: np.ndarray, target: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return a region, twice; None if there is none."""
+    wanted = body.sum() * np.exp(rng.uniform(*np.log(SHARES)))
+    region = _region(cells, body, body, wanted, rng)
+    return None if region is None else (region, region)
+
+
+def _united(
+    cells: np.ndarray, body: np.ndarray, target: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return a region that touches the target, and the union of both; None if there is none."""
+    wanted = target.sum() * np.exp(rng.uniform(*np.log((2 * LEAST_PART, 2.0))))
+    near = body & _dilated(target, 3) & ~target
+    region = _region(cells, near, body, min(wanted, SHARES[1] * cells.size), rng)
+    if region is None or not (_dilated(target, 1) & region).any():
+        return None
+    whole = region | target
+    parts = (whole.sum() - target.sum(), target.sum())
+    return (region, whole) if min(parts) >= LEAST_PART * whole.sum() else None
+
+
+def _without(
+    cells: np.ndarray, body: np.ndarray, target: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return a part that is cut off the target, and the rest; None if there is none."""
+    size = int(target.sum())
+    region = _region(cells, target, target, size * rng.uniform(0.2, 0.6), rng)
+    if region is None:
+        return None
+    rest = _largest(_opened(target & ~region))
+    if rest is None or min(rest.sum(), size - rest.sum()) < LEAST_PART * size:
+        return None
+    removed = target & ~rest
+    return removed | (_dilated(removed, 1) & ~target), rest
+
+
+_MAKERS = {"alone": _alone, "united": _united, "without": _without}
+
+
+def _region(
+    cells: np.ndarray,
+    seeds: np.ndarray,
+    within: np.ndarray,
+    wanted: float,
+    rng: np.random.Generator,
+) -> np.ndarray | None:
+    """Grow a region of about ``wanted`` cells from one of ``seeds``; None if that fails.
+
+    Args:
+        cells: (C, C, C) float32.
+        seeds: (C, C, C) bool, where the seed may lie.
+        within: (C, C, C) bool, where the region may lie.
+    """
+    least, seed = LEAST * cells.size, _flattest(cells, seeds, rng)
+    if seed is None:
+        return None
+    distance = np.abs(cells - cells[seed])
+    distance[~within] = np.inf
+    most = min(SPREAD * wanted, 0.7 * np.count_nonzero(within))
+    region = _grown(distance, seed, max(wanted / SPREAD, least), most)
+    return None if region is None else _largest(_opened(_filled(region)))
+
+
+def _grown(
+    distance: np.ndarray, seed: tuple[int, int, int], least: float, most: float
+) -> np.ndarray | None:
+    """Return the level set of ``distance`` about ``seed`` that grows most slowly with its level.
+
+    Where a level set grows slowly, its border lies on an edge of the image.
+
+    Args:
+        distance: (C, C, C) float32, of the intensities; inf where the region may not lie.
+        least, most: cells that the level set may have; None is returned if none has.
+    """
+    step = 2 if least >= 500 else 1  # a large region is sized on every second cell
+    coarse = np.ascontiguousarray(distance[::step, ::step, ::step])
+    start = tuple(i // step for i in seed)
+    highest = 2 * float(coarse[np.isfinite(coarse)].mean())
+    levels = highest * 2.0 ** np.arange(-5.5, 0.1, 1 / 3)
+    sizes = []
+    for level in levels:
+        sizes.append(step**3 * np.count_nonzero(_component(coarse <= level, start)))
+        if sizes[-1] > most:
+            break
+    sizes = np.array([*sizes, distance.size])
+    fits = np.flatnonzero((sizes[:-1] >= least) & (sizes[:-1] <= most))
+    if not fits.size:
+        return None
+    chosen = fits[np.argmin(sizes[fits + 1] / sizes[fits])]
+    return _component(distance <= levels[chosen], seed)
+
+
+def _component(mask: np.ndarray, seed: tuple[int, int, int]) -> np.ndarray:
+    """Return the cells of a mask that are connected by faces with one of its cells."""
+    labels = cc3d.connected_components(mask, connectivity=6)
+    return labels == labels[seed]
+
+
+def _flattest(
+    cells: np.ndarray, seeds: np.ndarray, rng: np.random.Generator
+) -> tuple[int, int, int] | None:
+    """Draw `SEEDS` cells, at even places; return the one with the smallest gradient."""
+    places = np.flatnonzero(seeds[::2, ::2, ::2])
+    if not places.size:
+        return None
+    side = seeds.shape[0] // 2
+    drawn = 2 * np.array(np.unravel_index(rng.choice(places, SEEDS), (side, side, side)))
+    steps = np.eye(3, dtype=int)[:, :, None]
+    last = seeds.shape[0] - 1
+    ahead, behind = (tuple(np.clip(drawn + s, 0, last).swapaxes(0, 1)) for s in (steps, -steps))
+    slope = np.abs(cells[ahead] - cells[behind]).sum(axis=0)
+    return tuple(int(i) for i in drawn[:, slope.argmin()])
+
+
+def _body(cells: np.ndarray) -> np.ndarray:
+    """Return where cells are brighter than padding and air outside of a body."""
+    low, high = float(cells.min()), float(cells.max())
+    return cells > low + 0.05 * (high - low)
+
+
+def _halved(volume: np.ndarray) -> np.ndarray:
+    """Average 2 x 2 x 2 voxels of floats; count them in integers."""
+    volume = volume[::2] + volume[1::2]
+    volume = volume[:, ::2] + volume[:, 1::2]
+    volume = volume[:, :, ::2] + volume[:, :, 1::2]
+    return volume if volume.dtype == np.uint8 else volume * np.float32(0.125)
+
+
+def _smoothed(cells: np.ndarray) -> np.ndarray:
+    """Smooth with a Gaussian, by a product with one small matrix for each axis."""
+    side = len(cells)
+    places = np.arange(side)
+    weights = np.exp(-0.5 * ((places[:, None] - places) / SMOOTHING) ** 2).astype(np.float32)
+    weights /= weights.sum(axis=0)
+    for _ in range(3):  # each product smooths the first axis and moves it to the end
+        cells = (cells.reshape(side, -1).T @ weights).reshape(cells.shape)
+    return cells
+
+
+def _dilated(mask: np.ndarray, steps: int) -> np.ndarray:
+    """Add the cells that share a face with the mask, ``steps`` times."""
+    for _ in range(steps):
+        mask = ~_eroded(~mask)
+    return mask
+
+
+def _eroded(mask: np.ndarray) -> np.ndarray:
+    """Keep the cells whose neighbours across all faces are inside; the crop's border removes none.
+
+    Shifted copies are several times as fast as SciPy's erosion.
+    """
+    kept = mask.copy()
+    kept[1:] &= mask[:-1]
+    kept[:-1] &= mask[1:]
+    kept[:, 1:] &= mask[:, :-1]
+    kept[:, :-1] &= mask[:, 1:]
+    kept[:, :, 1:] &= mask[:, :, :-1]
+    kept[:, :, :-1] &= mask[:, :, 1:]
+    return kept
+
+
+def _opened(mask: np.ndarray) -> np.ndarray:
+    """Remove what is thinner than three cells: erode, then dilate."""
+    return _dilated(_eroded(mask), 1)
+
+
+def _filled(mask: np.ndarray) -> np.ndarray:
+    """Fill the holes of a mask: outside cells that no path of faces joins with the border."""
+    outside = cc3d.connected_components(np.pad(~mask, 1, constant_values=True), connectivity=6)
+    return outside[1:-1, 1:-1, 1:-1] != outside[0, 0, 0]
+
+
+def _largest(mask: np.ndarray) -> np.ndarray | None:
+    """Return the largest component, connected by faces; None for an empty mask."""
+    labels, count = cc3d.connected_components(mask, connectivity=6, return_N=True)
+    if not count:
+        return None
+    return labels == 1 + np.bincount(labels.ravel())[1:].argmax() if count > 1 else mask
+
+
+def _is_size_of_target(mask: np.ndarray) -> bool:
+    return LEAST * mask.size <= np.count_nonzero(mask) <= MOST * mask.size
+
+
+def explained_by_ball(mask: np.ndarray) -> bool:
+    """Tell whether a ball about the mask's most interior cell matches it: DSC > `BALL_DSC`.
+
+    A network that draws balls around clicks already finds such a target.
+
+    Args:
+        mask: (C, C, C) bool, not empty; every second cell is looked at.
+    """
+    if mask[::2, ::2, ::2].sum() >= 30:
+        mask = mask[::2, ::2, ::2]
+    depth = ndimage.distance_transform_cdt(np.pad(mask, 1), "taxicab")[1:-1, 1:-1, 1:-1]
+    centre = np.unravel_index(depth.argmax(), mask.shape)
+    squares = [(np.arange(n) - c) ** 2 for n, c in zip(mask.shape, centre, strict=True)]
+    radius = squares[0][:, None, None] + squares[1][:, None] + squares[2]
+    inside = np.bincount(radius[mask])
+    ball = np.bincount(radius.ravel())[: len(inside)].cumsum()
+    dsc = 2 * inside.cumsum() / (ball + inside.sum())
+    return bool(dsc.max() > BALL_DSC)
+
+
+def _doubled(mask: np.ndarray) -> np.ndarray:
+    """Upsample a mask to twice its edge: linear interpolation, inside where it is 1/2 or more.
+
+    Weights are quarters, so that sums of small integers suffice. What is connected by faces stays
+    connected.
+    """
+    boxes = ndimage.find_objects(mask.view(np.uint8))
+    box = tuple(
+        slice(max(side.start - 1, 0), min(side.stop + 1, n))
+        for side, n in zip(boxes[0], mask.shape, strict=True)
+    )
+    values = mask[box].view(np.uint8)
+    for axis in (2, 1, 0):
+        shape = list(values.shape)
+        shape[axis] *= 2
+        out = np.empty(shape, np.uint8)
+        near, whole = np.moveaxis(values, axis, 0), np.moveaxis(out, axis, 0)
+        for odd, neighbours in ((0, [0, *range(len(near) - 1)]), (1, [*range(1, len(near)), -1])):
+            np.add(3 * near, near[neighbours], out=whole[odd::2])
+        values = out
+    doubled = np.zeros([2 * n for n in mask.shape], bool)
+    doubled[tuple(slice(2 * side.start, 2 * side.stop) for side in box)] = values >= 32
+    return doubled
