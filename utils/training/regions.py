@@ -24,8 +24,15 @@ LEAST_PART = 0.15
 BALL_DSC = 0.7
 ATTEMPTS = 4  # seeds that are tried; the last two for a region alone
 SMOOTHING = 1.0  # of the cells, sigma in cells
+ROUNDING = 0.8  # of a region's border, sigma in cells
+#: Tolerances that are tried, as shares of twice the mean distance to the seed's intensity.
+LEVELS = 2.0 ** np.arange(-5.5, 0.1, 1 / 3)
+#: The image must be so many times steeper at a region's border than inside, or it is rejected.
+SHARPNESS = 2.4
 SPREAD = 3  # a region may be so many times smaller or larger than drawn, to end at an edge
 SEEDS = 4  # cells that are drawn; the region grows from the one with the flattest surroundings
+
+Place = tuple[int, int, int]  # of a cell
 
 
 def region_target(
@@ -45,7 +52,7 @@ def region_target(
         (S, S, S) bool, or None where a few seeds gave no region of a useful size and shape. A
         region alone is connected by faces. Its volume is a share `LEAST` to `MOST` of the crop.
     """
-    cells, target = _smoothed(_halved(image)), _halved(label.view(np.uint8)) >= 4
+    cells, target = _smoothed(_halved(image), SMOOTHING), _halved(label.view(np.uint8)) >= 4
     body = _body(cells)
     kind = str(rng.choice(KINDS, p=KIND_SHARES)) if target.any() else "alone"
     for attempt in range(ATTEMPTS):
@@ -117,54 +124,85 @@ def _region(
         seeds: (C, C, C) bool, where the seed may lie.
         within: (C, C, C) bool, where the region may lie.
     """
-    least, seed = LEAST * cells.size, _flattest(cells, seeds, rng)
+    seed = _flattest(cells, seeds, rng)
     if seed is None:
         return None
-    distance = np.abs(cells - cells[seed])
-    distance[~within] = np.inf
-    most = min(SPREAD * wanted, 0.7 * np.count_nonzero(within))
-    region = _grown(distance, seed, max(wanted / SPREAD, least), most)
-    return None if region is None else _largest(_opened(_filled(region)))
+    least = max(wanted / SPREAD, LEAST * cells.size)
+    most = min(wanted * SPREAD, 0.7 * np.count_nonzero(within))
+    region = _grown(cells, within, seed, least, most)
+    return None if region is None else _largest(_rounded(_filled(region)))
 
 
 def _grown(
-    distance: np.ndarray, seed: tuple[int, int, int], least: float, most: float
+    cells: np.ndarray, within: np.ndarray, seed: Place, least: float, most: float
 ) -> np.ndarray | None:
-    """Return the level set of ``distance`` about ``seed`` that grows most slowly with its level.
-
-    Where a level set grows slowly, its border lies on an edge of the image.
+    """Return the level set about ``seed`` whose border lies on the sharpest edge of the image.
 
     Args:
-        distance: (C, C, C) float32, of the intensities; inf where the region may not lie.
-        least, most: cells that the level set may have; None is returned if none has.
+        cells: (C, C, C) float32.
+        within: (C, C, C) bool, where the level set may lie.
+        seed: at even places.
+        least, most: cells that it may have.
+
+    Returns:
+        (C, C, C) bool, or None if no level set of this size ends at an edge.
     """
-    step = 2 if least >= 500 else 1  # a large region is sized on every second cell
-    coarse = np.ascontiguousarray(distance[::step, ::step, ::step])
-    start = tuple(i // step for i in seed)
-    highest = 2 * float(coarse[np.isfinite(coarse)].mean())
-    levels = highest * 2.0 ** np.arange(-5.5, 0.1, 1 / 3)
-    sizes = []
-    for level in levels:
-        sizes.append(step**3 * np.count_nonzero(_component(coarse <= level, start)))
-        if sizes[-1] > most:
-            break
-    sizes = np.array([*sizes, distance.size])
-    fits = np.flatnonzero((sizes[:-1] >= least) & (sizes[:-1] <= most))
-    if not fits.size:
+    coarse = (slice(None, None, 2),) * 3  # tolerances are compared on every second cell
+    start = tuple(i // 2 for i in seed)
+    level = _sharpest_level(cells[coarse], within[coarse], start, least / 8, most / 8)
+    if level is None:
         return None
-    chosen = fits[np.argmin(sizes[fits + 1] / sizes[fits])]
-    return _component(distance <= levels[chosen], seed)
+    return _component((np.abs(cells - cells[seed]) <= level) & within, seed)
 
 
-def _component(mask: np.ndarray, seed: tuple[int, int, int]) -> np.ndarray:
+def _sharpest_level(
+    cells: np.ndarray, within: np.ndarray, seed: Place, least: float, most: float
+) -> float | None:
+    """Return the tolerance of the level set with the sharpest border; see `_grown`."""
+    cells = np.ascontiguousarray(cells)
+    distance, slopes = np.abs(cells - cells[seed]), _slopes(cells)
+    highest = 2 * float(distance[within].mean())
+    distance[~within] = np.inf
+    sharpest, chosen = SHARPNESS, None
+    for level in highest * LEVELS:
+        inside = distance <= level
+        if np.count_nonzero(inside) < least:
+            continue
+        region = _component(inside, seed)
+        size = np.count_nonzero(region)
+        if size > most:
+            break
+        sharp = _sharpness(_rounded(_filled(region)), slopes) if size >= least else 0.0
+        if sharp > sharpest:
+            sharpest, chosen = sharp, float(level)
+    return chosen
+
+
+def _sharpness(region: np.ndarray, slopes: np.ndarray) -> float:
+    """Return how much steeper the image is at the border of a region than inside of it."""
+    if not region.any():
+        return 0.0
+    inner = _eroded(region)
+    border = slopes[_dilated(region, 1) & ~inner].mean()
+    return float(border / max(slopes[inner if inner.any() else region].mean(), 1e-6))
+
+
+def _slopes(cells: np.ndarray) -> np.ndarray:
+    """Return the sum of the absolute differences of each cell's neighbours along the axes."""
+    slopes = np.zeros_like(cells)
+    for axis in range(3):
+        values, out = np.moveaxis(cells, axis, 0), np.moveaxis(slopes, axis, 0)
+        out[1:-1] += np.abs(values[2:] - values[:-2])
+    return slopes
+
+
+def _component(mask: np.ndarray, seed: Place) -> np.ndarray:
     """Return the cells of a mask that are connected by faces with one of its cells."""
     labels = cc3d.connected_components(mask, connectivity=6)
     return labels == labels[seed]
 
 
-def _flattest(
-    cells: np.ndarray, seeds: np.ndarray, rng: np.random.Generator
-) -> tuple[int, int, int] | None:
+def _flattest(cells: np.ndarray, seeds: np.ndarray, rng: np.random.Generator) -> Place | None:
     """Draw `SEEDS` cells, at even places; return the one with the smallest gradient."""
     places = np.flatnonzero(seeds[::2, ::2, ::2])
     if not places.size:
@@ -180,7 +218,7 @@ def _flattest(
 
 def _body(cells: np.ndarray) -> np.ndarray:
     """Return where cells are brighter than padding and air outside of a body."""
-    low, high = float(cells.min()), float(cells.max())
+    low, high = float(cells.min()), float(np.quantile(cells[::4, ::4, ::4], 0.99))
     return cells > low + 0.05 * (high - low)
 
 
@@ -192,11 +230,11 @@ def _halved(volume: np.ndarray) -> np.ndarray:
     return volume if volume.dtype == np.uint8 else volume * np.float32(0.125)
 
 
-def _smoothed(cells: np.ndarray) -> np.ndarray:
+def _smoothed(cells: np.ndarray, sigma: float) -> np.ndarray:
     """Smooth with a Gaussian, by a product with one small matrix for each axis."""
     side = len(cells)
     places = np.arange(side)
-    weights = np.exp(-0.5 * ((places[:, None] - places) / SMOOTHING) ** 2).astype(np.float32)
+    weights = np.exp(-0.5 * ((places[:, None] - places) / sigma) ** 2).astype(np.float32)
     weights /= weights.sum(axis=0)
     for _ in range(3):  # each product smooths the first axis and moves it to the end
         cells = (cells.reshape(side, -1).T @ weights).reshape(cells.shape)
@@ -228,6 +266,11 @@ def _eroded(mask: np.ndarray) -> np.ndarray:
 def _opened(mask: np.ndarray) -> np.ndarray:
     """Remove what is thinner than three cells: erode, then dilate."""
     return _dilated(_eroded(mask), 1)
+
+
+def _rounded(mask: np.ndarray) -> np.ndarray:
+    """Smooth the border of a mask; this also removes bridges of one cell and fills pits."""
+    return _smoothed(mask.astype(np.float32), ROUNDING) > 0.5
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:
