@@ -14,6 +14,7 @@ from utils.errors import InputError, require_number
 from utils.run.flags import MAX_SEED, share
 from utils.training.augment import contrast, distort, place
 from utils.training.crop_cache import CropIndex, read_target
+from utils.training.generated import generated_volume
 from utils.training.loader import BatchLoader
 from utils.training.regions import region_target
 from utils.training.seeds import AUGMENTING, SAMPLING, TARGETS, stream
@@ -128,8 +129,8 @@ class CropDataset(Dataset):
 
     An item is a dict: ``image`` (1, S, S, S) float32, normalised; ``label`` (1, S, S, S) bool,
     never empty; ``source``, where the label comes from; ``id``, the sample's id; ``number``, of the
-    `Draw`; ``crop``, the identity of image and mask, and the grid of the cut. The axes are the
-    network's: right, anterior, superior::
+    `Draw`; ``crop``, the identity of image and mask, and the grid of the cut (of a generated volume
+    its name alone). The axes are the network's: right, anterior, superior::
 
         index = read_index(Path("work_dir/crops"))
         CropDataset(index, CropRule())[0]["image"].shape    # (1, 128, 128, 128)
@@ -178,6 +179,9 @@ class CropDataset(Dataset):
 
     def __getitem__(self, draw: Draw | int) -> dict:
         draw = draw if isinstance(draw, Draw) else Draw(draw, draw)
+        source, choices = self._source(draw)
+        if source == "generated":
+            return self._generated(draw, choices)
         target = read_target(self.index.folder, self.index.samples[draw.index])
         rng = None
         if self.augment == "none":
@@ -190,7 +194,12 @@ class CropDataset(Dataset):
         image, label = (torch.from_numpy(part)[None] for part in (crop.image, crop.label))
         if self.augment == "torchio":
             image, label = distort(image, label, rng)
-        label, source = self._target(draw, image, label)
+        if source == "region":
+            region = region_target(image[0].numpy(), label[0].numpy(), choices)
+            if region is None:  # such as in a crop of one intensity
+                source = "label"
+            else:
+                label = torch.from_numpy(region)[None]
         return {
             "image": contrast(image, rng) if rng else image,
             "label": label,
@@ -200,15 +209,26 @@ class CropDataset(Dataset):
             "crop": target.identity | {"grid": asdict(crop.grid)},
         }
 
-    def _target(self, draw: Draw, image: Tensor, label: Tensor) -> tuple[Tensor, Source]:
-        """Return the label, or a region of the image in its place, and which of the two it is."""
-        if self.shares:
-            rng = stream(self.seed, draw.number, TARGETS)
-            if self.shares.source(draw.done, rng) == "region":
-                region = region_target(image[0].numpy(), label[0].numpy(), rng)
-                if region is not None:
-                    return torch.from_numpy(region)[None], "region"
-        return label, "label"
+    def _source(self, draw: Draw) -> tuple[Source, np.random.Generator | None]:
+        """Return where the target of a draw comes from, and the generator of its choices."""
+        if not self.shares:
+            return "label", None
+        choices = stream(self.seed, draw.number, TARGETS)
+        return self.shares.source(draw.done, choices), choices
+
+    def _generated(self, draw: Draw, choices: np.random.Generator) -> dict:
+        """Return a generated volume as an item; nothing is read from the cache."""
+        parts = generated_volume(self.rule.size, choices)
+        image, label = (torch.from_numpy(part)[None] for part in parts)
+        name = f"generated/volume/{draw.number}"
+        return {
+            "image": contrast(image, stream(self.seed, draw.number, AUGMENTING)),
+            "label": label,
+            "source": "generated",
+            "id": name,
+            "number": draw.number,
+            "crop": {"sample_id": name},
+        }
 
 
 def collate(items: list[dict]) -> dict:

@@ -22,15 +22,22 @@ KINDS, KIND_SHARES = ("alone", "united", "without"), (0.4, 0.3, 0.3)
 LEAST_PART = 0.15
 #: A target that a ball about its most interior cell matches with a higher DSC is rejected.
 BALL_DSC = 0.7
-ATTEMPTS = 4  # seeds that are tried; the last two for a region alone
+FALLBACK = 2  # from this seed on, counted from 0, the target is a region alone
 SMOOTHING = 1.0  # of the cells, sigma in cells
-ROUNDING = 0.8  # of a region's border, sigma in cells
 #: Tolerances that are tried, as shares of twice the mean distance to the seed's intensity.
-LEVELS = 2.0 ** np.arange(-5.5, 0.1, 1 / 3)
+LEVELS = 2.0 ** np.arange(-5, 0.1, 0.5)
 #: The image must be so many times steeper at a region's border than inside, or it is rejected.
-SHARPNESS = 2.4
+SHARPNESS = 2.0
+#: It must also be so many times as steep there as it is in the crop on average: one number for each
+#: seed that is tried, which falls.
+STEEP = (1.2, 1.2, 1.0, 0.8, 0.6)
+LEAST_INNER = 8  # cells off the border; where there are fewer, all cells count as inside
 SPREAD = 3  # a region may be so many times smaller or larger than drawn, to end at an edge
-SEEDS = 4  # cells that are drawn; the region grows from the one with the flattest surroundings
+#: A region is rejected if a level set up to ``BEYOND`` times too large has a border that is
+#: ``STEEPER`` times as steep: it would be some part of a homogeneous organ.
+BEYOND, STEEPER = 2, 2
+#: Cells that are drawn for a seed; of these, so many with about a random intensity are compared.
+SEEDS, FLATTEST_OF = 64, 4
 
 Place = tuple[int, int, int]  # of a cell
 
@@ -41,8 +48,9 @@ def region_target(
     """Cut a random target out of a crop: a region, the label with one, or the label without one.
 
     A region holds the cells that are connected with its seed and differ from it in intensity by no
-    more than a tolerance, which is chosen so that the region has a random size. Its holes are
-    filled, and bridges of one cell are removed.
+    more than a tolerance. Its size is drawn; near this size, the tolerance is chosen that puts the
+    border where the image is steepest. Regions without such an edge are rejected. Holes are filled,
+    and bridges of one cell are removed.
 
     Args:
         image: (S, S, S) float32, normalised; S is even.
@@ -52,40 +60,48 @@ def region_target(
         (S, S, S) bool, or None where a few seeds gave no region of a useful size and shape. A
         region alone is connected by faces. Its volume is a share `LEAST` to `MOST` of the crop.
     """
-    cells, target = _smoothed(_halved(image), SMOOTHING), _halved(label.view(np.uint8)) >= 4
+    cells, target = smoothed(_halved(image), SMOOTHING), _halved(label.view(np.uint8)) >= 4
     body = _body(cells)
     kind = str(rng.choice(KINDS, p=KIND_SHARES)) if target.any() else "alone"
-    for attempt in range(ATTEMPTS):
-        if attempt == ATTEMPTS // 2:
+    for attempt, steep in enumerate(STEEP):
+        if attempt == FALLBACK:
             kind = "alone"
-        made = _MAKERS[kind](cells, body, target, rng)
+        made = _MAKERS[kind](cells, body, target, steep, rng)
         if made is None:
             continue
         region, whole = made
-        if _is_size_of_target(whole) and not explained_by_ball(whole):
-            region = _doubled(region)
+        if is_size_of_target(whole) and not explained_by_ball(whole):
+            region = doubled(region)
             joined = {"alone": region, "united": label | region, "without": label & ~region}[kind]
             return joined if joined.any() else None
     return None
 
 
 def _alone(
-    cells: np.ndarray, body: np.ndarray, target: np.ndarray, rng: np.random.Generator
+    cells: np.ndarray,
+    body: np.ndarray,
+    target: np.ndarray,
+    steep: float,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return a region, twice; None if there is none."""
     wanted = body.sum() * np.exp(rng.uniform(*np.log(SHARES)))
-    region = _region(cells, body, body, wanted, rng)
+    region = _region(cells, _eroded(_eroded(body)), body, wanted, steep, rng)
     return None if region is None else (region, region)
 
 
 def _united(
-    cells: np.ndarray, body: np.ndarray, target: np.ndarray, rng: np.random.Generator
+    cells: np.ndarray,
+    body: np.ndarray,
+    target: np.ndarray,
+    steep: float,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return a region that touches the target, and the union of both; None if there is none."""
     wanted = target.sum() * np.exp(rng.uniform(*np.log((2 * LEAST_PART, 2.0))))
-    near = body & _dilated(target, 3) & ~target
-    region = _region(cells, near, body, min(wanted, SHARES[1] * cells.size), rng)
-    if region is None or not (_dilated(target, 1) & region).any():
+    near = _eroded(_eroded(body)) & dilated(target, 3) & ~target
+    region = _region(cells, near, body, min(wanted, SHARES[1] * cells.size), steep, rng)
+    if region is None or not (dilated(target, 1) & region).any():
         return None
     whole = region | target
     parts = (whole.sum() - target.sum(), target.sum())
@@ -93,18 +109,22 @@ def _united(
 
 
 def _without(
-    cells: np.ndarray, body: np.ndarray, target: np.ndarray, rng: np.random.Generator
+    cells: np.ndarray,
+    body: np.ndarray,
+    target: np.ndarray,
+    steep: float,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return a part that is cut off the target, and the rest; None if there is none."""
     size = int(target.sum())
-    region = _region(cells, target, target, size * rng.uniform(0.2, 0.6), rng)
+    region = _region(cells, target, target, size * rng.uniform(0.2, 0.6), steep, rng)
     if region is None:
         return None
-    rest = _largest(_opened(target & ~region))
+    rest = largest(_opened(target & ~region))
     if rest is None or min(rest.sum(), size - rest.sum()) < LEAST_PART * size:
         return None
     removed = target & ~rest
-    return removed | (_dilated(removed, 1) & ~target), rest
+    return removed | (dilated(removed, 1) & ~target), rest
 
 
 _MAKERS = {"alone": _alone, "united": _united, "without": _without}
@@ -115,6 +135,7 @@ def _region(
     seeds: np.ndarray,
     within: np.ndarray,
     wanted: float,
+    steep: float,
     rng: np.random.Generator,
 ) -> np.ndarray | None:
     """Grow a region of about ``wanted`` cells from one of ``seeds``; None if that fails.
@@ -123,68 +144,84 @@ def _region(
         cells: (C, C, C) float32.
         seeds: (C, C, C) bool, where the seed may lie.
         within: (C, C, C) bool, where the region may lie.
+        steep: of `STEEP`.
     """
-    seed = _flattest(cells, seeds, rng)
+    seed = _seed(cells, seeds, rng)
     if seed is None:
         return None
     least = max(wanted / SPREAD, LEAST * cells.size)
     most = min(wanted * SPREAD, 0.7 * np.count_nonzero(within))
-    region = _grown(cells, within, seed, least, most)
-    return None if region is None else _largest(_rounded(_filled(region)))
+    region = _grown(cells, within, seed, (least, most), steep)
+    return None if region is None else largest(_rounded(_filled(region)))
 
 
 def _grown(
-    cells: np.ndarray, within: np.ndarray, seed: Place, least: float, most: float
+    cells: np.ndarray,
+    within: np.ndarray,
+    seed: Place,
+    limits: tuple[float, float],
+    steep: float,
 ) -> np.ndarray | None:
-    """Return the level set about ``seed`` whose border lies on the sharpest edge of the image.
+    """Return the level set about ``seed`` whose border is the steepest in the image.
 
     Args:
         cells: (C, C, C) float32.
         within: (C, C, C) bool, where the level set may lie.
         seed: at even places.
-        least, most: cells that it may have.
+        limits: least and most cells that it may have.
+        steep: of `STEEP`.
 
     Returns:
         (C, C, C) bool, or None if no level set of this size ends at an edge.
     """
     coarse = (slice(None, None, 2),) * 3  # tolerances are compared on every second cell
     start = tuple(i // 2 for i in seed)
-    level = _sharpest_level(cells[coarse], within[coarse], start, least / 8, most / 8)
+    limits = tuple(size / 8 for size in limits)
+    level = _level_at_edge(cells[coarse], within[coarse], start, limits, steep)
     if level is None:
         return None
     return _component((np.abs(cells - cells[seed]) <= level) & within, seed)
 
 
-def _sharpest_level(
-    cells: np.ndarray, within: np.ndarray, seed: Place, least: float, most: float
+def _level_at_edge(
+    cells: np.ndarray,
+    within: np.ndarray,
+    seed: Place,
+    limits: tuple[float, float],
+    steep: float,
 ) -> float | None:
-    """Return the tolerance of the level set with the sharpest border; see `_grown`."""
-    cells = np.ascontiguousarray(cells)
+    """Return the tolerance of the level set with the steepest border; see `_grown`."""
+    (least, most), cells = limits, np.ascontiguousarray(cells)
     distance, slopes = np.abs(cells - cells[seed]), _slopes(cells)
     highest = 2 * float(distance[within].mean())
     distance[~within] = np.inf
-    sharpest, chosen = SHARPNESS, None
+    steepest, beyond, chosen = steep * float(slopes[within].mean()), 0.0, None
     for level in highest * LEVELS:
         inside = distance <= level
         if np.count_nonzero(inside) < least:
             continue
         region = _component(inside, seed)
         size = np.count_nonzero(region)
-        if size > most:
+        if size > BEYOND * most:
             break
-        sharp = _sharpness(_rounded(_filled(region)), slopes) if size >= least else 0.0
-        if sharp > sharpest:
-            sharpest, chosen = sharp, float(level)
-    return chosen
+        if size < least:
+            continue
+        border, inner = _steepness(_rounded(_filled(region)), slopes)
+        if size > most:
+            beyond = max(beyond, border)
+        elif border > max(steepest, SHARPNESS * inner):
+            steepest, chosen = border, float(level)
+    return chosen if beyond <= STEEPER * steepest else None
 
 
-def _sharpness(region: np.ndarray, slopes: np.ndarray) -> float:
-    """Return how much steeper the image is at the border of a region than inside of it."""
+def _steepness(region: np.ndarray, slopes: np.ndarray) -> tuple[float, float]:
+    """Return the mean slope of the image at the border of a region, and inside of it."""
     if not region.any():
-        return 0.0
+        return 0.0, 0.0
     inner = _eroded(region)
-    border = slopes[_dilated(region, 1) & ~inner].mean()
-    return float(border / max(slopes[inner if inner.any() else region].mean(), 1e-6))
+    border = float(slopes[dilated(region, 1) & ~inner].mean())
+    inner = inner if np.count_nonzero(inner) >= LEAST_INNER else region
+    return border, float(slopes[inner].mean())
 
 
 def _slopes(cells: np.ndarray) -> np.ndarray:
@@ -202,13 +239,19 @@ def _component(mask: np.ndarray, seed: Place) -> np.ndarray:
     return labels == labels[seed]
 
 
-def _flattest(cells: np.ndarray, seeds: np.ndarray, rng: np.random.Generator) -> Place | None:
-    """Draw `SEEDS` cells, at even places; return the one with the smallest gradient."""
+def _seed(cells: np.ndarray, seeds: np.ndarray, rng: np.random.Generator) -> Place | None:
+    """Draw a cell at even places, in flat surroundings; None if there is none to draw from.
+
+    Intensities are drawn evenly, so that small structures get seeds beside large ones.
+    """
     places = np.flatnonzero(seeds[::2, ::2, ::2])
     if not places.size:
         return None
     side = seeds.shape[0] // 2
     drawn = 2 * np.array(np.unravel_index(rng.choice(places, SEEDS), (side, side, side)))
+    values = cells[tuple(drawn)]
+    nearest = np.argsort(np.abs(values - rng.uniform(values.min(), values.max())))
+    drawn = drawn[:, nearest[:FLATTEST_OF]]
     steps = np.eye(3, dtype=int)[:, :, None]
     last = seeds.shape[0] - 1
     ahead, behind = (tuple(np.clip(drawn + s, 0, last).swapaxes(0, 1)) for s in (steps, -steps))
@@ -230,7 +273,7 @@ def _halved(volume: np.ndarray) -> np.ndarray:
     return volume if volume.dtype == np.uint8 else volume * np.float32(0.125)
 
 
-def _smoothed(cells: np.ndarray, sigma: float) -> np.ndarray:
+def smoothed(cells: np.ndarray, sigma: float) -> np.ndarray:
     """Smooth with a Gaussian, by a product with one small matrix for each axis."""
     side = len(cells)
     places = np.arange(side)
@@ -241,7 +284,7 @@ def _smoothed(cells: np.ndarray, sigma: float) -> np.ndarray:
     return cells
 
 
-def _dilated(mask: np.ndarray, steps: int) -> np.ndarray:
+def dilated(mask: np.ndarray, steps: int) -> np.ndarray:
     """Add the cells that share a face with the mask, ``steps`` times."""
     for _ in range(steps):
         mask = ~_eroded(~mask)
@@ -265,12 +308,24 @@ def _eroded(mask: np.ndarray) -> np.ndarray:
 
 def _opened(mask: np.ndarray) -> np.ndarray:
     """Remove what is thinner than three cells: erode, then dilate."""
-    return _dilated(_eroded(mask), 1)
+    return dilated(_eroded(mask), 1)
 
 
 def _rounded(mask: np.ndarray) -> np.ndarray:
-    """Smooth the border of a mask; this also removes bridges of one cell and fills pits."""
-    return _smoothed(mask.astype(np.float32), ROUNDING) > 0.5
+    """Smooth the border of a mask; this also removes bridges of one cell and fills pits.
+
+    Cells are averaged with the weights 1, 2, 1 along each axis. The sums are small integers.
+    """
+    values = mask.view(np.uint8)
+    for axis in range(3):
+        out = 2 * values
+        near, cells = np.moveaxis(values, axis, 0), np.moveaxis(out, axis, 0)
+        cells[1:] += near[:-1]
+        cells[:-1] += near[1:]
+        cells[0] += near[0]
+        cells[-1] += near[-1]
+        values = out
+    return values > 32
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:
@@ -279,7 +334,7 @@ def _filled(mask: np.ndarray) -> np.ndarray:
     return outside[1:-1, 1:-1, 1:-1] != outside[0, 0, 0]
 
 
-def _largest(mask: np.ndarray) -> np.ndarray | None:
+def largest(mask: np.ndarray) -> np.ndarray | None:
     """Return the largest component, connected by faces; None for an empty mask."""
     labels, count = cc3d.connected_components(mask, connectivity=6, return_N=True)
     if not count:
@@ -287,7 +342,7 @@ def _largest(mask: np.ndarray) -> np.ndarray | None:
     return labels == 1 + np.bincount(labels.ravel())[1:].argmax() if count > 1 else mask
 
 
-def _is_size_of_target(mask: np.ndarray) -> bool:
+def is_size_of_target(mask: np.ndarray) -> bool:
     return LEAST * mask.size <= np.count_nonzero(mask) <= MOST * mask.size
 
 
@@ -311,7 +366,7 @@ def explained_by_ball(mask: np.ndarray) -> bool:
     return bool(dsc.max() > BALL_DSC)
 
 
-def _doubled(mask: np.ndarray) -> np.ndarray:
+def doubled(mask: np.ndarray) -> np.ndarray:
     """Upsample a mask to twice its edge: linear interpolation, inside where it is 1/2 or more.
 
     Weights are quarters, so that sums of small integers suffice. What is connected by faces stays
@@ -322,15 +377,27 @@ def _doubled(mask: np.ndarray) -> np.ndarray:
         slice(max(side.start - 1, 0), min(side.stop + 1, n))
         for side, n in zip(boxes[0], mask.shape, strict=True)
     )
-    values = mask[box].view(np.uint8)
+    values = interpolated(mask[box].view(np.uint8))
+    whole = np.zeros([2 * n for n in mask.shape], bool)
+    whole[tuple(slice(2 * side.start, 2 * side.stop) for side in box)] = values >= 32
+    return whole
+
+
+def interpolated(cells: np.ndarray) -> np.ndarray:
+    """Upsample to twice the edges, linearly; the values are 64 times as large as the cells'.
+
+    Integers stay integers, since all weights are quarters.
+    """
     for axis in (2, 1, 0):
-        shape = list(values.shape)
+        shape = list(cells.shape)
         shape[axis] *= 2
-        out = np.empty(shape, np.uint8)
-        near, whole = np.moveaxis(values, axis, 0), np.moveaxis(out, axis, 0)
-        for odd, neighbours in ((0, [0, *range(len(near) - 1)]), (1, [*range(1, len(near)), -1])):
-            np.add(3 * near, near[neighbours], out=whole[odd::2])
-        values = out
-    doubled = np.zeros([2 * n for n in mask.shape], bool)
-    doubled[tuple(slice(2 * side.start, 2 * side.stop) for side in box)] = values >= 32
-    return doubled
+        out = np.empty(shape, cells.dtype)
+        near, voxels = np.moveaxis(cells, axis, 0), np.moveaxis(out, axis, 0)
+        voxels[0::2] = voxels[1::2] = near
+        voxels *= 3
+        voxels[2::2] += near[:-1]
+        voxels[1:-1:2] += near[1:]
+        voxels[0] += near[0]
+        voxels[-1] += near[-1]
+        cells = out
+    return cells
