@@ -80,7 +80,7 @@ def test_a_region_takes_the_place_of_the_label(index):
             assert item["label"].shape == plain["label"].shape
             assert item["label"].dtype == plain["label"].dtype
             assert (item["label"] != plain["label"]).any()
-    assert made >= 3
+    assert made >= 1
 
 
 def test_a_generated_sample_reads_no_file(index):

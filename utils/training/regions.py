@@ -25,7 +25,7 @@ BALL_DSC = 0.7
 FALLBACK = 2  # from this seed on, counted from 0, the target is a region alone
 SMOOTHING = 1.0  # of the cells, sigma in cells
 #: Tolerances that are tried, as shares of twice the mean distance to the seed's intensity.
-LEVELS = 2.0 ** np.arange(-5, 0.1, 0.5)
+LEVELS = 2.0 ** np.arange(-5.5, 0.1, 1 / 3)
 #: The image must be so many times steeper at a region's border than inside, or it is rejected.
 SHARPNESS = 2.0
 #: It must also be so many times as steep there as it is in the crop on average: one number for each
