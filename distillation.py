@@ -51,7 +51,7 @@ from utils.run.start import owning, start_run
 from utils.training.checkpoint import save_payload
 from utils.training.config import TIME_PARTS, add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, read_index
-from utils.training.data_loader import CropDataset, add_crop_arguments
+from utils.training.data_loader import CROP_FLAGS, CropDataset, add_crop_arguments, augmentation
 from utils.training.definition import VALIDATION_CROPS, flag_of
 from utils.training.distillation import (
     DistillationPlan,
@@ -350,13 +350,12 @@ def _online(
 ) -> tuple[OnlineDistillation, CropDataset]:
     """Return task and crops of a distillation without stored outputs."""
     task = OnlineDistillation(student, plan, teacher, num_clicks=args.num_clicks, seed=args.seed)
-    augmented = {"augment": args.augment, "zoom_share": args.zoom_share, "seed": args.seed}
-    return task, CropDataset(index, rule, **augmented)
+    return task, CropDataset(index, rule, **augmentation(args))
 
 
 def _defining_flags(args: argparse.Namespace, plan: DistillationPlan) -> dict[str, object]:
     """Return the flags that define a run, beside those of `FitConfig`, networks and crops."""
-    own = ("online", "num_clicks", "augment", "zoom_share") if args.online else ("online",)
+    own = ("online", "num_clicks", *CROP_FLAGS) if args.online else ("online",)
     own += () if args.checkpoint else ("init_from_teacher",)
     stages = ("layer_share", "embedding_share", "logit_weight", "truth_weight")
     return {

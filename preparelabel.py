@@ -49,7 +49,7 @@ from utils.run.start import owning, start_run
 from utils.training.checkpoint import save_payload
 from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, build_cache, read_index
-from utils.training.data_loader import CropDataset
+from utils.training.data_loader import CROP_FLAGS, CropDataset, augmentation
 from utils.training.definition import VALIDATION_CROPS, flag_of
 from utils.training.store_writer import (
     add_store_arguments,
@@ -76,7 +76,7 @@ logger = logging.getLogger(__name__)
 
 #: Flags that define a run, beside those of `FitConfig`, the network, the crop rule and the crops.
 DEFINING = (
-    *("num_clicks", "box_share", "free_turns", "augment", "zoom_share", "loss_size"),
+    *("num_clicks", "box_share", "free_turns", *CROP_FLAGS, "loss_size"),
     "decoder_lr_scale",
 )
 
@@ -220,9 +220,7 @@ def train(
         box_share=args.box_share,
         free_turns=min(args.free_turns, args.num_clicks // 4),
     )
-    dataset = CropDataset(
-        index, rule, augment=args.augment, zoom_share=args.zoom_share, seed=args.seed
-    )
+    dataset = CropDataset(index, rule, **augmentation(args))
     return fit(
         task,
         dataset,

@@ -24,7 +24,13 @@ from utils.errors import exit_on_input_error
 from utils.run.device import pick_device, pick_precision
 from utils.run.flags import add_run_arguments, non_negative_int, positive_int
 from utils.training.crop_cache import read_index
-from utils.training.data_loader import BalancedBatches, CropDataset, add_crop_arguments, make_loader
+from utils.training.data_loader import (
+    BalancedBatches,
+    CropDataset,
+    add_crop_arguments,
+    augmentation,
+    make_loader,
+)
 from utils.training.tasks import InteractiveTask
 from utils.volumes.geometry import CropRule
 
@@ -88,8 +94,7 @@ class Training:
     def _loaded(self) -> Iterator[dict]:
         args = self._args
         batches = BalancedBatches(self._index.samples, args.batch_size, 10**6, args.seed)
-        augmented = {"augment": args.augment, "zoom_share": args.zoom_share, "seed": args.seed}
-        dataset = CropDataset(self._index, self._rule, **augmented)
+        dataset = CropDataset(self._index, self._rule, **augmentation(args))
         return iter(make_loader(dataset, batches, args.workers))
 
     def load(self) -> dict:

@@ -15,11 +15,22 @@ from utils.errors import InputError, require_number
 from utils.run.flags import MAX_SEED, share
 from utils.training.augment import contrast, distort, place
 from utils.training.crop_cache import CropIndex, read_target
+from utils.training.generated import generated_volume
 from utils.training.loader import BatchLoader
-from utils.training.seeds import AUGMENTING, SAMPLING, stream
+from utils.training.regions import region_target
+from utils.training.seeds import AUGMENTING, SAMPLING, TARGETS, stream
+from utils.training.sources import (
+    SOURCE_FLAGS,
+    Source,
+    TargetShares,
+    add_source_arguments,
+    target_shares,
+)
 from utils.volumes.geometry import CropRule
 
 AUGMENTATIONS = ("none", "basic", "torchio")
+#: Names of the flags of an augmented `CropDataset`, without dashes.
+CROP_FLAGS = ("augment", "zoom_share", *SOURCE_FLAGS)
 
 
 def add_crop_arguments(group: argparse._ArgumentGroup) -> None:
@@ -38,6 +49,17 @@ def add_crop_arguments(group: argparse._ArgumentGroup) -> None:
         help="share of the crops whose spacing is chosen so that the target fills a quarter to "
         "nine tenths of the edge; 0 = none (default: 0.5)",
     )
+    add_source_arguments(group)
+
+
+def augmentation(args: argparse.Namespace) -> dict[str, object]:
+    """Return the arguments of a `CropDataset` that the flags in `CROP_FLAGS` and --seed give."""
+    return {
+        "augment": args.augment,
+        "zoom_share": args.zoom_share,
+        "shares": target_shares(args),
+        "seed": args.seed,
+    }
 
 
 @dataclass(frozen=True)
@@ -103,12 +125,16 @@ class BalancedBatches:
                 yield draws[number * size : (number + 1) * size]
 
 
+LABELS_ALONE = TargetShares()
+
+
 class CropDataset(Dataset):
     """Crops of a cache, by their number in the index or by a `Draw`.
 
     An item is a dict: ``image`` (1, S, S, S) float32, normalised; ``label`` (1, S, S, S) bool,
-    never empty; ``id``, the sample's id; ``number``, of the `Draw`; ``crop``, the identity of
-    image and mask, and the grid of the cut. The axes are the network's: right, anterior, superior::
+    never empty; ``source``, where the label comes from; ``id``, the sample's id; ``number``, of the
+    `Draw`; ``crop``, the identity of image and mask, and the grid of the cut (of a generated volume
+    its name alone). The axes are the network's: right, anterior, superior::
 
         index = read_index(Path("work_dir/crops"))
         CropDataset(index, CropRule())[0]["image"].shape    # (1, 128, 128, 128)
@@ -119,6 +145,7 @@ class CropDataset(Dataset):
         augment: ``none``: centred on the target. ``basic``: place, zoom, flips and contrast vary
             with the `Draw`. ``torchio``: also rotation, bias field, gamma and noise.
         zoom_share: share of the augmented crops whose spacing is chosen from the target's size.
+        shares: of the augmented samples with other targets than labels; needs an augmentation.
         seed: seeds the augmentation, together with the number of the `Draw`.
 
     Raises:
@@ -133,6 +160,7 @@ class CropDataset(Dataset):
         *,
         augment: str = "none",
         zoom_share: float = 0.5,
+        shares: TargetShares = LABELS_ALONE,
         seed: int = 0,
     ) -> None:
         if augment not in AUGMENTATIONS:
@@ -140,15 +168,24 @@ class CropDataset(Dataset):
                 f"--augment: found {augment!r}, expected one of {', '.join(AUGMENTATIONS)}."
             )
         require_number("--zoom-share", zoom_share, 0, 1)
+        if augment == "none" and shares:
+            raise InputError(
+                "--region-share, --generated-share: found with --augment none, expected --augment "
+                "basic or torchio. Leave the shares out, or choose another --augment."
+            )
         require_number("--seed", seed, 0, MAX_SEED, whole=True)
         self.index, self.rule = index, rule
         self.augment, self.zoom_share, self.seed = augment, zoom_share, seed
+        self.shares = shares
 
     def __len__(self) -> int:
         return len(self.index.samples)
 
     def __getitem__(self, draw: Draw | int) -> dict:
         draw = draw if isinstance(draw, Draw) else Draw(draw, draw)
+        source, choices = self._source(draw)
+        if source == "generated":
+            return self._generated(draw, choices)
         target = read_target(self.index.folder, self.index.samples[draw.index])
         rng = None
         if self.augment == "none":
@@ -161,12 +198,40 @@ class CropDataset(Dataset):
         image, label = (torch.from_numpy(part)[None] for part in (crop.image, crop.label))
         if self.augment == "torchio":
             image, label = distort(image, label, rng)
+        if source == "region":
+            region = region_target(image[0].numpy(), label[0].numpy(), choices)
+            if region is None:  # such as in a crop of one intensity
+                source = "label"
+            else:
+                label = torch.from_numpy(region)[None]
         return {
             "image": contrast(image, rng) if rng else image,
             "label": label,
+            "source": source,
             "id": target.row["sample_id"],
             "number": draw.number,
             "crop": target.identity | {"grid": asdict(crop.grid)},
+        }
+
+    def _source(self, draw: Draw) -> tuple[Source, np.random.Generator | None]:
+        """Return where the target of a draw comes from, and the generator of its choices."""
+        if not self.shares:
+            return "label", None
+        choices = stream(self.seed, draw.number, TARGETS)
+        return self.shares.source(draw.done, choices), choices
+
+    def _generated(self, draw: Draw, choices: np.random.Generator) -> dict:
+        """Return a generated volume as an item; nothing is read from the cache."""
+        parts = generated_volume(self.rule.size, choices)
+        image, label = (torch.from_numpy(part)[None] for part in parts)
+        name = f"generated/volume/{draw.number}"
+        return {
+            "image": contrast(image, stream(self.seed, draw.number, AUGMENTING)),
+            "label": label,
+            "source": "generated",
+            "id": name,
+            "number": draw.number,
+            "crop": {"sample_id": name},
         }
 
 
