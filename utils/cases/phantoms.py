@@ -103,7 +103,7 @@ def ct_phantom(rng: np.random.Generator) -> Phantom:
     canvas.fill(_aorta(canvas), 190 + brightness, CT_CLASSES["Aorta"])
     canvas.fill(_adrenal(canvas), 128 + brightness, CT_CLASSES["Left adrenal gland"])
 
-    liver_right = _vary(rng, (0.28, -0.05, -0.42), (0.62, 0.52, 0.34))
+    liver_right = _vary(rng, (0.3, -0.06, -0.42), (0.6, 0.5, 0.34))
     liver_left = _vary(rng, (0.42, -0.32, -0.08), (0.34, 0.26, 0.4))
     cavity = _ellipsoid((0, -0.02, 0), (9, 0.86, 0.86))
     liver_shape = _both(_either(liver_right, liver_left), cavity)
@@ -114,7 +114,7 @@ def ct_phantom(rng: np.random.Generator) -> Phantom:
     spleen_shape = _vary(rng, (0.35, 0.24, 0.58), (0.42, 0.4, 0.15))
     canvas.fill(_both(spleen_shape, cavity), spleen, CT_CLASSES["Spleen"])
     for side, organ in ((-1, "Right kidney"), (1, "Left kidney")):
-        z, y, x = rng.normal((-0.22 + 0.08 * side, 0.37, 0.38 * side), 0.03)
+        z, y, x = rng.normal((-0.22 + 0.08 * side, 0.41, 0.38 * side), 0.03)
         canvas.fill(_vary(rng, (z, y, x), (0.38, 0.16, 0.15)), kidney, CT_CLASSES[organ])
         hilum = _ellipsoid((z, y - 0.03, x - 0.13 * side), (0.15, 0.08, 0.09))
         canvas.fill(hilum, 75)
@@ -129,7 +129,7 @@ def mr_phantom(rng: np.random.Generator) -> Phantom:
     canvas = _Canvas(rng, shape, spacing_xyz, bend=0.05)
     blood, muscle, fat = rng.normal(185, 10), rng.normal(92, 7), rng.uniform(120, 140)
     y, x = rng.uniform(-0.15, 0.1), rng.uniform(-0.02, 0.2)
-    base = rng.uniform(0.55, 0.7)  # of the chambers, along z
+    base = rng.uniform(0.5, 0.62)  # of the chambers, which end there in a plane
     tilt_y, tilt_x = rng.uniform(-0.12, 0.12, 2)  # of the long axis, along z
     size, wall = rng.uniform(0.2, 0.32), rng.uniform(5, 7) / canvas.half_mm[2]
     crescent = wall + rng.uniform(0.16, 0.24)  # from the left ventricle to the right one's far side
@@ -139,7 +139,7 @@ def mr_phantom(rng: np.random.Generator) -> Phantom:
         return lambda pz, py, px: upright(pz, py - tilt_y * pz, px - tilt_x * pz)
 
     def chamber(centre: Sequence[float], radii: Sequence[float]) -> Shape:
-        return _both(heart(centre, radii), lambda pz, _y, _x: pz - base + 1)  # open above
+        return _both(heart(centre, radii), lambda pz, _y, _x: 2.0 * (pz > base))
 
     canvas.fill(_ellipsoid((0, 0, 0), (9, 0.98, 0.96)), 172)  # fat under the skin
     canvas.fill(_ellipsoid((0, 0, 0), (9, 0.88, 0.88)), 100)  # chest wall
@@ -214,10 +214,10 @@ def _adrenal(canvas: "_Canvas") -> Shape:
     half_x = canvas.half_mm[2]
     cz, cy, cx = rng.normal((0.3, 0.17, 0.26), 0.02)
     half_thickness_mm, slope = rng.uniform(2.6, 3.2), rng.uniform(0.4, 0.6)
-    extent = _ellipsoid((cz, cy, cx), (rng.uniform(0.18, 0.24), 0.12, 1))
+    extent = _ellipsoid((cz, cy, cx), (rng.uniform(0.18, 0.24), 0.1, 1))
 
     def plates(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-        aside = np.abs(x - cx) - slope * (y - cy + 0.12)
+        aside = np.abs(x - cx) - slope * (y - cy + 0.1)
         return (aside * half_x / half_thickness_mm) ** 2
 
     return _both(plates, extent)
