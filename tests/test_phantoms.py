@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from utils.cases.challenge import read_challenge_case
 from utils.cases.phantoms import CT_CLASSES, MR_CLASSES, ct_phantom, mr_phantom, write_phantoms
 from utils.errors import InputError
+from utils.prompts.click_method import challenge_click
+from utils.results.ball import BALL_RADII_MM, ball_dsc_curve, best_fixed_radius
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,61 @@ def test_every_class_is_there_in_every_case():
         for seed in range(5):
             sizes = np.bincount(make(np.random.default_rng(seed)).label.ravel())
             assert set(np.flatnonzero(sizes)) == {0, *classes.values()}
-            assert sizes[sizes > 0].min() > 500
+            assert sizes[sizes > 0].min() > 150
+
+
+def cases():
+    """Yield each phantom of three seeds with its classes."""
+    for seed in range(3):
+        yield ct_phantom(np.random.default_rng(seed)), CT_CLASSES
+        yield mr_phantom(np.random.default_rng(seed)), MR_CLASSES
+
+
+def inscribed_ball_mm(phantom, value):
+    """Return the radius of the largest ball inside a class, in mm."""
+    mask = np.pad(phantom.label == value, 1)
+    return ndimage.distance_transform_edt(mask, sampling=phantom.spacing_xyz[::-1]).max()
+
+
+def test_thin_targets_are_thin_and_others_are_not():
+    limits = {"Aorta": 6, "Left adrenal gland": 6, "Myocardium": 8}
+    for phantom, classes in cases():
+        for name, value in classes.items():
+            if name in limits:
+                assert inscribed_ball_mm(phantom, value) < limits[name], name
+        if "Liver" in classes:
+            assert inscribed_ball_mm(phantom, classes["Liver"]) > 20
+
+
+def test_every_target_is_one_piece():
+    for phantom, classes in cases():
+        for name, value in classes.items():
+            pieces, _ = ndimage.label(phantom.label == value, np.ones((3, 3, 3)))
+            sizes = np.bincount(pieces.ravel())[1:]
+            assert sizes.max() > 0.95 * sizes.sum(), name
+
+
+def test_the_pancreas_differs_from_its_surroundings_by_about_the_noise():
+    for seed in range(5):
+        phantom = ct_phantom(np.random.default_rng(seed))
+        organ = phantom.label == CT_CLASSES["Pancreas"]
+        ring = ndimage.binary_dilation(organ, np.ones((1, 3, 3)), iterations=2)
+        ring &= phantom.label == 0
+        core = ndimage.binary_erosion(organ, np.ones((1, 3, 3)))
+        noise = phantom.image[core].std()
+        contrast = phantom.image[organ].mean() - phantom.image[ring].mean()
+        assert 0.7 * noise < contrast < 2.5 * noise
+
+
+def test_a_ball_about_the_first_click_is_not_enough():
+    curves = []
+    for phantom, classes in cases():
+        for value in classes.values():
+            truth = phantom.label == value
+            click = challenge_click(np.zeros_like(truth), truth)
+            spacing = phantom.spacing_xyz[::-1]
+            curves.append(ball_dsc_curve(truth, click.zyx, spacing, BALL_RADII_MM))
+    assert best_fixed_radius(np.array(curves), BALL_RADII_MM)[1] < 0.45
 
 
 def test_organs_lie_where_they_should():
