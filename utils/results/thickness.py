@@ -22,9 +22,9 @@ def thickness_mm(mask: np.ndarray, spacing_zyx: Sequence[float]) -> float:
     """Return the diameter in mm of the largest ball inside a mask.
 
     It is twice the longest distance from a voxel of the mask to the nearest voxel outside, from
-    centre to centre. What lies beyond the volume counts as outside. Where the mask's box has more than
-    16 million voxels, pairs along the axis of finest spacing are joined until there are fewer; a
-    joined voxel is inside where one of the two is.
+    centre to centre. What lies beyond the volume counts as outside. Where the mask's box has more
+    than 16 million voxels, pairs along the axis of finest spacing are joined until there are fewer;
+    a joined voxel is inside where one of the two is.
 
     Args:
         mask: (D, H, W) booleans, not empty.
