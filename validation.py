@@ -2,8 +2,9 @@
 
 Reads   --val-datas     prepared <organ>/<data set> folders (utils/data_paths.py: val_datas)
         --checkpoint    ours (last.pt, teacher.pt), or a released file with --network
-Writes  --out-dir       report.html, cases.csv, organs.csv, summary.json, dsc.png, nsd.png, and the
-                        folders cases, predictions and pictures
+Writes  --out-dir       report.html, cases.csv, organs.csv, thickness.csv, summary.json, dsc.png,
+                        nsd.png, and the folders cases, predictions and pictures; with
+                        --image-check also image_check.csv
 
 With --protocol challenge, whole volumes from prompts alone by the challenge's rules: reads
 challenge NPZ, --images and --labels, and leaves report.html, challenge.csv, targets.csv,

@@ -3,8 +3,9 @@
 Reads   --val-datas     prepared <organ>/<data set> folders (utils/data_paths.py: val_datas)
         --checkpoint    ours (student.pth), or the released fastsam3d.pth with --network and
         --teacher       the file whose prompt encoder and mask decoder the student uses
-Writes  --out-dir       report.html, cases.csv, organs.csv, summary.json, dsc.png, nsd.png, and the
-                        folders cases, predictions and pictures
+Writes  --out-dir       report.html, cases.csv, organs.csv, thickness.csv, summary.json, dsc.png,
+                        nsd.png, and the folders cases, predictions and pictures; with
+                        --image-check also image_check.csv
 
 With --protocol challenge, whole volumes from prompts alone by the challenge's rules: reads
 challenge NPZ, --images and --labels, and leaves report.html, challenge.csv, targets.csv,

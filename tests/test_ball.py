@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from utils.errors import InputError
-from utils.results.ball import ball_dsc_curve, best_fixed_radius
-from utils.results.metrics import dsc
+from utils.results.ball import ball_dsc_curve, ball_nsd, best_fixed_radius
+from utils.results.metrics import dsc, nsd
 
 
 @pytest.mark.parametrize("click", [(4, 5, 6), (0, 0, 0), (8, 2, 11)], ids=str)
@@ -21,6 +21,18 @@ def test_curve_equals_scoring_every_ball(click):
     curve = ball_dsc_curve(gt, click, spacing, radii)
 
     np.testing.assert_allclose(curve, [dsc(gt, ball) for ball in balls], rtol=1e-12)
+
+
+@pytest.mark.parametrize("click", [(4, 5, 6), (0, 9, 0)], ids=str)
+def test_nsd_equals_scoring_the_ball(click):
+    spacing = (2.5, 1.25, 0.75)
+    gt = np.random.default_rng(0).random((9, 10, 12)) < 0.3
+    steps = (np.indices(gt.shape) - np.reshape(click, (3, 1, 1, 1))) * np.reshape(
+        spacing, (3, 1, 1, 1)
+    )
+    ball = (steps**2).sum(axis=0) <= 4.1**2
+
+    assert ball_nsd(gt, click, spacing, 4.1) == nsd(gt, ball, spacing)
 
 
 def test_curve_by_hand():

@@ -55,6 +55,18 @@ def test_scores_that_are_still_valid_are_kept(job, caplog):
     assert not caplog.records
 
 
+def test_what_a_flag_adds_to_a_target_is_kept(job):
+    content = json.loads(job.score_path.read_text())
+    content["score"]["targets"][0].update(ADDED)
+    job.score_path.write_text(json.dumps(content))
+
+    kept = kept_score(job)
+
+    assert kept.targets[0].ceiling.cell_dsc == 0.8
+    assert kept.targets[0].images[0].nsd == (0.25, 0.5)
+    assert json.loads(json.dumps(kept.to_dict()))["targets"] == content["score"]["targets"]
+
+
 def test_scores_of_a_source_that_was_changed_under_its_old_time_are_not_kept(job):
     (source,) = job.sources
     times = source.stat()
@@ -131,6 +143,20 @@ TARGET_CHANGES = {
     "class": {"class_id": "6"},
     "coverage": {"coverage": 1.5},
     "unknown": {"surprise": 1},
+    "less than no thickness": {"thickness_mm": -1.0},
+    "ceiling above 1": {"ceiling": [0.9, 0.9, 0.8, 1.5]},
+    "half a ceiling": {"ceiling": [0.9, 0.9]},
+    "image of other clicks": {"images": [["noise", [0.5], [0.5]]]},
+    "image without scores": {"images": [["noise"]]},
+    "score of an image": {"images": [["noise", [0.5, 1.5], [0.5, 0.5]]]},
+    "name of an image": {"images": [["a\x1b[2J", [0.5, 0.5], [0.5, 0.5]]]},
+}
+
+#: What a run may add to a target, beside what `score_helpers` has.
+ADDED = {
+    "thickness_mm": 12.5,
+    "ceiling": [0.9, 1.0, 0.8, 0.9],
+    "images": [["noise", [0.5, 0.6], [0.25, 0.5]]],
 }
 
 

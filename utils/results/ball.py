@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from utils.errors import InputError
+from utils.results.metrics import nsd
 
 #: Radii that validation tries, in mm.
 BALL_RADII_MM = np.arange(1.0, 101.0)
@@ -42,19 +43,25 @@ def ball_dsc_curve(
             f"the click (z, y, x) {tuple(click_zyx)} is outside of the volume (D, H, W) "
             f"{gt_mask.shape}; expected a voxel of it. Give the click in array order."
         )
-    axes = []
-    box = []
-    for click, step, size in zip(click_zyx, spacing_zyx, gt_mask.shape, strict=True):
-        reach = int(radii[-1] / step) + 1
-        side = slice(max(click - reach, 0), min(click + reach + 1, size))
-        axes.append(((np.arange(side.start, side.stop) - click) * step) ** 2)
-        box.append(side)
-    z, y, x = np.ix_(*axes)
-    first_ball = np.searchsorted(radii**2, (z + y + x).ravel())
-    inside = gt_mask[tuple(box)].ravel()
+    squared, box = _squared_distances(click_zyx, spacing_zyx, gt_mask.shape, radii[-1])
+    first_ball = np.searchsorted(radii**2, squared.ravel())
+    inside = gt_mask[box].ravel()
     ball = np.cumsum(np.bincount(first_ball, minlength=len(radii) + 1)[:-1])
     overlap = np.cumsum(np.bincount(first_ball[inside], minlength=len(radii) + 1)[:-1])
     return 2.0 * overlap / (ball + np.count_nonzero(gt_mask))
+
+
+def ball_nsd(
+    gt_mask: np.ndarray,
+    click_zyx: Sequence[int],
+    spacing_zyx: Sequence[float],
+    radius_mm: float,
+) -> float:
+    """Return the NSD (2 mm) of one ball around the click with the truth; see `ball_dsc_curve`."""
+    ball = np.zeros(gt_mask.shape, bool)
+    squared, box = _squared_distances(click_zyx, spacing_zyx, gt_mask.shape, radius_mm)
+    ball[box] = squared <= radius_mm**2
+    return nsd(gt_mask, ball, spacing_zyx)
 
 
 def best_fixed_radius(curves: np.ndarray, radii_mm: Sequence[float]) -> tuple[float, float]:
@@ -73,6 +80,20 @@ def best_fixed_radius(curves: np.ndarray, radii_mm: Sequence[float]) -> tuple[fl
     means = curves.mean(axis=0)
     best = int(np.argmax(means))
     return float(radii[best]), float(means[best])
+
+
+def _squared_distances(
+    click_zyx: Sequence[int], spacing_zyx: Sequence[float], shape: tuple[int, ...], radius_mm: float
+) -> tuple[np.ndarray, tuple[slice, ...]]:
+    """Return squared distances to the click in mm2, and the box of the volume that they fill."""
+    axes, box = [], []
+    for click, step, size in zip(click_zyx, spacing_zyx, shape, strict=True):
+        reach = int(radius_mm / step) + 1
+        side = slice(max(click - reach, 0), min(click + reach + 1, size))
+        axes.append(((np.arange(side.start, side.stop) - click) * step) ** 2)
+        box.append(side)
+    z, y, x = np.ix_(*axes)
+    return z + y + x, tuple(box)
 
 
 def _checked_radii(radii_mm: Sequence[float]) -> np.ndarray:

@@ -123,6 +123,19 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
         help="write predictions as NIfTI on the input's grid; the report draws its cases from "
         "them (default: on)",
     )
+    clicks.add_argument(
+        "--image-check",
+        action="store_true",
+        help="replay the clicks of each target unchanged on wrong images (another case, noise, the "
+        "own image smoothed, its voxels shuffled): does the network look at the image? Costs 4 "
+        "more encodings and 5 times as many more clicks on each target",
+    )
+    clicks.add_argument(
+        "--ceiling",
+        action="store_true",
+        help="also score the best mask that the network's low-resolution grid can give for each "
+        "target, to tell what the grid loses from what the network loses; up to a second a target",
+    )
 
 
 def _add_challenge(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,8 @@ outside the cube count as missed.
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +21,23 @@ from utils.cases.prepared import Case, read_case, targets_of
 from utils.prompts.click_method import challenge_click, mended_share
 from utils.prompts.kinds import Click
 from utils.results.ball import BALL_RADII_MM, ball_dsc_curve
+from utils.results.ceiling import best_logits, cell_logits, upsampled
 from utils.results.metrics import dsc, nsd
+from utils.results.thickness import thickness_mm
 from utils.run.device import peak_memory_mib, synchronise
 from utils.run.network import network_errors
-from utils.validation.scores import CLICKS, CaseScore, TargetScore
+from utils.validation.image_check import (
+    ADAPTIVE,
+    ANOTHER,
+    NOISE,
+    ImageCheck,
+    NextClick,
+    other_image,
+    replay,
+    wrong_images,
+)
+from utils.validation.scores import CLICKS, CaseScore, Ceiling, ImageCurves, TargetScore
+from utils.validation.tables import clicked
 from utils.volumes.crops import Crop, cut
 from utils.volumes.geometry import CropRule
 from utils.volumes.grid import Volume
@@ -77,6 +92,7 @@ class Evaluator:
             or float16.
         engine: how the network's kernels run; see segment_anything/engine.py.
         max_instances: at most this many instances of an instance label are scored, largest first.
+        ceiling: also score the best mask of the network's grid.
 
     Raises:
         EngineError: the machine cannot run the engine.
@@ -93,28 +109,39 @@ class Evaluator:
         precision: torch.dtype,
         engine: Engine = "eager",
         max_instances: int = 8,
+        ceiling: bool = False,
     ) -> None:
         self.network = CropPredictor(model, device, precision, engine)
         self.rule, self.num_clicks = rule, num_clicks
         self.instances = InstanceRule(most=max_instances, min_voxels=1)
-        self.device = device
+        self.device, self.ceiling = device, ceiling
         self._warm_up()
 
     @network_errors()
-    def run_case(self, case: Case) -> ScoredCase:
+    def run_case(self, case: Case, check: ImageCheck | None = None) -> ScoredCase:
         """Segment and score every target of a case.
 
         Only reads the case's files. All scores are computed on the image's own grid; NSD has a
         tolerance of 2 mm.
 
+        Args:
+            check: replay the clicks on wrong images; None: no image check.
+
         Raises:
-            InputError: the case cannot be read, or the network computes NaN or infinity.
+            InputError: the case, or the other one of the check, cannot be read, or the network
+                computes NaN or infinity.
         """
         image, label = read_case(case)
+        other = other_image(check.other, self.rule) if check and check.other else None
         prediction = np.zeros(label.array.shape, np.uint16)
         targets = []
         for name, value in targets_of(case, label.array, self.instances):
-            score, mask = self._run_target(name, value, case, image, label.array == value)
+            target = label.array == value
+            crop = cut(image.array, target, image.affine, self.rule, case.is_ct)
+            score, mask = self._run_target(name, value, case, image, target, crop)
+            if check:
+                curves = self._checked(score, image, target, crop, other)
+                score = replace(score, images=tuple(curves))
             prediction[mask] = value
             targets.append(score)
         score = CaseScore(
@@ -132,13 +159,13 @@ class Evaluator:
         return ScoredCase(score, image, label, prediction)
 
     def _run_target(
-        self, name: str, value: int, case: Case, image: Volume, target: np.ndarray
+        self, name: str, value: int, case: Case, image: Volume, target: np.ndarray, crop: Crop
     ) -> tuple[TargetScore, np.ndarray]:
-        crop = cut(image.array, target, image.affine, self.rule, case.is_ct)
         embedding, encoder_ms = self._timed(self.network.encode, torch.from_numpy(crop.image))
         mask = np.zeros_like(target)
         dscs, nsds, clicks, mended, decoder_ms = [0.0], [0.0], [], [], []
-        for step in self._interact(self.network.interaction(embedding), crop, target):
+        interaction = self.network.interaction(embedding)
+        for step in self._interact(interaction, crop, self._errors_of(target, crop)):
             if step.click:
                 clicks.append(step.click)
                 mended.append(mended_share(mask, step.mask, target, step.click))
@@ -161,17 +188,66 @@ class Evaluator:
             ball_dsc=tuple(ball.tolist()),
             encoder_ms=encoder_ms,
             decoder_ms=tuple(decoder_ms),
+            thickness_mm=thickness_mm(target, image.spacing_zyx),
+            ceiling=self._ceiling(crop, target, image.spacing_zyx) if self.ceiling else None,
         )
         return score, mask
 
+    def _checked(
+        self,
+        score: TargetScore,
+        image: Volume,
+        target: np.ndarray,
+        crop: Crop,
+        other: np.ndarray | None,
+    ) -> Iterator[ImageCurves]:
+        """Yield the scores with each wrong image; ``score`` is that of the own image."""
+        spacing_mm = self.rule.spacing_for(target.shape, image.spacing_zyx)
+        wrong = {} if other is None else {ANOTHER: other}
+        for name, values in (wrong | wrong_images(crop, spacing_mm, score.name)).items():
+            embedding = self.network.encode(torch.from_numpy(values))
+            curves = partial(self._curves, embedding, crop, target, image.spacing_zyx)
+            yield ImageCurves(name, *curves(replay(clicked(score))))
+            if name == NOISE:
+                yield ImageCurves(ADAPTIVE, *curves(self._errors_of(target, crop)))
+
+    def _curves(
+        self,
+        embedding: Tensor,
+        crop: Crop,
+        target: np.ndarray,
+        spacing_zyx: tuple[float, float, float],
+        next_click: NextClick,
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return DSC and NSD after each click."""
+        steps = self._interact(self.network.interaction(embedding), crop, next_click)
+        scores = [(dsc(target, s.mask), nsd(target, s.mask, spacing_zyx)) for s in steps]
+        dscs, nsds = zip(*scores, strict=True)
+        return tuple(map(float, dscs)), tuple(map(float, nsds))
+
+    def _ceiling(
+        self, crop: Crop, target: np.ndarray, spacing_zyx: tuple[float, float, float]
+    ) -> Ceiling:
+        """Return the scores of the best mask of the grid, and of what a loss on it asks for."""
+        scores = []
+        for logits_of in (best_logits, cell_logits):
+            logits = logits_of(crop.label, self.network.model.config.low_res_size)
+            values = upsampled(logits, self.rule.size)
+            mask = crop.grid.paste(values, outside=-np.inf) > 0
+            scores += [float(dsc(target, mask)), float(nsd(target, mask, spacing_zyx))]
+        return Ceiling(*scores)
+
+    def _errors_of(self, target: np.ndarray, crop: Crop) -> NextClick:
+        """Return the rule that places clicks in the errors that the crop covers."""
+        return partial(challenge_click, gt_mask=target & crop.grid.covered())
+
     def _interact(
-        self, interaction: Interaction, crop: Crop, target: np.ndarray
+        self, interaction: Interaction, crop: Crop, next_click: NextClick
     ) -> Iterator[ClickStep]:
-        """Yield one step a click; the clicks go into the errors that the crop covers."""
-        reachable = target & crop.grid.covered()
-        mask, milliseconds = np.zeros_like(target), 0.0
+        """Yield one step a click."""
+        mask, milliseconds = np.zeros(crop.grid.volume_shape, bool), 0.0
         for _ in range(self.num_clicks):
-            click = challenge_click(mask, reachable)
+            click = next_click(mask)
             if click is not None:
                 point = torch.tensor([crop.grid.to_crop(click.zyx)], dtype=torch.float32)
                 label = torch.tensor([int(click.is_foreground)])

@@ -66,6 +66,14 @@ class Overlay(NamedTuple):
     png_bytes: bytes
 
 
+class Section(NamedTuple):
+    """A table of the report with its title."""
+
+    title: str
+    note: str  # what the columns mean
+    rows: list[dict[str, str]]  # at least one, all with the same columns; the first one is text
+
+
 @dataclass(frozen=True)
 class ScoreJob(ABC):
     """One case to score."""
@@ -155,6 +163,11 @@ class Summary(ABC):
     @abstractmethod
     def notes(self) -> Sequence[str]:
         """Lines that the report shows beside its tables."""
+
+    @property
+    def sections(self) -> Sequence[Section]:
+        """Further tables of the report."""
+        return ()
 
 
 class ValidationProtocol(ABC):

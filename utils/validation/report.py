@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from utils.files.atomic import atomic_path
 from utils.results.curves import spread_figure
 from utils.results.figures import png_bytes
-from utils.validation.protocol import Overlay
+from utils.validation.protocol import Overlay, Section
 from utils.validation.scores import CHALLENGE, CLICKS, CaseScore
 from utils.validation.tables import (
     WITH_BOX,
@@ -38,6 +38,7 @@ _SECTIONS = {
     "dataset": "Data set",
     "group": "Anatomy",
     "organ": "Organ",
+    "thickness": "Thickness",
 }
 
 
@@ -66,6 +67,7 @@ def write_report(
     resolution: str,
     settings: Mapping[str, str],
     notes: Sequence[str] = (),
+    sections: Sequence[Section] = (),
     overlays: Sequence[Overlay] = (),
     failures: Mapping[str, str] | None = None,
     trained_on: Collection[str] | None = None,
@@ -81,6 +83,7 @@ def write_report(
         settings: settings of the run by name, in the order to show. Dates and temporary paths
             would make the reports of two equal runs differ.
         notes: lines to show below the average scores.
+        sections: further tables.
         overlays: pictures of the worst cases, in the order to show.
         failures: case -> message of those that have no score.
         trained_on: the "organ/data set" folders of the training; None if unknown.
@@ -90,6 +93,7 @@ def write_report(
         fingerprint=fingerprint,
         settings=settings,
         notes=notes,
+        more=sections,
         overlays=[_overlay_picture(overlay) for overlay in overlays],
         failures=failures or {},
         **_content(scores, model, resolution, trained_on),
@@ -158,7 +162,8 @@ def _sections(
 ) -> dict[str, list[Group]]:
     has_boxes = scores[0].protocol == CHALLENGE
     shown = {key: title for key, title in _SECTIONS.items() if has_boxes or key != "prompt"}
-    return {title: grouped(scores, key, trained_on) for key, title in shown.items()}
+    groups = {title: grouped(scores, key, trained_on) for key, title in shown.items()}
+    return {title: found for title, found in groups.items() if found}
 
 
 def _curves(scores: Sequence[CaseScore]) -> list[Picture]:

@@ -39,7 +39,8 @@ from utils.volumes.geometry import CropRule
 SCRIPT = "validation.py"  # both scripts: a validation may follow another in one folder
 WRITES = (
     *("cases", "predictions", "pictures", "report.html", "summary.json", "dsc.png", "nsd.png"),
-    *("cases.csv", "organs.csv", "challenge.csv", "targets.csv", "groups.csv"),
+    *("cases.csv", "organs.csv", "thickness.csv", "image_check.csv"),
+    *("challenge.csv", "targets.csv", "groups.csv"),
 )
 
 OUTSIDE = "Expected outputs in this folder: remove the link, or choose another --out-dir."
@@ -109,6 +110,7 @@ def _finish(
         resolution=run.network.edges,
         settings=_shown(run.settings, rule, protocol),
         notes=summary.notes,
+        sections=summary.sections,
         overlays=overlays,
         failures=run.failures,
         trained_on=run.trained_on,

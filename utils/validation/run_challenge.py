@@ -17,6 +17,7 @@ from utils.prediction.predictor import Predictor, ready_predictor
 from utils.prediction.session import PredictorOptions
 from utils.results.figures import png_bytes
 from utils.results.overlays import overlay_figure
+from utils.results.thickness import thickness_mm
 from utils.run.device import peak_memory_mib
 from utils.validation.challenge import PredictorAnswerer, Steps, evaluate, ranked
 from utils.validation.protocol import (
@@ -36,6 +37,7 @@ from utils.validation.tables import (
     overall_rows,
     write_challenge_tables,
 )
+from utils.validation.thickness_tables import thickness_table
 from utils.validation.worker import opened
 from utils.volumes.labels import as_label
 
@@ -91,7 +93,7 @@ class ChallengeJob(ScoreJob):
             has_box=boxes is not None,
             seconds=tuple(steps.seconds),
             peak_memory_mib=peak_memory_mib(predictor.network.device),
-            targets=_target_scores(names, steps, truth),
+            targets=_target_scores(names, steps, truth, case.spacing_xyz[::-1]),
         )
         ids = np.array([0, *steps.class_ids], truth.dtype)
         write_segs(self.prediction_path, ids[steps.answers[-1]])
@@ -175,6 +177,8 @@ class ChallengeSummary(Summary):
         models = {self.model: self.scores}
         lines = [markdown(overall_rows(models, self.edges)), ""]
         lines += [markdown(anatomy_rows(models, self.trained_on)), ""]
+        if by_thickness := thickness_table(self.scores):
+            lines += [by_thickness, ""]
         for group in [*grouped(self.scores, "all"), *grouped(self.scores, "prompt")]:
             dsc_auc, nsd_auc, _ = group.scores.auc
             dsc, nsd, nsd_correct = group.scores.final
@@ -285,7 +289,10 @@ def _predictor(settings: RunSettings) -> Predictor:
 
 
 def _target_scores(
-    names: list[tuple[str, str]], steps: Steps, truth: np.ndarray
+    names: list[tuple[str, str]],
+    steps: Steps,
+    truth: np.ndarray,
+    spacing_zyx: tuple[float, float, float],
 ) -> tuple[TargetScore, ...]:
     voxels = np.bincount(truth.reshape(-1))
     return tuple(
@@ -298,6 +305,7 @@ def _target_scores(
             nsd=tuple(map(float, steps.nsd[:, n])),
             nsd_official=tuple(map(float, steps.nsd_official[:, n])),
             clicks=tuple((*c.zyx, int(c.is_foreground)) for c in steps.clicks[n]),
+            thickness_mm=thickness_mm(truth == value, spacing_zyx),
         )
         for n, (value, (name, organ)) in enumerate(zip(steps.class_ids, names, strict=True))
     )

@@ -2,9 +2,8 @@
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,30 +15,31 @@ from utils.cases.prepared import Case, find_cases, read_case
 from utils.files.atomic import atomic_path
 from utils.files.nifti import read_nifti, write_nifti
 from utils.prompts.kinds import Click
-from utils.results.ball import BALL_RADII_MM, best_fixed_radius
+from utils.results.ball import ball_nsd
 from utils.results.csv_table import write_csv
 from utils.results.curves import click_curve_figure
 from utils.results.figures import png_bytes, save
 from utils.results.overlays import overlay_figure
 from utils.validation.clicks import Evaluator, ScoredCase
+from utils.validation.clicks_summary import ClicksSummary, best_ball, summarise
+from utils.validation.image_check import ImageCheck, other_cases
+from utils.validation.image_tables import ImageCheckResult, image_rows
 from utils.validation.protocol import (
     Finished,
     Overlay,
     RunSettings,
     ScoreJob,
-    Summary,
     ValidationProtocol,
 )
 from utils.validation.scores import CLICKS, CaseScore, TargetScore
 from utils.validation.tables import (
     click_rows,
     clicked,
-    grouped,
-    markdown,
     organ_rows,
-    overall_rows,
 )
+from utils.validation.thickness_tables import thickness_rows
 from utils.validation.worker import opened
+from utils.volumes.labels import as_label
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class ClicksJob(ScoreJob):
     max_instances: int
     predicts: bool  # write the prediction
     draws: bool  # write a picture
+    ceiling: bool  # also score the best mask of the grid
+    check: ImageCheck | None  # None: no image check
 
     @property
     def prediction_path(self) -> Path:
@@ -70,16 +72,17 @@ class ClicksJob(ScoreJob):
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """Image and label."""
-        return self.sample.image_path, self.sample.label_path
+        """Image and label, also those of the other case of an image check."""
+        samples = [self.sample, self.check.other if self.check else None]
+        return tuple(path for s in samples if s for path in (s.image_path, s.label_path))
 
     def make_ready(self) -> None:
         """Make the run's evaluator."""
-        _evaluator(self.settings, self.max_instances)
+        self._evaluator()
 
     def score(self) -> CaseScore:
         """Score all targets; write prediction and picture."""
-        scored = _evaluator(self.settings, self.max_instances).run_case(self.sample)
+        scored = self._evaluator().run_case(self.sample, self.check)
         if self.predicts:
             dtype = np.uint8 if scored.prediction.max() < 256 else np.uint16
             prediction, image = scored.prediction.astype(dtype), scored.image
@@ -87,6 +90,9 @@ class ClicksJob(ScoreJob):
         if self.draws:
             save(_picture(scored), self.picture_path)
         return scored.score
+
+    def _evaluator(self) -> Evaluator:
+        return _evaluator(self.settings, self.max_instances, self.ceiling)
 
     def overlay(self, score: CaseScore) -> Overlay | None:
         """Draw the worst target, if the prediction was written."""
@@ -107,66 +113,6 @@ class ClicksJob(ScoreJob):
         return Overlay(score.case, f"{instance}DSC {curve}", png_bytes(figure))
 
 
-@dataclass(frozen=True)
-class ClicksSummary(Summary):
-    """The figures of a validation, as in ``summary.json``; lists run over the clicks."""
-
-    model: str
-    fingerprint: str
-    targets: int
-    dsc: list[float]
-    nsd: list[float]
-    dsc_auc: float
-    nsd_auc: float
-    ball_radius_mm: float
-    ball_dsc: float
-    mended_foreground: float | None
-    mended_background: float | None
-    encoder_ms: float
-    decoder_ms: float
-    encoder_parameters: int
-    parameters: int
-    resolution: int
-    peak_memory_mib: float
-    device: str
-    precision: str
-    failures: list[str]
-    out_dir: str
-    table: str  # Markdown; not in summary.json
-
-    def to_dict(self) -> dict:
-        """Return what ``summary.json`` holds."""
-        names = [field.name for field in fields(self) if field.name != "table"]
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def failure_lines(self) -> list[str]:
-        """One line for each case that could not be scored."""
-        return self.failures
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """The error that later clicks fix, the ball as a baseline, times and memory."""
-        return (
-            f"later clicks fix {_share(self.mended_foreground)} of the missed region and "
-            f"{_share(self.mended_background)} of the false region they are placed in",
-            f"ball of the best radius, {self.ball_radius_mm:.0f} mm, at the first click: "
-            f"DSC {self.ball_dsc:.3f}",
-            f"encoder {self.encoder_ms:.1f} ms, decoder {self.decoder_ms:.1f} ms a click "
-            f"({self.device}, {self.precision}); peak memory {self.peak_memory_mib:.0f} MiB; "
-            f"{self.parameters / 1e6:.1f} M parameters",
-        )
-
-    def __str__(self) -> str:
-        dsc, nsd = (" ".join(f"{v:.3f}" for v in curve) for curve in (self.dsc, self.nsd))
-        curves = (
-            f"{self.targets} targets   DSC over clicks {dsc} (AUC {self.dsc_auc:.3f})   "
-            f"NSD {nsd} (AUC {self.nsd_auc:.3f})"
-        )
-        where = f"tables, predictions, pictures, report -> {self.out_dir}"
-        return "\n".join([self.table, "", curves, *self.notes, where])
-
-
 class ClicksProtocol(ValidationProtocol):
     """Each target of ``--val-datas`` alone, in a crop about it."""
 
@@ -175,8 +121,9 @@ class ClicksProtocol(ValidationProtocol):
 
     @property
     def options(self) -> list:
-        """How many instances of a label are scored."""
-        return [self.args.max_instances]
+        """How many instances of a label are scored, and what is computed beside scores."""
+        flags = {"ceiling": self.args.ceiling, "image check": self.args.image_check}
+        return [self.args.max_instances, *(name for name, is_on in flags.items() if is_on)]
 
     @property
     def shown(self) -> dict[str, str]:
@@ -191,6 +138,7 @@ class ClicksProtocol(ValidationProtocol):
         cases = find_cases(self.args.val_datas)
         count = min(self.args.pictures, len(cases))
         drawn = {int(i) for i in np.linspace(0, len(cases) - 1, count)}
+        others = other_cases(cases) if self.args.image_check else [None] * len(cases)
         return [
             ClicksJob(
                 case=case.sample_id,
@@ -200,15 +148,25 @@ class ClicksProtocol(ValidationProtocol):
                 max_instances=self.args.max_instances,
                 predicts=self.args.predictions,
                 draws=number in drawn,
+                ceiling=self.args.ceiling,
+                check=ImageCheck(other) if self.args.image_check else None,
             )
-            for number, case in enumerate(cases)
+            for number, (case, other) in enumerate(zip(cases, others, strict=True))
         ]
 
     def finish(self, run: Finished) -> ClicksSummary:
-        """Write cases.csv, organs.csv, summary.json and the curves over the clicks."""
-        summary = _summarise(run)
+        """Write cases.csv, organs.csv, thickness.csv, summary.json and the curves over the clicks.
+
+        With --image-check also image_check.csv.
+        """
+        check = self._image_check(run.scores) if self.args.image_check else None
+        summary = summarise(run, check)
         write_csv(run.out_dir / "cases.csv", click_rows(run.scores), digits=4)
         write_csv(run.out_dir / "organs.csv", organ_rows(run.scores), digits=4)
+        if rows := thickness_rows(run.scores):
+            write_csv(run.out_dir / "thickness.csv", rows, digits=4)
+        if check:
+            write_csv(run.out_dir / "image_check.csv", image_rows(run.scores), digits=4)
         with atomic_path(run.out_dir / "summary.json") as temporary:
             temporary.write_text(json.dumps(summary.to_dict(), indent=1))
         ball = (f"ball of {summary.ball_radius_mm:.0f} mm at click 1", summary.ball_dsc)
@@ -218,9 +176,22 @@ class ClicksProtocol(ValidationProtocol):
         save(nsd, run.out_dir / "nsd.png")
         return summary
 
+    def _image_check(self, scores: Sequence[CaseScore]) -> ImageCheckResult:
+        """Average the image check; the NSD of the best ball is computed here, from the labels."""
+        radius, ball_dsc = best_ball(scores)
+        samples = {case.sample_id: case for case in find_cases(self.args.val_datas)}
+        nsds = []
+        for score in scores:
+            path = samples[score.case].label_path
+            label = as_label(read_nifti(path).array, path)
+            for target in score.targets:
+                mask, (*click, _) = label == target.class_id, target.clicks[0]
+                nsds.append(ball_nsd(mask, click, score.spacing_xyz[::-1], radius))
+        return ImageCheckResult.of(scores, (radius, ball_dsc, float(np.mean(nsds))))
+
 
 @lru_cache(maxsize=1)
-def _evaluator(settings: RunSettings, max_instances: int) -> Evaluator:
+def _evaluator(settings: RunSettings, max_instances: int, ceiling: bool) -> Evaluator:
     """Return the run's evaluator, made once in each process."""
     model, rule = opened(settings)
     device = torch.device(settings.device)
@@ -232,6 +203,7 @@ def _evaluator(settings: RunSettings, max_instances: int) -> Evaluator:
         precision=getattr(torch, settings.precision),
         engine=settings.engine,
         max_instances=max_instances,
+        ceiling=ceiling,
     )
 
 
@@ -249,56 +221,3 @@ def _picture(scored: ScoredCase) -> Figure:
 
 def _clicks_of(targets: Sequence[TargetScore]) -> list[Click]:
     return [click for target in targets for click in clicked(target)]
-
-
-def _summarise(run: Finished) -> ClicksSummary:
-    (whole,) = grouped(run.scores, "all")
-    targets = [target for case in run.scores for target in case.targets]
-    radius, ball = best_fixed_radius(np.array([t.ball_dsc for t in targets]), BALL_RADII_MM)
-    dsc_auc, _, nsd_auc = whole.scores.auc
-    return ClicksSummary(
-        model=run.network.name,
-        fingerprint=run.network.fingerprint,
-        targets=len(targets),
-        dsc=whole.scores.dsc[1:].tolist(),
-        nsd=whole.scores.nsd_correct[1:].tolist(),
-        dsc_auc=dsc_auc,
-        nsd_auc=nsd_auc,
-        ball_radius_mm=float(radius),
-        ball_dsc=float(ball),
-        mended_foreground=mended_by_later_clicks(targets, foreground=True),
-        mended_background=mended_by_later_clicks(targets, foreground=False),
-        encoder_ms=float(np.median([t.encoder_ms for t in targets])),
-        decoder_ms=float(np.median([ms for t in targets for ms in t.decoder_ms])),
-        encoder_parameters=run.network.encoder_parameters,
-        parameters=run.network.parameters,
-        resolution=run.network.resolution,
-        peak_memory_mib=max(case.peak_memory_mib for case in run.scores),
-        device=run.settings.device,
-        precision=run.settings.precision,
-        failures=[f"{case}: {message}" for case, message in run.failures.items()],
-        out_dir=str(run.out_dir),
-        table=markdown(overall_rows({run.network.name: run.scores}, run.network.edges)),
-    )
-
-
-def mended_by_later_clicks(targets: Sequence[TargetScore], *, foreground: bool) -> float | None:
-    """Return the share of the clicked error that a click removes, over all clicks but the first.
-
-    Args:
-        foreground: True for clicks into missed regions, False for clicks into false regions.
-
-    Returns:
-        None where there is no such click.
-    """
-    shares = [
-        share
-        for target in targets
-        for click, share in list(zip(clicked(target), target.mended, strict=True))[1:]
-        if click.is_foreground == foreground and not math.isnan(share)
-    ]
-    return float(np.mean(shares)) if shares else None
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f} %"

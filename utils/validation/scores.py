@@ -53,11 +53,28 @@ class StepScores(NamedTuple):
         return tuple(float(scores[-1]) for scores in self)
 
 
+class ImageCurves(NamedTuple):
+    """Scores of a target after each click with a wrong image in place of its own."""
+
+    image: str  # one of `utils.validation.image_check.IMAGES`
+    dsc: tuple[float, ...]
+    nsd: tuple[float, ...]
+
+
+class Ceiling(NamedTuple):
+    """Scores of the best mask of the network's grid; see utils/results/ceiling.py."""
+
+    dsc: float
+    nsd: float
+    cell_dsc: float  # of the mask that a loss on the grid's cells asks for
+    cell_nsd: float
+
+
 @dataclass(frozen=True)
 class TargetScore:
     """One target as measured, before any rule; ``dsc`` and both NSDs have one score a step.
 
-    The fields with defaults are of protocol "clicks".
+    The fields with defaults are of protocol "clicks", but for the thickness.
     """
 
     class_id: int
@@ -73,6 +90,9 @@ class TargetScore:
     ball_dsc: tuple[float, ...] = ()  # of the ball about the first click, for each BALL_RADII_MM
     encoder_ms: float = 0.0
     decoder_ms: tuple[float, ...] = ()  # of each click
+    thickness_mm: float | None = None  # None in files of earlier versions
+    ceiling: Ceiling | None = None  # with --ceiling
+    images: tuple[ImageCurves, ...] = ()  # with --image-check
 
     @property
     def curves(self) -> tuple[tuple[float, ...], ...]:
@@ -173,7 +193,8 @@ def _faults(score: CaseScore) -> Iterator[tuple[str, bool]]:
     yield "curves of other lengths than the steps", any(len(curve) != steps for curve in curves)
     yield "scores that are not from 0 to 1", not all(0 <= v <= 1 for curve in curves for v in curve)
     times = [*score.seconds, *(ms for t in targets for ms in (t.encoder_ms, *t.decoder_ms))]
-    sizes = [*times, score.peak_memory_mib, *(target.voxels for target in targets)]
+    sizes = [*times, score.peak_memory_mib]
+    sizes += [size for target in targets for size in (target.voxels, target.thickness_mm or 0)]
     yield "a negative or infinite time or size", not all(0 <= v < math.inf for v in sizes)
     grid = [*score.shape, *score.spacing_xyz]
     yield "no such shape or spacing", not all(0 < value < math.inf for value in grid)
@@ -182,9 +203,14 @@ def _faults(score: CaseScore) -> Iterator[tuple[str, bool]]:
     yield "no such click", not all(0 <= v < limit for click in clicks for v, limit in click)
     names = [score.case, score.dataset, score.modality]
     names += [name for target in targets for name in (target.name, target.organ)]
+    checks = [image for target in targets for image in target.images]
+    names += [image.image for image in checks]
     yield "an unprintable name", not all(map(str.isprintable, names))
-    shares = [v for t in targets for v in (t.coverage or 0, *t.ball_dsc)]
+    shares = [v for t in targets for v in (t.coverage or 0, *t.ball_dsc, *(t.ceiling or ()))]
+    shares += [v for image in checks for v in (*image.dsc, *image.nsd)]
     yield "shares that are not from 0 to 1", not all(0 <= v <= 1 for v in shares)
+    lengths = {len(curve) for image in checks for curve in (image.dsc, image.nsd)}
+    yield "wrong images of other clicks", not lengths <= {steps - 1}
     if score.protocol == CLICKS:
         balls = [len(target.ball_dsc) for target in targets]
         yield "balls of other radii", any(count != len(BALL_RADII_MM) for count in balls)

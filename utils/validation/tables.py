@@ -20,10 +20,13 @@ from utils.prompts.kinds import Click
 from utils.results.anatomy import LESION, REPORT_GROUPS, SEEN_LESION, UNSEEN_LESION, report_group
 from utils.results.ball import BALL_RADII_MM, best_fixed_radius
 from utils.results.csv_table import write_csv
+from utils.results.thickness import THICKNESS_CLASSES, thickness_class
+from utils.validation.ceiling_tables import ceiling_columns
 from utils.validation.scores import CHALLENGE, CLICKS, CaseScore, StepScores, TargetScore
 
 #: What `grouped` averages by: whole cases (targets in protocol "clicks"), then single targets.
-CASE_KEYS, TARGET_KEYS = ("all", "prompt", "modality", "dataset"), ("group", "organ")
+CASE_KEYS = ("all", "prompt", "modality", "dataset")
+TARGET_KEYS = ("group", "organ", "thickness")
 
 WITH_BOX, WITHOUT_BOX = "with box", "without box"
 
@@ -77,6 +80,7 @@ def target_rows(
             "organ": target.organ,
             "group": report_group(case.dataset, target.organ, trained_on),
             "voxels": target.voxels,
+            "thickness_mm": target.thickness_mm,
             "has_box": int(case.has_box),
             "timed_out": int(case.timed_out),
             **_columns(StepScores(*map(np.array, (target.dsc, target.nsd_official, target.nsd)))),
@@ -96,6 +100,7 @@ def click_rows(scores: Sequence[CaseScore]) -> list[dict]:
             "organ": target.organ,
             "dataset": case.dataset,
             "coverage": target.coverage,
+            "thickness_mm": target.thickness_mm,
             **_auc_columns(of),
             **{f"DSC_{k}": target.dsc[k] for k in clicks},
             **{f"NSD_{k}": target.nsd[k] for k in clicks},
@@ -103,6 +108,7 @@ def click_rows(scores: Sequence[CaseScore]) -> list[dict]:
                 f"mended_{k}": target.mended[k - 1] if k <= len(target.mended) else math.nan
                 for k in clicks
             },
+            **ceiling_columns([target]),
             "encoder_ms": target.encoder_ms,
             "decoder_ms": float(np.mean(target.decoder_ms)),
             "clicks_zyx": _clicks_text(target),
@@ -132,6 +138,7 @@ def organ_rows(scores: Sequence[CaseScore]) -> list[dict]:
                 **{f"DSC_{k}": float(v) for k, v in enumerate(curves.dsc[1:], 1)},
                 **{f"NSD_{k}": float(v) for k, v in enumerate(curves.nsd_correct[1:], 1)},
                 **_auc_columns(curves),
+                **ceiling_columns(targets),
                 "ball_radius_mm": float(radius),
                 "ball_DSC": float(ball_dsc),
             }
@@ -164,18 +171,24 @@ def grouped(
     Args:
         scores: cases with the same number of steps.
         key: one of CASE_KEYS, which average cases as the challenge does, or of TARGET_KEYS, which
-            average targets. Protocol "clicks" averages targets with all keys.
+            average targets. Protocol "clicks" averages targets with all keys. "thickness" leaves
+            out targets whose thickness is not known, in scores of earlier versions.
         trained_on: the "organ/data set" folders of the training, for "group" (`report_group`).
 
     Returns:
-        Groups in alphabetical order; with box first, and anatomy in the order of its columns.
+        Groups in alphabetical order; with box first, anatomy in the order of its columns, and thin
+        targets first.
     """
     assert key in CASE_KEYS + TARGET_KEYS, key
     num_steps(scores)  # raises if the cases cannot be averaged
     members = defaultdict(list)
     for name, case, of in _members(scores, key, trained_on):
         members[name].append((case, of))
-    fixed = {"prompt": (WITH_BOX, WITHOUT_BOX), "group": REPORT_GROUPS}.get(key, sorted(members))
+    fixed = {
+        "prompt": (WITH_BOX, WITHOUT_BOX),
+        "group": REPORT_GROUPS,
+        "thickness": THICKNESS_CLASSES,
+    }.get(key, sorted(members))
     return [_group(key, name, members[name]) for name in fixed if name in members]
 
 
@@ -189,11 +202,20 @@ def _members(
             continue
         of = case.target_scores
         for index, target in enumerate(case.targets):
-            if key == "group":
-                name = report_group(case.dataset, target.organ, trained_on)
-            else:
-                name = target.organ if key == "organ" else _case_name(case, key)
-            yield name, case, StepScores(*(curve[index] for curve in of))
+            name = _target_name(case, target, key, trained_on)
+            if name is not None:
+                yield name, case, StepScores(*(curve[index] for curve in of))
+
+
+def _target_name(
+    case: CaseScore, target: TargetScore, key: str, trained_on: Collection[str] | None
+) -> str | None:
+    """Return the group of a target; None where it is not known."""
+    if key == "group":
+        return report_group(case.dataset, target.organ, trained_on)
+    if key == "thickness":
+        return None if target.thickness_mm is None else thickness_class(target.thickness_mm)
+    return target.organ if key == "organ" else _case_name(case, key)
 
 
 def _case_name(case: CaseScore, key: str) -> str:
