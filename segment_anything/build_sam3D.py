@@ -7,11 +7,11 @@
 |------------------|-----------------------------------------------------------------------|-------|
 | vit_b_ori        | SAM-Med3D, the teacher (arXiv:2310.15161)                             | 384   |
 | fastsam3d        | FastSAM3D's six-block encoder with the teacher's decoder (2403.09827) | 384   |
-| tiny             | a small network to train from scratch, on a CPU if need be            | 1,216 |
-| tiny_fastsam3d   | the student form of ``tiny``                                          | 1,216 |
+| tiny             | a small network to train from scratch, on a CPU if need be            | 2,240 |
+| tiny_fastsam3d   | the student form of ``tiny``                                          | 2,240 |
 
-All encode volumes (B, 1, 128, 128, 128) to image embeddings (B, E, 8, 8, 8), and decode clicks to
-low-resolution logits (B, 1, 32, 32, 32):
+All encode volumes (B, 1, 128, 128, 128) to image embeddings (B, E, 8, 8, 8). The first two decode
+clicks to low-resolution logits (B, 1, 32, 32, 32), the small ones to (B, 1, 64, 64, 64):
 
 >>> import torch
 >>> from segment_anything import Interaction, sam_model_registry3D
@@ -21,7 +21,7 @@ low-resolution logits (B, 1, 32, 32, 32):
 ...     click = torch.tensor([[40.0, 64.0, 70.0]]), torch.tensor([1])  # a voxel, foreground
 ...     logits, iou = Interaction(model, embedding).click(*click)
 >>> embedding.shape, logits.shape, iou.shape
-(torch.Size([1, 1216, 8, 8, 8]), torch.Size([1, 1, 32, 32, 32]), torch.Size([1, 1]))
+(torch.Size([1, 2240, 8, 8, 8]), torch.Size([1, 1, 64, 64, 64]), torch.Size([1, 1]))
 """
 
 import dataclasses
@@ -86,10 +86,16 @@ TINY = SamConfig(
         stem="conv",
         out_chans=192,
         neck_kernel=1,
-        detail_chans=16,
+        detail_chans=24,
+        detail="pyramid",
     ),
-    prompt=PromptConfig(dense_pe_axes=(0, 1, 2), click_stamp_sigma=1.0, click_memory="all"),
-    decoder=DecoderConfig(mlp_dim=512),
+    prompt=PromptConfig(
+        dense_pe_axes=(0, 1, 2),
+        click_memory="all",
+        click_diffusion=True,
+        click_likeness=True,
+    ),
+    decoder=DecoderConfig(mlp_dim=512, form="pyramid", refine_strength=0.02),
 )
 
 TINY_FASTSAM3D = dataclasses.replace(

@@ -193,6 +193,10 @@ class SamConfig:
             "click_diffusion and click_likeness need decoder.form pyramid",
         )
         _require(
+            is_pyramid or self.decoder.refine_strength == 0,
+            "refine_strength needs decoder.form pyramid",
+        )
+        _require(
             self.rough_weights <= MOST_WEIGHTS,
             f"the network would have about {self.rough_weights:.1g} weights, expected at most "
             f"{MOST_WEIGHTS:.1g}",

@@ -32,7 +32,7 @@ class CropPredictor:
     """A network for inference on crops: on one device, in one precision, without gradients.
 
     Shapes: S voxels along each axis of a crop, E channels of the image embedding, g tokens along
-    each axis, and m = 4 g cells of the low-resolution masks. The axes of crops point to the
+    each axis, and m cells of the low-resolution masks. The axes of crops point to the
     patient's right, anterior and superior.
 
     >>> from segment_anything import CropPredictor, Prompted, sam_model_registry3D
@@ -40,11 +40,11 @@ class CropPredictor:
     >>> predictor = CropPredictor(model, torch.device("cpu"))
     >>> embedding = predictor.encode(torch.randn(128, 128, 128))
     >>> embedding.shape
-    torch.Size([1, 1216, 8, 8, 8])
+    torch.Size([1, 2240, 8, 8, 8])
     >>> clicks = [((40, 64, 70), True), ((20, 64, 70), False)]  # voxel, foreground or not
     >>> (logits,) = predictor.decode_all([Prompted(embedding, clicks)])
     >>> logits.shape
-    torch.Size([1, 1, 32, 32, 32])
+    torch.Size([1, 1, 64, 64, 64])
     >>> predictor.engine.upsample(logits, 128).shape
     torch.Size([1, 1, 128, 128, 128])
 

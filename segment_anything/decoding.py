@@ -1,7 +1,8 @@
 """From clicks to low-resolution masks: encode once, then click, decode, repeat.
 
 `Interaction` is the click loop of training and validation. Shapes: B samples, N clicks, E channels
-of the image embedding, g tokens along each axis, and m = 4 g cells of the low-resolution masks.
+of the image embedding, g tokens along each axis, and m cells of the low-resolution masks (4 g, or
+8 g in networks of the form pyramid).
 Coordinates are indices into the crop's array, in the order of its axes and counted from 0;
 fractions are allowed. The axes of crops point to the patient's right, anterior and superior.
 """
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segment_anything.modeling import Sam3D
+from segment_anything.modeling.diffusion3D import guided_mask
 
 #: The label of a padding point, which the prompt encoder does not treat as a click.
 NO_CLICK = -1
@@ -69,7 +71,7 @@ class Interaction:
     ...     logits, iou = interaction.click(inside, torch.tensor([1]))
     ...     logits, iou = interaction.click(outside, torch.tensor([0]))
     >>> logits.shape, iou.shape
-    (torch.Size([1, 1, 32, 32, 32]), torch.Size([1, 1]))
+    (torch.Size([1, 1, 64, 64, 64]), torch.Size([1, 1]))
     >>> mask = upsample(logits, 128) > model.mask_threshold
     >>> mask.shape
     torch.Size([1, 1, 128, 128, 128])
@@ -132,6 +134,8 @@ def decode_points(
 ) -> tuple[Tensor, Tensor]:
     """Run prompt encoder and mask decoder once: tensors in, tensors out.
 
+    Outside of training, masks are then refined if ``DecoderConfig.refine_strength`` says so.
+
     Args:
         image_embedding: (B, E, g, g, g).
         point_coords: (B, N, 3).
@@ -146,13 +150,19 @@ def decode_points(
     sparse, dense = model.prompt_encoder(
         points=(point_coords, point_labels), boxes=None, masks=low_res_masks, **given
     )
-    return model.mask_decoder(
+    masks, iou = model.mask_decoder(
         image_embeddings=image_embedding,
         image_pe=dense_pe,
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
         multimask_output=False,
     )
+    strength = model.config.decoder.refine_strength
+    if strength and not model.training:
+        image = model.mask_decoder.image(image_embedding)
+        size = model.config.encoder.img_size
+        masks = guided_mask(masks, image, point_coords, point_labels, size, strength)
+    return masks, iou
 
 
 def upsample(low_res_masks: Tensor, size: int) -> Tensor:

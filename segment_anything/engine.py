@@ -50,7 +50,7 @@ class InferenceEngine:
 
     Inputs may lie on any device; outputs lie on ``device``. Shapes: B samples, N clicks, S voxels
     along each axis of a crop, E channels of the image embedding, g tokens along each axis, and
-    m = 4 g cells of the low-resolution masks.
+    m cells of the low-resolution masks.
 
     If the weights of ``model`` change later, make a new engine: the old engine holds copies of some
     weights and would mix old and new ones.

@@ -55,6 +55,7 @@ class PromptDecoder(nn.Module):
 
     def __init__(self, model: Sam3D) -> None:
         super().__init__()
+        self.config = model.config
         self.prompt_encoder, self.mask_decoder = model.prompt_encoder, model.mask_decoder
         self.register_buffer("dense_pe", model.prompt_encoder.get_dense_pe().clone())
 
@@ -74,10 +75,9 @@ class PromptDecoder(nn.Module):
             mask_input: (B, 1, m, m, m) logits.
         """
         prompts = self.prompt_encoder
-        if prompts.needs_image:
-            points = point_coords, point_labels
-            sparse, dense = prompts(points, masks=mask_input, image_embeddings=image_embedding)
-            return self.mask_decoder(image_embedding, self.dense_pe, sparse, dense, False)
+        if prompts.needs_image:  # it has no loop over the clicks
+            clicks = point_coords, point_labels
+            return decode_points(self, image_embedding, *clicks, mask_input, self.dense_pe)
         sparse = prompts.embed_points(point_coords, point_labels)
         if prompts.config.click_stamp_sigma > 0:
             mask_input = stamp_at_once(prompts, mask_input, point_coords, point_labels)

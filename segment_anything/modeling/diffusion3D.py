@@ -16,8 +16,9 @@ from torch import Tensor
 SHARPNESS = 13.0  # weight of an edge: exp(-SHARPNESS d^2), d the step in intensity
 LEAST_WEIGHT = 1e-3  # of an edge, so that no cell is cut off
 INTENSITIES = 3.0  # z-normalised intensities are clamped to this magnitude
-#: Grids on which clicks are diffused, and the Jacobi steps on each; each starts from the last one.
-CLICK_GRIDS = {8: 24, 16: 16, 32: 12}
+#: Jacobi steps on grids of a quarter of the cells along each axis, of half, and of all; each grid
+#: starts from the solution on the one before.
+CLICK_STEPS = {4: 24, 2: 16, 1: 12}
 #: Rates at which diffused clicks fade: positive and negative at long and at short range, and the
 #: positive ones without fading against the crop's border.
 CLICK_FADING = (0.003, 0.003, 0.06, 0.06, 0.0)
@@ -86,20 +87,22 @@ def diffused_clicks(image: Tensor, coords: Tensor, labels: Tensor, img_size: int
     """Diffuse clicks through an image.
 
     Args:
-        image: (B, 1, 32, 32, 32), the crop averaged over its cells; z-normalised.
+        image: (B, 1, s, s, s), the crop averaged over its cells; z-normalised. s is a multiple
+            of 4.
         coords: (B, N, 3) in crop voxels.
         labels: (B, N) in {1, 0, -1}; -1 is no click.
         img_size: voxels along each axis of the crop.
 
     Returns:
-        (B, `CLICK_MAPS`, 32, 32, 32) in [0, 1]: maps that are 1 at the positive or at the negative
+        (B, `CLICK_MAPS`, s, s, s) in [0, 1]: maps that are 1 at the positive or at the negative
         clicks, each at two ranges (`CLICK_FADING`), and the random walker's share of positive
         clicks, against the negative ones and the border of the crop.
     """
     fading = torch.tensor(CLICK_FADING, device=image.device).view(1, -1, 1)
     maps = None
-    for size, steps in CLICK_GRIDS.items():
-        edges = edge_weights(F.avg_pool3d(image, image.shape[-1] // size))
+    for factor, steps in CLICK_STEPS.items():
+        size = image.shape[-1] // factor
+        edges = edge_weights(F.avg_pool3d(image, factor))
         cells = click_cells(coords, size, img_size)
         positive = marked(cells, labels == 1, size)
         negative = marked(cells, labels == 0, size) * (1 - positive)

@@ -84,6 +84,10 @@ class PyramidMaskDecoder3D(nn.Module):
         )
         return masks, iou
 
+    def image(self, image_embeddings: Tensor) -> Tensor:
+        """Return the image that embeddings hold, averaged over half cells: (B, 1, 8g, 8g, 8g)."""
+        return split_cells(unfold_cells(image_embeddings[:, self.dim :]))[1].float()
+
     def levels(
         self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
