@@ -151,7 +151,7 @@ def test_every_flag_is_read_by_something(pipeline):
     # Where a checkpoint is given, nothing is started from the teacher's blocks; stored outputs say
     # their clicks, and are of crops as they are; the teacher's validation crops are there.
     of_online = {"num_clicks", "augment", "zoom_share", "region_share", "region_share_end"}
-    of_online |= {"generated_share", "generated_share_end"}
+    of_online |= {"flip_share", "generated_share", "generated_share_end"}
     expected = {"teacher": set(), "student": {"init_from_teacher", "val_datas"} | of_online}
     expected["online"] = {"init_from_teacher", "val_datas"}
     of_challenge = {"images", "labels", "json", "boxes"}

@@ -29,7 +29,9 @@ MASK_STEPS = 25
 class EdgeWeights(NamedTuple):
     """Weights between each cell and its six neighbours; 0 where the grid ends."""
 
-    neighbours: tuple[Tensor, ...]  # six of (B, 1, s^3): the next cell along an axis, the one before
+    neighbours: tuple[
+        Tensor, ...
+    ]  # six of (B, 1, s^3): the next cell along an axis, the one before
     total: Tensor  # (B, 1, s^3), their sum
     strides: tuple[int, ...]  # how far each neighbour is away in the flattened grid
 
@@ -47,9 +49,7 @@ def edge_weights(image: Tensor) -> EdgeWeights:
     return EdgeWeights(tuple(neighbours), torch.stack(neighbours).sum(0), strides)
 
 
-def jacobi(
-    values: Tensor, edges: EdgeWeights, scale: Tensor, source: Tensor, steps: int
-) -> Tensor:
+def jacobi(values: Tensor, edges: EdgeWeights, scale: Tensor, source: Tensor, steps: int) -> Tensor:
     """Repeat ``values = scale * (weighted sum over the neighbours) + source``.
 
     In the flattened grid each neighbour is a shift. A shift across the grid's border reaches a cell
@@ -135,8 +135,8 @@ def guided_mask(
 ) -> Tensor:
     """Smooth a mask's probabilities along the image's edges, with the clicked cells fixed.
 
-    A cell's probability becomes the mean of the network's, with weight ``strength``, and of those of
-    its neighbours, with the weights of the edges between.
+    A cell's probability becomes the mean of the network's, with weight ``strength``, and of its
+    neighbours', with the weights of the edges between.
 
     Args:
         logits: (B, 1, s, s, s).

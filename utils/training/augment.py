@@ -13,7 +13,13 @@ from utils.volumes.geometry import CropGrid, CropRule
 FILL = (0.25, 0.9)
 
 
-def place(row: dict, rule: CropRule, rng: np.random.Generator, zoom_share: float) -> CropGrid:
+def place(
+    row: dict,
+    rule: CropRule,
+    rng: np.random.Generator,
+    zoom_share: float,
+    flip_share: float = 0.5,
+) -> CropGrid:
     """Place a crop at random around a target; the result varies like crops placed from prompts.
 
     1. Spacing: in ``zoom_share`` of the crops the target's longest side fills a quarter to nine
@@ -21,7 +27,7 @@ def place(row: dict, rule: CropRule, rng: np.random.Generator, zoom_share: float
        the image's finest voxel. The other crops have the spacing of ``rule``.
     2. Shift: drawn evenly, up to a quarter of the edge, and so that the target stays inside. A crop
        smaller than its target is shifted within the target instead.
-    3. Flip: along each axis, half of the time.
+    3. Flip: along each axis, in ``flip_share`` of the crops.
 
     Args:
         row: a row of `CropIndex.samples`; no image is read.
@@ -38,7 +44,7 @@ def place(row: dict, rule: CropRule, rng: np.random.Generator, zoom_share: float
     reach_mm = np.minimum(np.abs(edge_mm - extent_mm) / 2, edge_mm / 4)
     centre = (start + stop - 1) / 2 + rng.uniform(-1, 1, 3) * reach_mm / voxel_mm
     grid = CropGrid.in_frame(tuple(centre), shape, tuple(voxel_mm), spacing_mm, rule.size)
-    return grid.flipped([axis for axis in range(3) if rng.random() < 0.5])
+    return grid.flipped([axis for axis in range(3) if rng.random() < flip_share])
 
 
 def contrast(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

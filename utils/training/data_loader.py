@@ -30,7 +30,7 @@ from utils.volumes.geometry import CropRule
 
 AUGMENTATIONS = ("none", "basic", "torchio")
 #: Names of the flags of an augmented `CropDataset`, without dashes.
-CROP_FLAGS = ("augment", "zoom_share", *SOURCE_FLAGS)
+CROP_FLAGS = ("augment", "zoom_share", "flip_share", *SOURCE_FLAGS)
 
 
 def add_crop_arguments(group: argparse._ArgumentGroup) -> None:
@@ -49,6 +49,13 @@ def add_crop_arguments(group: argparse._ArgumentGroup) -> None:
         help="share of the crops whose spacing is chosen so that the target fills a quarter to "
         "nine tenths of the edge; 0 = none (default: 0.5)",
     )
+    group.add_argument(
+        "--flip-share",
+        type=share,
+        default=0.5,
+        help="share of the crops that are flipped, for each axis on its own; 0 = none "
+        "(default: 0.5)",
+    )
     add_source_arguments(group)
 
 
@@ -57,6 +64,7 @@ def augmentation(args: argparse.Namespace) -> dict[str, object]:
     return {
         "augment": args.augment,
         "zoom_share": args.zoom_share,
+        "flip_share": args.flip_share,
         "shares": target_shares(args),
         "seed": args.seed,
     }
@@ -145,6 +153,7 @@ class CropDataset(Dataset):
         augment: ``none``: centred on the target. ``basic``: place, zoom, flips and contrast vary
             with the `Draw`. ``torchio``: also rotation, bias field, gamma and noise.
         zoom_share: share of the augmented crops whose spacing is chosen from the target's size.
+        flip_share: share of the augmented crops that are flipped, for each axis.
         shares: of the augmented samples with other targets than labels; needs an augmentation.
         seed: seeds the augmentation, together with the number of the `Draw`.
 
@@ -160,6 +169,7 @@ class CropDataset(Dataset):
         *,
         augment: str = "none",
         zoom_share: float = 0.5,
+        flip_share: float = 0.5,
         shares: TargetShares = LABELS_ALONE,
         seed: int = 0,
     ) -> None:
@@ -168,6 +178,7 @@ class CropDataset(Dataset):
                 f"--augment: found {augment!r}, expected one of {', '.join(AUGMENTATIONS)}."
             )
         require_number("--zoom-share", zoom_share, 0, 1)
+        require_number("--flip-share", flip_share, 0, 1)
         if augment == "none" and shares:
             raise InputError(
                 "--region-share, --generated-share: found with --augment none, expected --augment "
@@ -175,7 +186,8 @@ class CropDataset(Dataset):
             )
         require_number("--seed", seed, 0, MAX_SEED, whole=True)
         self.index, self.rule = index, rule
-        self.augment, self.zoom_share, self.seed = augment, zoom_share, seed
+        self.augment, self.seed = augment, seed
+        self.zoom_share, self.flip_share = zoom_share, flip_share
         self.shares = shares
 
     def __len__(self) -> int:
@@ -192,7 +204,8 @@ class CropDataset(Dataset):
             crop = target.cut_centred(self.rule)
         else:
             rng = stream(self.seed, draw.number, AUGMENTING)
-            crop = target.cut(place(target.row, self.rule, rng, self.zoom_share))
+            shares = self.zoom_share, self.flip_share
+            crop = target.cut(place(target.row, self.rule, rng, *shares))
             if not crop.label.any():  # such as a crop inside the hole of a ring
                 crop = target.cut_centred(self.rule)
         image, label = (torch.from_numpy(part)[None] for part in (crop.image, crop.label))

@@ -17,7 +17,6 @@ from utils.training.clicks import coarsen, shrink, simulate_clicks
 from utils.training.losses import dice_ce
 from utils.training.seeds import CLICKING, stream
 
-
 #: Share of the run after which every step has all turns.
 GROWN = 0.75
 

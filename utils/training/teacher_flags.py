@@ -127,6 +127,20 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
         default=2,
         help="turns of a step without a new click; at most a quarter of --num-clicks (default: 2)",
     )
+    clicks.add_argument(
+        "--start-clicks",
+        type=non_negative_int,
+        default=0,
+        help="turns in the first steps; their number reaches --num-clicks after three quarters of "
+        "the run. Steps with few turns cost less; 0 = --num-clicks in every step (default: 0)",
+    )
+    clicks.add_argument(
+        "--mask-dropout",
+        type=share,
+        default=0.0,
+        help="share of the later turns in which the network gets no mask prompt, and must segment "
+        "anew from all clicks and the image; 0 = none (default: 0)",
+    )
     add_crop_arguments(clicks)
     clicks.add_argument(
         "--loss-size",

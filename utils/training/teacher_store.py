@@ -2,9 +2,9 @@
 
 Stored for each sample, with g tokens and m low-resolution cells along each axis:
 
-* ``image_embedding`` (C, g, g, g), its learnt channels, ``low_res_masks`` (clicks, m, m, m) logits and, with
-  --store-layers, ``hidden_<n>`` (g, g, g, C), the output of block n counted from 1; float16 unless
-  --store-precision is given
+* ``image_embedding`` (C, g, g, g), its learnt channels, ``low_res_masks`` (clicks, m, m, m) logits
+  and, with --store-layers, ``hidden_<n>`` (g, g, g, C), the output of block n counted from 1;
+  float16 unless --store-precision is given
 * ``click_coords`` (clicks, 3) in crop voxels, ``click_labels`` (clicks,) in {1, 0, -1} and
   ``predicted_iou`` (clicks,)
 
