@@ -8,16 +8,33 @@ import pytest
 import torch
 from parity_helpers import STATE_DICTS, network
 
-from segment_anything import ConfigError, SamConfig, build_sam3D, sam_model_registry3D
+from segment_anything import (
+    ConfigError,
+    DecoderConfig,
+    PromptConfig,
+    SamConfig,
+    build_from_checkpoint,
+    build_sam3D,
+    checkpoint_payload,
+    sam_model_registry3D,
+)
 from segment_anything.build_sam3D import FASTSAM3D, TINY, TINY_FASTSAM3D, VIT_B_ORI
+
+#: ``tiny`` as it was before it had a pyramid: detail of the stem, and stamped clicks.
+STAMPED = dataclasses.replace(
+    TINY,
+    encoder=dataclasses.replace(TINY.encoder, detail="stem", detail_chans=16),
+    prompt=PromptConfig(dense_pe_axes=(0, 1, 2), click_stamp_sigma=1.0, click_memory="all"),
+    decoder=DecoderConfig(mlp_dim=512),
+)
 
 
 def _small(**prompt):
-    """Return ``tiny`` for 64^3 volumes: a 4^3 token grid, 16^3 low-resolution masks."""
-    encoder = dataclasses.replace(TINY.encoder, img_size=64, embed_dim=48, depth=2, num_heads=2)
-    prompt = dataclasses.replace(TINY.prompt, **prompt)
+    """Return a network for 64^3 volumes: a 4^3 token grid, 16^3 low-resolution masks."""
+    encoder = dataclasses.replace(STAMPED.encoder, img_size=64, embed_dim=48, depth=2, num_heads=2)
+    prompt = dataclasses.replace(STAMPED.prompt, **prompt)
     torch.manual_seed(0)
-    return build_sam3D(dataclasses.replace(TINY, encoder=encoder, prompt=prompt))
+    return build_sam3D(dataclasses.replace(STAMPED, encoder=encoder, prompt=prompt))
 
 
 def _segment(model, points, masks=None, multimask_output=False):
@@ -48,6 +65,21 @@ def test_state_dict_keys_and_shapes_are_the_released_ones(name):
     model = network(name) if name == "teacher" else network(name).image_encoder
     found = {key: list(value.shape) for key, value in model.state_dict().items()}
     assert found == STATE_DICTS[name]
+
+
+def test_a_checkpoint_of_the_previous_tiny_opens_as_what_it_is(tmp_path):
+    """Its config lacks the fields that came later."""
+    torch.manual_seed(0)
+    before = build_sam3D(STAMPED).eval()
+    payload = checkpoint_payload(before)
+    for part, field in (("encoder", "detail"), ("prompt", "click_diffusion"), ("decoder", "form")):
+        del payload["config"][part][field]
+    torch.save(payload, tmp_path / "before.pt")
+    opened = build_from_checkpoint(tmp_path / "before.pt").eval()
+    assert opened.config == STAMPED
+    volume = torch.randn(1, 1, 128, 128, 128)
+    with torch.no_grad():
+        assert torch.equal(opened.image_encoder(volume), before.image_encoder(volume))
 
 
 @pytest.mark.parametrize("config", [VIT_B_ORI, FASTSAM3D, TINY, TINY_FASTSAM3D])
@@ -134,8 +166,8 @@ def test_encoder_stopped_early_returns_the_first_hidden_states_alone(depth):
     assert all(torch.equal(h, w) for h, w in zip(hidden, whole, strict=False))
 
 
-def test_loss_reaches_every_parameter_of_tiny():
-    """Clicks always stamp a mask in ``tiny``, so two prompts in turn reach all of it."""
+def test_loss_reaches_every_parameter_of_stamped_networks():
+    """Clicks always stamp a mask here, so two prompts in turn reach all of it."""
     model = _small()
     clicks = (torch.rand(1, 3, 3) * 64, torch.tensor([[1, 0, -1]]))
     for points in (clicks, None):
@@ -172,7 +204,7 @@ def test_released_dense_pe_has_its_first_two_axes_swapped(axes, zyx):
 
 
 def test_dense_pe_is_cached_until_the_matrix_changes():
-    encoder, other = _small().prompt_encoder, sam_model_registry3D["tiny"]().prompt_encoder
+    encoder, other = _small().prompt_encoder, build_sam3D(STAMPED).prompt_encoder
     before = encoder.get_dense_pe()
     assert encoder.get_dense_pe() is before
     encoder.load_state_dict(other.state_dict())
