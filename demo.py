@@ -51,8 +51,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--steps",
         type=positive_int,
-        default=280,
-        help="training steps of the teacher; the student has half as many (default: 280)",
+        default=200,
+        help="training steps of the teacher; the student has half as many (default: 200)",
     )
     return parser.parse_args(argv)
 
@@ -130,7 +130,8 @@ def train(pipeline: Pipeline, folders: Sequence[Path], out: Path, steps: int) ->
     pipeline.step(
         "3 train the teacher, store its outputs",
         *["preparelabel.py", "--network", "tiny", "--fit-spacing", "--img-datas", *folders],
-        *["--num-clicks", 3, "--loss-size", 32, "--decoder-lr-scale", 1, "--stored-clicks", 3],
+        *["--num-clicks", 3, "--start-clicks", 1, "--loss-size", 64, "--decoder-lr-scale", 1],
+        *["--region-share", 0.3, "--flip-share", 0, "--stored-clicks", 3],
         *["--lr-schedule", "cosine", "--store-layers", 2, 4, 6],
         *["--steps", steps, "--out-dir", out / "teacher", *shared],
     )

@@ -175,6 +175,8 @@ def upsample(low_res_masks: Tensor, size: int) -> Tensor:
         low_res_masks: (B, 1, m, m, m) logits.
         size: Voxels along each axis of the result.
     """
+    if low_res_masks.shape[-1] == size:
+        return low_res_masks
     with torch.autocast(low_res_masks.device.type, enabled=False):
         cells = torch.eye(
             low_res_masks.shape[-1], device=low_res_masks.device, dtype=low_res_masks.dtype
