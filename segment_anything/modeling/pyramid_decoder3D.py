@@ -102,7 +102,7 @@ class PyramidMaskDecoder3D(nn.Module):
 
         # 2. Tokens, clicks and output tokens attend to each other
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        output_tokens = output_tokens.expand(len(sparse), -1, -1)
+        output_tokens = output_tokens.expand(sparse.shape[0], -1, -1)
         hs, keys = self.transformer(src, image_pe, torch.cat([output_tokens, sparse], dim=1))
         iou_token_out, mask_token_out = hs[:, 0], hs[:, 1]
 
