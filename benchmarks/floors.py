@@ -34,7 +34,7 @@ from benchmarks.measure import (
     table,
     write_json,
 )
-from benchmarks.rivals import SIZE, Prompts, network, prompts_for
+from benchmarks.rivals import SIZE, Prompts, fitted, network, prompts_for
 from segment_anything import InferenceEngine, sam_model_registry3D
 from utils.errors import exit_on_input_error
 from utils.run.device import pick_device
@@ -120,7 +120,7 @@ def parts_of(engine: InferenceEngine, prompts: Prompts) -> list[Part]:
     """Return encoder, decoder (with the prompt encoder) and upsampling."""
     images = prompts.images.to(engine.device)
     embedding = engine.encode(images)
-    points = prompts.coords, prompts.labels, prompts.low_res_masks
+    points = prompts.coords, prompts.labels, fitted(prompts.low_res_masks, engine.model)
     low_res, _ = engine.decode(embedding, *points)
 
     def decode() -> Tensor:

@@ -61,6 +61,11 @@ def prompts_for(batch: int) -> Prompts:
     return Prompts(images, coords, labels, masks, torch.zeros_like(masks))
 
 
+def fitted(masks: Tensor, model: Sam3D) -> Tensor:
+    """Return mask prompts of the size that a network has."""
+    return F.interpolate(masks, size=(model.config.low_res_size,) * 3)
+
+
 def waves(generator: torch.Generator) -> Tensor:
     """Return a volume (1, 1, 128, 128, 128) of smooth waves and noise, mean 0, deviation 1."""
     coarse = torch.randn(1, 1, 12, 12, 12, generator=generator)
@@ -103,6 +108,7 @@ def _our_work(
     engine = InferenceEngine(network(name), device, getattr(torch, precision), engine_name)
 
     def click(embedding: Tensor, prompts: Prompts, masks: Tensor) -> Tensor:
+        masks = fitted(masks, engine.model)
         low_res, _ = engine.decode(embedding, prompts.coords, prompts.labels, masks)
         return engine.upsample(low_res, SIZE)
 
@@ -174,6 +180,7 @@ def reference_outputs(name: str, parts: Sequence[str], medim: bool) -> dict[str,
         for part, mask in masks.items():
             points = prompts.coords.double(), prompts.labels
             dense_pe = model.prompt_encoder.get_dense_pe()
+            mask = fitted(mask, model)
             low_res, _ = decode_points(model, embedding, *points, mask.double(), dense_pe)
             answers[part] = upsample(low_res, SIZE)
     return {part: answers[part] for part in parts}

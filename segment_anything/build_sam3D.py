@@ -95,7 +95,7 @@ TINY = SamConfig(
         click_diffusion=True,
         click_likeness=True,
     ),
-    decoder=DecoderConfig(mlp_dim=512, form="pyramid", refine_strength=0.02),
+    decoder=DecoderConfig(mlp_dim=512, form="pyramid", refine_strength=0.3),
 )
 
 TINY_FASTSAM3D = dataclasses.replace(
@@ -111,23 +111,28 @@ def build_sam3D(config: SamConfig) -> Sam3D:
     """Build a network with random weights: on the CPU, float32, in training mode."""
     encoder, decoder = config.encoder, config.decoder
     width, is_pyramid = encoder.out_chans, decoder.form == "pyramid"
-    prompt_encoder = PyramidPromptEncoder3D if is_pyramid else PromptEncoder3D
+    # Built in this order, since a seed's weights depend on it.
+    image_encoder = ImageEncoderViT3D(encoder)
+    prompt_encoder = (PyramidPromptEncoder3D if is_pyramid else PromptEncoder3D)(
+        config.prompt,
+        embed_dim=width,
+        img_size=encoder.img_size,
+        grid_size=encoder.grid_size,
+        low_res_size=config.low_res_size,
+        detail_chans=encoder.detail_chans,
+    )
     transformer = TwoWayTransformer3D(decoder.depth, width, decoder.num_heads, decoder.mlp_dim)
-    sizes = {"dim": width, "detail_chans": encoder.detail_chans}
+    widths = {"dim": width, "detail_chans": encoder.detail_chans}
     if is_pyramid:
-        sizes["prompt_chans"] = prompt_chans(config.prompt)
+        maps = prompt_chans(config.prompt)
+        mask_decoder = PyramidMaskDecoder3D(transformer, **widths, prompt_chans=maps)
+    else:
+        mask_decoder = MaskDecoder3D(transformer, **widths)
     return Sam3D(
         config,
-        image_encoder=ImageEncoderViT3D(encoder),
-        prompt_encoder=prompt_encoder(
-            config.prompt,
-            embed_dim=width,
-            img_size=encoder.img_size,
-            grid_size=encoder.grid_size,
-            low_res_size=config.low_res_size,
-            detail_chans=encoder.detail_chans,
-        ),
-        mask_decoder=(PyramidMaskDecoder3D if is_pyramid else MaskDecoder3D)(transformer, **sizes),
+        image_encoder=image_encoder,
+        prompt_encoder=prompt_encoder,
+        mask_decoder=mask_decoder,
     )
 
 

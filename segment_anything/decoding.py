@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segment_anything.modeling import Sam3D
+from segment_anything.modeling import PyramidPromptEncoder3D, Sam3D
 from segment_anything.modeling.diffusion3D import guided_mask
 
 #: The label of a padding point, which the prompt encoder does not treat as a click.
@@ -146,7 +146,8 @@ def decode_points(
     Returns:
         low-resolution logits (B, 1, m, m, m) and predicted IoU (B, 1).
     """
-    given = {"image_embeddings": image_embedding} if model.prompt_encoder.needs_image else {}
+    is_pyramid = isinstance(model.prompt_encoder, PyramidPromptEncoder3D)
+    given = {"image_embeddings": image_embedding} if is_pyramid else {}
     sparse, dense = model.prompt_encoder(
         points=(point_coords, point_labels), boxes=None, masks=low_res_masks, **given
     )
@@ -157,7 +158,7 @@ def decode_points(
         dense_prompt_embeddings=dense,
         multimask_output=False,
     )
-    strength = model.config.decoder.refine_strength
+    strength = model.config.decoder.refine_strength if is_pyramid else 0
     if strength and not model.training:
         image = model.mask_decoder.image(image_embedding)
         size = model.config.encoder.img_size

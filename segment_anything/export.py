@@ -37,7 +37,7 @@ from segment_anything.checkpoint import (
 )
 from segment_anything.decoding import decode_points
 from segment_anything.export_files import DECODER, ENCODER, FACTS, read_facts, require_own_files
-from segment_anything.modeling import PromptEncoder3D, Sam3D
+from segment_anything.modeling import PromptEncoder3D, PyramidPromptEncoder3D, Sam3D
 from segment_anything.onnx_encoder import FINGERPRINT, OnnxError, needed, open_session
 
 OPSET = 20
@@ -75,7 +75,7 @@ class PromptDecoder(nn.Module):
             mask_input: (B, 1, m, m, m) logits.
         """
         prompts = self.prompt_encoder
-        if prompts.needs_image:  # it has no loop over the clicks
+        if isinstance(prompts, PyramidPromptEncoder3D):  # it has no loop over the clicks
             clicks = point_coords, point_labels
             return decode_points(self, image_embedding, *clicks, mask_input, self.dense_pe)
         sparse = prompts.embed_points(point_coords, point_labels)

@@ -156,7 +156,7 @@ def test_every_flag_is_read_by_something(pipeline):
     expected["online"] = {"init_from_teacher", "val_datas"}
     of_challenge = {"images", "labels", "json", "boxes"}
     expected |= {"validation": of_challenge, "validation_student": of_challenge}
-    expected["challenge"] = {"val_datas", "max_instances", "predictions"}
+    expected["challenge"] = {"val_datas", "max_instances", "predictions", "image_check", "ceiling"}
     assert reports["unread"] == expected
 
 

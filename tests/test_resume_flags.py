@@ -17,7 +17,8 @@ from utils.errors import InputError
 
 FLAGS = ["--batch-size", "2", "--workers", "0", "--warmup", "0", "--device", "cpu"]
 TEACHER = {
-    "num-clicks": 3, "loss-size": 32, "box-share": 0.5, "free-turns": 1, "augment": "none",
+    "num-clicks": 3, "start-clicks": 1, "mask-dropout": 0.5, "flip-share": 0.25,
+    "loss-size": 32, "box-share": 0.5, "free-turns": 1, "augment": "none",
     "zoom-share": 0.25, "region-share": 0.5, "region-share-end": 0.1, "generated-share": 0.25,
     "generated-share-end": 0.125, "decoder-lr-scale": 0.5, "spacing-mm": 2,
     "val-share": 0.5, "val-crops": 1,
@@ -42,7 +43,8 @@ FREE = {
 FROM_SCRATCH = {"set", "fit-spacing", "no-fit-spacing", "init-from-teacher", "no-init-from-teacher"}
 #: Compared as the crops that follow from them, and in distillation.py with --online alone.
 OF_CROPS = {"max-instances", "min-instance-voxels", "val-share", "val-crops"}
-OF_CROPS |= {"num-clicks", "augment", "zoom-share", "region-share", "region-share-end"}
+OF_CROPS |= {"num-clicks", "augment", "zoom-share", "flip-share"}
+OF_CROPS |= {"region-share", "region-share-end"}
 OF_CROPS |= {"generated-share", "generated-share-end"}
 MENTIONED = {"online"}  # in help texts of the other script
 

@@ -31,6 +31,11 @@ def unfold_cells(tokens: Tensor) -> Tensor:
     return split.reshape(batch, chans // n**3, *[grid * n] * 3)
 
 
+def wide(x: Tensor) -> Tensor:
+    """Return a tensor in float32, or unchanged if it is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class LayerNorm3d(nn.Module):
     """LayerNorm over the channels of (B, C, D, H, W), eps 1e-6, computed in float32 or wider.
 
@@ -46,8 +51,8 @@ class LayerNorm3d(nn.Module):
         self.eps = 1e-6
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        centred = wide - wide.mean(1, keepdim=True)
+        values = wide(x)
+        centred = values - values.mean(1, keepdim=True)
         variance = centred.pow(2).mean(1, keepdim=True)
         normalised = centred / torch.sqrt(variance + self.eps)
         scale, shift = (p.view(-1, 1, 1, 1) for p in (self.weight, self.bias))

@@ -24,6 +24,7 @@ CLICK_STEPS = {4: 24, 2: 16, 1: 12}
 CLICK_FADING = (0.003, 0.003, 0.06, 0.06, 0.0)
 CLICK_MAPS = len(CLICK_FADING)
 MASK_STEPS = 25
+LEAST_SURE = 0.02  # share of its weight that a cell has where the probability is one half
 #: Of the Jacobi iteration, as the acceleration assumes it; below 1.
 SPECTRAL_RADIUS = 0.98
 
@@ -80,9 +81,14 @@ def click_cells(coords: Tensor, size: int, img_size: int) -> Tensor:
     return (cells[..., 0] * size + cells[..., 1]) * size + cells[..., 2]
 
 
-def marked(cells: Tensor, chosen: Tensor, size: int) -> Tensor:
-    """Return (B, 1, s^3), 1 in the ``cells`` (B, N) that are ``chosen`` (B, N), else 0."""
-    marks = torch.zeros(cells.shape[0], size**3 + 1, device=cells.device)
+def marked(cells: Tensor, chosen: Tensor, grid: Tensor) -> Tensor:
+    """Return (B, 1, s^3), 1 in the ``cells`` (B, N) that are ``chosen`` (B, N), else 0.
+
+    Args:
+        grid: (B, C, s, s, s), whose size and dtype count.
+    """
+    size = grid.shape[-1]
+    marks = grid.new_zeros(cells.shape[0], size**3 + 1)
     spare = torch.full_like(cells, size**3)  # a cell behind the grid takes the others
     marks = marks.scatter(1, torch.where(chosen, cells, spare), 1.0)
     return marks[:, None, :-1]
@@ -107,10 +113,10 @@ def diffused_clicks(image: Tensor, coords: Tensor, labels: Tensor, img_size: int
     maps = None
     for factor, steps in CLICK_STEPS.items():
         size = image.shape[-1] // factor
-        edges = edge_weights(F.avg_pool3d(image, factor))
-        cells = click_cells(coords, size, img_size)
-        positive = marked(cells, labels == 1, size)
-        negative = marked(cells, labels == 0, size) * (1 - positive)
+        grid = F.avg_pool3d(image, factor)
+        edges, cells = edge_weights(grid), click_cells(coords, size, img_size)
+        positive = marked(cells, labels == 1, grid)
+        negative = marked(cells, labels == 0, grid) * (1 - positive)
         source = torch.cat([positive, negative, positive, negative, positive], 1)
         free = 1 - positive - negative
         inner = free * _inside(size, free.device)  # the walker ends at the border
@@ -140,24 +146,26 @@ def guided_mask(
 ) -> Tensor:
     """Smooth a mask's probabilities along the image's edges, with the clicked cells fixed.
 
-    A cell's probability becomes the mean of the network's, with weight ``strength``, and of its
-    neighbours', with the weights of the edges between.
+    A cell's probability becomes the mean of the network's own and of its neighbours', with the
+    weights of the edges between. The surer the network is of a cell, the more its own probability
+    weighs.
 
     Args:
         logits: (B, 1, s, s, s).
         image: (B, 1, s, s, s), the crop averaged over its cells; z-normalised.
         coords, labels: the clicks, as in `diffused_clicks`.
-        strength: weight of the network's own probability; above 0.
+        strength: weight of the network's own probability where it is 0 or 1; above 0.
 
     Returns:
         Logits (B, 1, s, s, s).
     """
     size = logits.shape[-1]
     edges, cells = edge_weights(image), click_cells(coords, size, img_size)
-    positive = marked(cells, labels == 1, size)
-    free = 1 - torch.maximum(positive, marked(cells, labels == 0, size))
+    positive = marked(cells, labels == 1, logits)
+    free = 1 - torch.maximum(positive, marked(cells, labels == 0, logits))
     own = torch.sigmoid(logits).flatten(2)
-    scale = free / (edges.total + strength)
-    source = torch.addcmul(positive, scale, strength * own)
+    weight = strength * ((2 * own - 1).square() + LEAST_SURE)
+    scale = free / (edges.total + weight)
+    source = torch.addcmul(positive, scale, weight * own)
     refined = solve(own, edges, scale, source, MASK_STEPS)
     return torch.logit(refined, eps=1e-4).view_as(logits)

@@ -50,8 +50,6 @@ class PositionEmbeddingRandom3D(nn.Module):
 class DensePositions3D(nn.Module):
     """A prompt encoder's positions: those of clicks, and those of the token grid."""
 
-    needs_image = False  # whether `forward` takes the image embedding
-
     def __init__(
         self, config: PromptConfig, *, embed_dim: int, img_size: int, grid_size: int
     ) -> None:

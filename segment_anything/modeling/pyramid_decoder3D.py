@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segment_anything.modeling.common import MLP, ChannelNorm3d, unfold_cells
+from segment_anything.modeling.common import MLP, ChannelNorm3d, unfold_cells, wide
 from segment_anything.modeling.conv3D import DetailConv3d, PatchConvTranspose3d
 from segment_anything.modeling.pyramid3D import (
     CELL_CHANS,
@@ -86,7 +86,7 @@ class PyramidMaskDecoder3D(nn.Module):
 
     def image(self, image_embeddings: Tensor) -> Tensor:
         """Return the image that embeddings hold, averaged over half cells: (B, 1, 8g, 8g, 8g)."""
-        return split_cells(unfold_cells(image_embeddings[:, self.dim :]))[1].float()
+        return wide(split_cells(unfold_cells(image_embeddings[:, self.dim :]))[1])
 
     def levels(
         self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
@@ -139,7 +139,7 @@ class PyramidMaskDecoder3D(nn.Module):
 def _products(features: Tensor, vectors: Tensor) -> Tensor:
     """Return the products (B, 1, D, H, W) of features (B, c, D, H, W) and vectors (B, c)."""
     products = features.movedim(1, -1) @ vectors[:, None, None, :, None]
-    return products.movedim(-1, 1).float()
+    return wide(products.movedim(-1, 1))
 
 
 def _dense_last(volume: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segment_anything.config import PromptConfig
-from segment_anything.modeling.common import fold_cells, unfold_cells
+from segment_anything.modeling.common import fold_cells, unfold_cells, wide
 from segment_anything.modeling.diffusion3D import CLICK_MAPS, click_cells, diffused_clicks
 from segment_anything.modeling.prompt_encoder3D import DensePositions3D
 from segment_anything.modeling.pyramid3D import fold_image, split_cells
@@ -23,8 +23,6 @@ UNLIKE = -1.0  # likeness where no cell is clicked
 
 class PyramidPromptEncoder3D(DensePositions3D):
     """Embed clicks and a mask prompt, given the image embedding."""
-
-    needs_image = True
 
     def __init__(
         self,
@@ -75,7 +73,7 @@ class PyramidPromptEncoder3D(DensePositions3D):
             )
         coords, labels = points
         tokens = image_embeddings[:, : self.embed_dim]
-        detail, image = split_cells(unfold_cells(image_embeddings[:, self.embed_dim :]).float())
+        detail, image = split_cells(wide(unfold_cells(image_embeddings[:, self.embed_dim :])))
         sparse = self.embed_points(coords, labels, tokens, detail)
         maps = [self.stamps(coords, labels)]
         if self.config.click_diffusion:
@@ -86,7 +84,7 @@ class PyramidPromptEncoder3D(DensePositions3D):
             maps.append(self.likeness_maps(self.cell_directions(detail), coords, labels))
         if masks is None:
             masks = detail.new_zeros(coords.shape[0], 1, *[self.low_res_size] * 3)
-        maps.append(fold_image(torch.tanh(masks.float() / MASK_SCALE)))
+        maps.append(fold_image(torch.tanh(wide(masks) / MASK_SCALE)))
         return sparse, fold_cells(torch.cat(maps, dim=1))
 
     def embed_points(
@@ -106,7 +104,7 @@ class PyramidPromptEncoder3D(DensePositions3D):
         code = self.pe_layer((coords + 0.5) / self.img_size)
         kinds = [self.not_a_point_embed, *self.point_embeddings]
         kinds = torch.cat([embedding.weight for embedding in kinds])
-        found = [features_at(grid.float(), coords, self.img_size) for grid in (tokens, detail)]
+        found = [features_at(wide(grid), coords, self.img_size) for grid in (tokens, detail)]
         features = self.point_features(torch.cat(found, dim=-1))
         is_click = (labels >= 0)[..., None]
         return (code.to(kinds.dtype) + features) * is_click + kinds[labels.long() + 1]
@@ -124,7 +122,7 @@ class PyramidPromptEncoder3D(DensePositions3D):
 
     def cell_directions(self, detail: Tensor) -> Tensor:
         """Return the direction of each cell's features, for `likeness_maps`: (B, c, 4g, 4g, 4g)."""
-        return F.normalize(self.likeness(detail).float(), dim=1)
+        return F.normalize(wide(self.likeness(detail)), dim=1)
 
     def likeness_maps(self, directions: Tensor, coords: Tensor, labels: Tensor) -> Tensor:
         """Return each cell's cosine to the positive, and negative, clicked cell it is most like.

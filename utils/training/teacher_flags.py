@@ -131,8 +131,8 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
         "--start-clicks",
         type=non_negative_int,
         default=0,
-        help="turns in the first steps; their number reaches --num-clicks after three quarters of "
-        "the run. Steps with few turns cost less; 0 = --num-clicks in every step (default: 0)",
+        help="turns in the first steps; their number is full after three quarters of the run. "
+        "Steps with few turns cost less; 0 = the full number in every step (default: 0)",
     )
     clicks.add_argument(
         "--mask-dropout",
