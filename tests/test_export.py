@@ -1,6 +1,7 @@
 """ONNX files give PyTorch's numbers, are refused if they do not, and can replace the encoder."""
 
 import copy
+import dataclasses
 import json
 import pickle
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from parity_helpers import relative_error
 from small_cases import ball, write_prepared
 from small_networks import RULE, save_student, small_config, small_sam, small_student
+from test_pyramid3D import CONFIG as PYRAMID
 
 import predict
 from segment_anything import (
@@ -34,6 +36,7 @@ from segment_anything.export import (
     export,
     require_same,
     stamp_at_once,
+    write_decoder,
     write_encoder,
 )
 from segment_anything.onnx_encoder import (
@@ -327,3 +330,14 @@ def test_predict_refuses_the_encoder_of_another_checkpoint(exported, tmp_path):
     save_student(tmp_path / "student.pth", seed=7)
     with pytest.raises(InputError, match="Export the encoder from the checkpoint"):
         predicted(tmp_path, "out", "--encoder", exported / "onnx" / ENCODER)
+
+
+def test_a_pyramid_decoder_is_exported_with_its_diffusion(tmp_path):
+    torch.manual_seed(0)
+    config = dataclasses.replace(
+        PYRAMID, decoder=dataclasses.replace(PYRAMID.decoder, refine_strength=0.3)
+    )
+    model = build_sam3D(config).eval()
+    write_decoder(model, tmp_path / DECODER)
+    for case, differences in decoder_differences(model, tmp_path / DECODER).items():
+        assert max(differences.values()) <= 1e-4, case
