@@ -51,8 +51,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--steps",
         type=positive_int,
-        default=200,
-        help="training steps of the teacher; the student has half as many (default: 200)",
+        default=120,
+        help="training steps of the teacher; the student has half as many (default: 120)",
     )
     return parser.parse_args(argv)
 
