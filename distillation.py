@@ -52,7 +52,7 @@ from utils.training.checkpoint import save_payload
 from utils.training.config import TIME_PARTS, add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, read_index
 from utils.training.data_loader import CROP_FLAGS, CropDataset, add_crop_arguments, augmentation
-from utils.training.definition import VALIDATION_CROPS, flag_of
+from utils.training.definition import VALIDATION_CROPS, flag_of, followed_steps
 from utils.training.distillation import (
     DistillationPlan,
     EncoderDistillation,
@@ -294,6 +294,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
 
     defines = {
         **_defining_flags(args, plan),
+        **followed_steps(args),
         "--checkpoint": fingerprint(student) if args.checkpoint else None,
         VALIDATION_CROPS: validation and validation.digest,
     }

@@ -50,7 +50,7 @@ from utils.training.checkpoint import save_payload
 from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, build_cache, read_index
 from utils.training.data_loader import CROP_FLAGS, CropDataset, augmentation
-from utils.training.definition import VALIDATION_CROPS, flag_of
+from utils.training.definition import VALIDATION_CROPS, flag_of, followed_steps
 from utils.training.store_writer import (
     add_store_arguments,
     require_layers,
@@ -235,6 +235,7 @@ def train(
         validate=validation,
         defines={
             **{flag_of(name): getattr(args, name) for name in DEFINING},
+            **followed_steps(args),
             "--checkpoint": fingerprint(teacher) if args.checkpoint else None,
             VALIDATION_CROPS: validation and validation.digest,
         },

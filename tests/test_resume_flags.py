@@ -163,6 +163,14 @@ def weights(folder):
     return torch.cat([tensor.flatten().double() for tensor in state.values()])
 
 
+def test_more_steps_are_refused_where_turns_follow_from_their_number():
+    growing = ["--lr-schedule", "constant", "--start-clicks", "1", "--out-dir", "a"]
+    teach(growing)
+
+    with pytest.raises(InputError, match="--steps that turns and targets follow: found 6"):
+        teach([*growing, "--resume", "--steps", "6"])
+
+
 def test_more_steps_at_a_constant_rate_end_like_a_run_of_that_length():
     constant = ["--lr-schedule", "constant"]
     teach([*constant, "--out-dir", "a"])

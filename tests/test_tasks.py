@@ -7,6 +7,7 @@ from small_cases import ball
 from small_networks import small_sam
 
 from segment_anything import NO_CLICK, Interaction, upsample
+from utils.errors import InputError
 from utils.prompts.box import box_around, ellipsoid_logits
 from utils.results.metrics import dsc
 from utils.training import tasks
@@ -114,3 +115,37 @@ def test_one_batch_can_be_learnt_by_heart():
     masks = upsample(outputs["low_res_masks"][:, -1:], 32)[:, 0] > model.mask_threshold
     for mask, label in zip(masks, sample["label"], strict=True):
         assert dsc(label[0].numpy(), mask.numpy()) > 0.95
+
+
+def test_turns_grow_over_the_run_up_to_all_clicks():
+    task = InteractiveTask(small_sam(), num_clicks=5, loss_size=16, seed=0, start_clicks=2)
+    turns = []
+    for done in (0.0, 0.2, 0.3, 0.5, 0.75, 0.99):
+        task.advance(done)
+        turns.append(task.turns)
+    assert turns == [2, 2, 3, 4, 5, 5]
+
+
+def test_turns_do_not_grow_unless_asked_to():
+    task = InteractiveTask(small_sam(), num_clicks=5, loss_size=16, seed=0)
+    assert task.turns == 5
+
+
+def test_mask_prompts_are_left_out_in_a_share_of_the_later_turns(monkeypatch):
+    turns = watch(monkeypatch, num_clicks=8, mask_dropout=0.5)
+    given = [bool(mask.any()) for _, _, masks in turns[1:] for mask in masks]
+    assert 0.2 < np.mean(given) < 0.8
+    always = watch(monkeypatch, num_clicks=3, mask_dropout=1.0)
+    assert not any(masks.any() for _, _, masks in always)
+
+
+def test_a_step_without_mask_prompts_has_gradients():
+    task = InteractiveTask(small_sam(), num_clicks=3, loss_size=16, seed=0, mask_dropout=0.5)
+    task(batch())["loss"].backward()
+    assert task.model.image_encoder.pos_embed.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("start", [-1, 4])
+def test_a_start_beyond_all_clicks_is_refused(start):
+    with pytest.raises(InputError, match="--start-clicks"):
+        InteractiveTask(small_sam(), num_clicks=3, loss_size=16, seed=0, start_clicks=start)

@@ -7,6 +7,7 @@ would have had another rate (in the warm-up) or another stage. The schedules "st
 need the same number, since their rates are spread over all steps. --minutes stays the same.
 """
 
+import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,6 +52,13 @@ def definition(
         CROPS: digest_of(samples),
         **more,
     }
+
+
+def followed_steps(args: argparse.Namespace) -> dict[str, int | None]:
+    """Return --steps where turns or sources of targets change over the run, else None."""
+    changing = ("start_clicks", "region_share", "generated_share")
+    changes = any(getattr(args, name, 0) for name in changing)
+    return {"--steps that turns and targets follow": args.steps if changes else None}
 
 
 def flag_of(name: str) -> str:

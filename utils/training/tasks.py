@@ -138,7 +138,8 @@ class InteractiveTask(Task):
             if turn == 0:
                 _give_boxes(starts, coords, interaction.low_res_masks, full.shape[1])
             elif self.mask_dropout:
-                interaction.low_res_masks *= self._kept_masks(rngs).to(image.device)
+                kept = self._kept_masks(rngs).to(image.device)
+                interaction.low_res_masks = interaction.low_res_masks * kept
             logits, _ = interaction.click(coords.to(image.device), labels.to(image.device))
             losses.append(dice_ce(upsample(logits.float(), self.loss_size), target))
         return {
