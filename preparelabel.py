@@ -11,7 +11,7 @@ Writes  --crops-dir     the crop cache; a case is read again only if its files o
     python preparelabel.py --checkpoint sam_med3d_turbo.pth --network vit_b_ori   # fine-tune
     python preparelabel.py                                                        # from scratch
     python preparelabel.py --network tiny --fit-spacing --steps 1500 --num-clicks 4 \\
-        --loss-size 32 --decoder-lr-scale 1                                       # on a CPU
+        --loss-size 64 --decoder-lr-scale 1                                       # on a CPU
     python preparelabel.py --minutes 240                                          # ends in time
     python preparelabel.py --steps 0 --checkpoint work_dir/teacher/last.pt        # store only
 

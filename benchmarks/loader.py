@@ -1,6 +1,6 @@
 """What limits training, the loader or the step? Samples per second of each alone, and of both.
 
-    python benchmarks/loader.py --network tiny --num-clicks 4 --loss-size 32
+    python benchmarks/loader.py --network tiny --num-clicks 4 --loss-size 64
     python benchmarks/loader.py --network vit_b_ori --batch-size 8 --crops-dir crops
 
 Reads a crop cache of preparelabel.py, which may be copied to a machine without nibabel. The three

@@ -24,7 +24,7 @@ from segment_anything.config import (
     SamConfig,
 )
 from segment_anything.crop_predictor import CropPredictor, Prompted
-from segment_anything.decoding import NO_CLICK, Interaction, upsample
+from segment_anything.decoding import NO_CLICK, Interaction, decode_points, upsample
 from segment_anything.engine import (
     ENGINES,
     Engine,
@@ -58,6 +58,7 @@ __all__ = [
     "build_from_checkpoint",
     "build_sam3D",
     "checkpoint_payload",
+    "decode_points",
     "fingerprint",
     "is_finite",
     "load_checkpoint",

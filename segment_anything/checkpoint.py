@@ -44,6 +44,13 @@ from segment_anything.checkpoint_keys import (
 )
 from segment_anything.modeling import Sam3D
 
+#: Fields that the config got later, and what networks without them had.
+LATER_FIELDS = {
+    "encoder": {"detail": "stem"},
+    "prompt": {"click_diffusion": False, "click_likeness": False},
+    "decoder": {"form": "sam", "refine_strength": 0.0},
+}
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or that does not fit the network to be loaded."""
@@ -174,8 +181,17 @@ def student_payload(model: Sam3D, **extra: Any) -> dict[str, Any]:
 
 
 def fingerprint(model: Sam3D) -> str:
-    """Return 16 hexadecimal digits that change with the config and with any weight."""
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    """Return 16 hexadecimal digits that change with the config and with any weight.
+
+    Fields in `LATER_FIELDS` count only where they differ from what networks had before them, so
+    that older networks keep their fingerprints.
+    """
+    config = model.config.to_dict()
+    for part, fields in LATER_FIELDS.items():
+        for name, before in fields.items():
+            if config[part][name] == before:
+                del config[part][name]
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -189,6 +189,14 @@ class SamConfig:
             "decoder.form pyramid and encoder.detail pyramid need each other",
         )
         _require(
+            not is_pyramid or self.encoder.grid_size >= 2,
+            "decoder.form pyramid needs a grid of at least 2 tokens along each axis",
+        )
+        _require(
+            not is_pyramid or self.prompt.click_stamp_sigma == 0,
+            "decoder.form pyramid has maps of its own: click_stamp_sigma must be 0",
+        )
+        _require(
             is_pyramid or not (self.prompt.click_diffusion or self.prompt.click_likeness),
             "click_diffusion and click_likeness need decoder.form pyramid",
         )

@@ -131,10 +131,10 @@ def decode_points(
     point_labels: Tensor,
     low_res_masks: Tensor,
     dense_pe: Tensor,
+    *,
+    refine: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Run prompt encoder and mask decoder once: tensors in, tensors out.
-
-    Outside of training, masks are then refined if ``DecoderConfig.refine_strength`` says so.
 
     Args:
         image_embedding: (B, E, g, g, g).
@@ -142,6 +142,8 @@ def decode_points(
         point_labels: (B, N) in {1, 0, NO_CLICK}.
         low_res_masks: (B, 1, m, m, m) logits.
         dense_pe: (1, C, g, g, g), the prompt encoder's ``get_dense_pe``.
+        refine: Refine the masks where the network is in eval mode and its
+            ``DecoderConfig.refine_strength`` is above 0.
 
     Returns:
         low-resolution logits (B, 1, m, m, m) and predicted IoU (B, 1).
@@ -159,7 +161,7 @@ def decode_points(
         multimask_output=False,
     )
     strength = model.config.decoder.refine_strength if is_pyramid else 0
-    if strength and not model.training:
+    if strength and refine and not model.training:
         image = model.mask_decoder.image(image_embedding)
         size = model.config.encoder.img_size
         masks = guided_mask(masks, image, point_coords, point_labels, size, strength)

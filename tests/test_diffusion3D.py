@@ -111,6 +111,11 @@ def test_a_guided_mask_keeps_the_clicks_and_stays_finite(image):
     assert torch.isfinite(refined).all()
 
 
+def test_a_fraction_belongs_to_the_cell_of_its_nearest_voxel():
+    coords = torch.tensor([[[3.6, 3.4, 0.0]]])  # voxels 4 and 3, of cells 1 and 0
+    assert click_cells(coords, CELLS, SIZE).tolist() == [[CELLS**2]]
+
+
 def test_click_cells_are_those_that_hold_the_voxel():
     coords = torch.tensor([[[0.0, 3.0, 4.0], [127.0, 0.0, 127.0]]])
     assert click_cells(coords, CELLS, SIZE).tolist() == [[1, 31 * CELLS**2 + 31]]

@@ -137,11 +137,33 @@ def test_without_maps_the_network_has_fewer_prompt_channels():
         ("encoder", {"detail_chans": 0}, "needs detail_chans"),
         ("decoder", {"refine_strength": -1.0}, "refine_strength is -1"),
         ("prompt", {"click_diffusion": 1}, "not true or false"),
+        ("prompt", {"click_stamp_sigma": 1.0}, "maps of its own"),
+        ("encoder", {"img_size": 16}, "at least 2 tokens"),
     ],
 )
 def test_configs_that_cannot_be_built_are_refused(part, changes, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(CONFIG, **{part: dataclasses.replace(getattr(CONFIG, part), **changes)})
+
+
+@pytest.mark.parametrize(
+    ("points", "masks", "images", "message"),
+    [
+        ((2, 1), 2, 1, "1 image embeddings for 2"),
+        ((1, 0), 1, 1, "no points"),
+        ((1, 1), 2, 1, "2 masks for 1"),
+        ((1, 1), None, 1, "masks"),
+    ],
+)
+def test_inputs_that_do_not_fit_each_other_are_refused(model, points, masks, images, message):
+    batch, clicks = points
+    prompts = torch.zeros(batch, clicks, 3), torch.ones(batch, clicks)
+    size = 32 if masks else 16
+    embedding = torch.zeros(images, CONFIG.encoder.embedding_chans, 4, 4, 4)
+    with pytest.raises(ValueError, match=message):
+        model.prompt_encoder(
+            prompts, masks=torch.zeros(masks or 1, 1, size, size, size), image_embeddings=embedding
+        )
 
 
 def test_maps_that_a_released_decoder_cannot_take_are_refused():

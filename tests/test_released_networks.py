@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from segment_anything import Interaction, build_sam3D, network_configs
+from segment_anything import Interaction, build_sam3D, fingerprint, network_configs
 
 KEPT = json.loads((Path(__file__).parent / "data" / "released_networks.json").read_text())
 CLICKS = (((40.0, 64.0, 70.0), 1), ((20.0, 50.0, 99.0), 0))
@@ -30,6 +30,7 @@ def test_keys_shapes_and_outputs_are_unchanged(name):
     for key in sorted(state):
         drawn = rng.standard_normal(tuple(state[key].shape), dtype=np.float32) * 0.02
         state[key].copy_(torch.from_numpy(drawn))
+    assert fingerprint(model) == KEPT[name]["fingerprint"]
     volume = torch.from_numpy(rng.standard_normal((1, 1, 128, 128, 128), dtype=np.float32))
     with torch.no_grad():
         outputs = [model.image_encoder(volume)]

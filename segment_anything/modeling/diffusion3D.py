@@ -77,7 +77,7 @@ def solve(values: Tensor, edges: EdgeWeights, scale: Tensor, source: Tensor, ste
 
 def click_cells(coords: Tensor, size: int, img_size: int) -> Tensor:
     """Return the index (B, N) of the cell of a grid of ``size`` that holds each click (B, N, 3)."""
-    cells = (coords * (size / img_size)).long().clamp(0, size - 1)
+    cells = ((coords + 0.5) * (size / img_size)).floor().long().clamp(0, size - 1)
     return (cells[..., 0] * size + cells[..., 1]) * size + cells[..., 2]
 
 
@@ -109,7 +109,6 @@ def diffused_clicks(image: Tensor, coords: Tensor, labels: Tensor, img_size: int
         clicks, each at two ranges (`CLICK_FADING`), and the random walker's share of positive
         clicks, against the negative ones and the border of the crop.
     """
-    fading = torch.tensor(CLICK_FADING, device=image.device).view(1, -1, 1)
     maps = None
     for factor, steps in CLICK_STEPS.items():
         size = image.shape[-1] // factor
@@ -127,7 +126,8 @@ def diffused_clicks(image: Tensor, coords: Tensor, labels: Tensor, img_size: int
             grown = maps.unflatten(2, (size // 2,) * 3)
             grown = F.interpolate(grown, scale_factor=2.0, mode="trilinear").flatten(2)
             maps = torch.addcmul(source, grown, free)
-        maps = solve(maps, edges, free / (edges.total + fading), source, steps)
+        damped = torch.cat([edges.total + rate for rate in CLICK_FADING], 1)
+        maps = solve(maps, edges, free / damped, source, steps)
     return maps.clamp(0, 1).unflatten(2, image.shape[2:])
 
 

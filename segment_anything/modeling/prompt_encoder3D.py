@@ -78,6 +78,22 @@ class DensePositions3D(nn.Module):
             cached = self._dense_pe = (matrix, version, encoding)
         return cached[2]
 
+    def _batch_size(self, points: tuple[Tensor, Tensor] | None, masks: Tensor | None) -> int:
+        if points is None:
+            return 1 if masks is None else masks.shape[0]
+        coords, labels = points
+        if coords.dim() != 3 or coords.shape[-1] != 3 or labels.shape != coords.shape[:2]:
+            raise ValueError(
+                f"prompt encoder: got coordinates {tuple(coords.shape)} and labels "
+                f"{tuple(labels.shape)}, expected (B, N, 3) and (B, N)"
+            )
+        if masks is not None and masks.shape[0] != coords.shape[0]:
+            raise ValueError(
+                f"prompt encoder: got {masks.shape[0]} masks for {coords.shape[0]} sets of points, "
+                "expected one each"
+            )
+        return coords.shape[0]
+
 
 class PromptEncoder3D(DensePositions3D):
     """Turn clicks and a mask prompt into the mask decoder's inputs.
@@ -163,22 +179,6 @@ class PromptEncoder3D(DensePositions3D):
         if masks is None:
             masks = dense.new_zeros(batch, 1, *[self.low_res_size] * 3)
         return torch.cat([dense, fold_cells(self.mask_detail(masks)).to(dense.dtype)], dim=1)
-
-    def _batch_size(self, points: tuple[Tensor, Tensor] | None, masks: Tensor | None) -> int:
-        if points is None:
-            return 1 if masks is None else masks.shape[0]
-        coords, labels = points
-        if coords.dim() != 3 or coords.shape[-1] != 3 or labels.shape != coords.shape[:2]:
-            raise ValueError(
-                f"prompt encoder: got coordinates {tuple(coords.shape)} and labels "
-                f"{tuple(labels.shape)}, expected (B, N, 3) and (B, N)"
-            )
-        if masks is not None and masks.shape[0] != coords.shape[0]:
-            raise ValueError(
-                f"prompt encoder: got {masks.shape[0]} masks for {coords.shape[0]} sets of points, "
-                "expected one each"
-            )
-        return coords.shape[0]
 
     def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
         """Embed clicks and the one padding point that SAM appends where no box is given.

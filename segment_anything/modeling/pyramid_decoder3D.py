@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segment_anything.config import IMAGE_CELLS
 from segment_anything.modeling.common import MLP, ChannelNorm3d, unfold_cells, wide
 from segment_anything.modeling.conv3D import DetailConv3d, PatchConvTranspose3d
 from segment_anything.modeling.pyramid3D import (
@@ -78,7 +79,12 @@ class PyramidMaskDecoder3D(nn.Module):
 
         Returns:
             Low-resolution logits (B, 1, 8g, 8g, 8g) and their predicted IoU (B, 1).
+
+        Raises:
+            ValueError: ``multimask_output`` is True.
         """
+        if multimask_output:
+            raise ValueError("mask decoder: multimask_output is True, expected False: one mask")
         masks, _, iou = self.levels(
             image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
         )
@@ -117,8 +123,8 @@ class PyramidMaskDecoder3D(nn.Module):
         fine = torch.cat(
             [
                 image.to(maps.dtype),
-                unfold_image(maps[:, -8:]),
-                F.interpolate(maps[:, :STAMPS], scale_factor=2.0, mode="trilinear"),
+                unfold_image(maps[:, -IMAGE_CELLS:].detach()),
+                F.interpolate(maps[:, :STAMPS].detach(), scale_factor=2.0, mode="trilinear"),
             ],
             dim=1,
         )

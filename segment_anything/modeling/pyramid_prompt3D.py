@@ -64,13 +64,15 @@ class PyramidPromptEncoder3D(DensePositions3D):
             g, g) with P = `prompt_chans`.
 
         Raises:
-            ValueError: boxes were given.
+            ValueError: boxes or no points were given, or coordinates, labels, masks and embeddings
+                do not fit each other.
         """
         if boxes is not None:
             raise ValueError(
                 "prompt encoder: got boxes, expected points and masks only: give a click at the "
                 "box's centre and the box as a coarse mask"
             )
+        self._require_fit(points, masks, image_embeddings)
         coords, labels = points
         tokens = image_embeddings[:, : self.embed_dim]
         detail, image = split_cells(wide(unfold_cells(image_embeddings[:, self.embed_dim :])))
@@ -86,6 +88,27 @@ class PyramidPromptEncoder3D(DensePositions3D):
             masks = detail.new_zeros(coords.shape[0], 1, *[self.low_res_size] * 3)
         maps.append(fold_image(torch.tanh(wide(masks) / MASK_SCALE)))
         return sparse, fold_cells(torch.cat(maps, dim=1))
+
+    def _require_fit(
+        self, points: tuple[Tensor, Tensor], masks: Tensor | None, image_embeddings: Tensor
+    ) -> None:
+        """Raise a `ValueError` where the shapes of the inputs do not fit each other."""
+        batch, size = self._batch_size(points, masks), self.low_res_size
+        if points[0].shape[1] == 0:
+            raise ValueError(
+                "prompt encoder: got no points, expected one or more for each image: give one with "
+                "the label -1 where there is no click"
+            )
+        if image_embeddings.shape[0] != batch:
+            raise ValueError(
+                f"prompt encoder: got {image_embeddings.shape[0]} image embeddings for {batch} "
+                "sets of points, expected one each"
+            )
+        if masks is not None and masks.shape[1:] != (1, size, size, size):
+            raise ValueError(
+                f"prompt encoder: got masks {tuple(masks.shape)}, expected (B, 1, {size}, {size}, "
+                f"{size})"
+            )
 
     def embed_points(
         self, coords: Tensor, labels: Tensor, tokens: Tensor, detail: Tensor

@@ -146,8 +146,8 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
         "--loss-size",
         type=positive_int,
         default=128,
-        help="edge of the grid on which the loss is computed, a divisor of 128; 32 is fastest "
-        "(default: 128)",
+        help="edge of the grid on which the loss is computed, a divisor of 128; expected at "
+        "least the edge of the network's masks, 64 for tiny (default: 128)",
     )
     clicks.add_argument(
         "--decoder-lr-scale",

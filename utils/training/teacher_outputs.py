@@ -1,12 +1,13 @@
 """The teacher's outputs for a batch: image embedding, and masks after simulated clicks."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segment_anything import Interaction, Sam3D
+from segment_anything import Interaction, Sam3D, decode_points
 from utils.training.clicks import coarsen, simulate_clicks
 
 
@@ -46,7 +47,10 @@ def teacher_outputs(
         return encoded
     coarse = coarsen(label, teacher.config.encoder.cells_size)
     full = label[:, 0].cpu().numpy()
-    interaction = Interaction(teacher, embedding)
+    # Masks as in training: the student learns what the network computes, not its refinement.
+    dense_pe = teacher.prompt_encoder.get_dense_pe()
+    decode = partial(decode_points, teacher, dense_pe=dense_pe, refine=False)
+    interaction = Interaction(teacher, embedding, decode=decode)
     masks, ious, coords, labels = [], [], [], []
     for _ in range(num_clicks):
         points, point_labels = simulate_clicks(interaction.low_res_masks, coarse, full, rngs)

@@ -83,7 +83,7 @@ def fit(
 
         index, model = read_index(Path("work_dir/crops")), sam_model_registry3D["tiny"]()
         fit(
-            InteractiveTask(model, num_clicks=4, loss_size=32, seed=0),
+            InteractiveTask(model, num_clicks=4, loss_size=64, seed=0),
             CropDataset(index, CropRule(), augment="basic"), index.samples,
             FitConfig(steps=1500, batch_size=4, lr=8e-4), Path("work_dir/teacher"),
             device=torch.device("cpu"), payload=lambda: checkpoint_payload(model), resume=False,
