@@ -19,7 +19,7 @@ TINY, VIT_B_ORI = network_configs["tiny"], network_configs["vit_b_ori"]
         ("encoder.depth=4", "encoder", "depth", 4),
         ("encoder.mlp_ratio=2.5", "encoder", "mlp_ratio", 2.5),
         ("prompt.dense_pe_axes=1,0,2", "prompt", "dense_pe_axes", (1, 0, 2)),
-        ("prompt.click_stamp_sigma=1", "prompt", "click_stamp_sigma", 1),
+        ("decoder.refine_strength=0", "decoder", "refine_strength", 0),
         ("prompt.click_memory=last", "prompt", "click_memory", "last"),
         ("decoder.mlp_dim=64", "decoder", "mlp_dim", 64),
     ],
