@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from utils.prompts.click_method import challenge_click, mended_share, training_click
-from utils.volumes.components import component_sizes, connected_components
+from utils.volumes.components import component_sizes, connected_components, face_components
 
 #: Lines, slices, slabs of two voxels and cubes, short and long.
 SIDES = st.one_of(st.integers(0, 9), st.sampled_from([1, 1, 1, 2, 3, 33, 64]))
@@ -112,3 +112,17 @@ def test_no_other_module_calls_the_library_itself():
     files = [path for path in files if not path.relative_to(root).parts[0].startswith(".")]
     using = [path for path in files if re.search(r"^\s*(import|from) cc3d", path.read_text(), re.M)]
     assert using == [root / "utils" / "volumes" / "components.py"]
+
+
+def test_components_by_faces_are_scipys():
+    mask = np.random.default_rng(0).random((9, 10, 11)) < 0.4
+    labels, count = face_components(mask)
+    expected, number = ndimage.label(mask)
+    assert count == number
+    pairs = {(int(a), int(b)) for a, b in zip(labels.ravel(), expected.ravel(), strict=True)}
+    assert len(pairs) == count + 1  # one label for each of SciPy's
+
+
+def test_as_many_components_by_faces_as_there_can_be_are_numbered():
+    board = np.indices((5, 5, 5)).sum(0) % 2 == 0
+    assert face_components(board)[1] == np.count_nonzero(board) == 63

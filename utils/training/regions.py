@@ -8,9 +8,10 @@ Regions grow on cells, the crop averaged over 2 x 2 x 2 voxels and smoothed. Eve
 comes from the generator that the caller passes in. This module does not import torch.
 """
 
-import cc3d
 import numpy as np
 from scipy import ndimage
+
+from utils.volumes.components import face_components
 
 #: Volume of a region as a share of the crop, drawn evenly on a log scale between these.
 SHARES = (0.002, 0.15)
@@ -235,7 +236,7 @@ def _slopes(cells: np.ndarray) -> np.ndarray:
 
 def _component(mask: np.ndarray, seed: Place) -> np.ndarray:
     """Return the cells of a mask that are connected by faces with one of its cells."""
-    labels = cc3d.connected_components(mask, connectivity=6)
+    labels, _ = face_components(mask)
     return labels == labels[seed]
 
 
@@ -330,13 +331,13 @@ def _rounded(mask: np.ndarray) -> np.ndarray:
 
 def _filled(mask: np.ndarray) -> np.ndarray:
     """Fill the holes of a mask: outside cells that no path of faces joins with the border."""
-    outside = cc3d.connected_components(np.pad(~mask, 1, constant_values=True), connectivity=6)
+    outside, _ = face_components(np.pad(~mask, 1, constant_values=True))
     return outside[1:-1, 1:-1, 1:-1] != outside[0, 0, 0]
 
 
 def largest(mask: np.ndarray) -> np.ndarray | None:
     """Return the largest component, connected by faces; None for an empty mask."""
-    labels, count = cc3d.connected_components(mask, connectivity=6, return_N=True)
+    labels, count = face_components(mask)
     if not count:
         return None
     return labels == 1 + np.bincount(labels.ravel())[1:].argmax() if count > 1 else mask
