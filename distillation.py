@@ -294,7 +294,7 @@ def distil(args: argparse.Namespace, device: torch.device) -> StudentReport:
 
     defines = {
         **_defining_flags(args, plan),
-        **followed_steps(args),
+        **(followed_steps(args) if args.online else {}),
         "--checkpoint": fingerprint(student) if args.checkpoint else None,
         VALIDATION_CROPS: validation and validation.digest,
     }

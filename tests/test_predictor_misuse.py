@@ -357,7 +357,7 @@ def test_a_crop_rule_of_another_network_is_refused_with_the_right_one(network):
     ("kind", "field", "value"),
     [
         *((PredictorOptions, "far_share", value) for value in (-0.1, 1.1, np.nan, "0.1", None)),
-        *((PredictorOptions, "near_voxels", value) for value in (0.0, -1.0, np.inf)),
+        *((PredictorOptions, "near_share", value) for value in (0.0, -1.0, np.inf)),
         *((PredictorOptions, "tile_above", value) for value in (-1.0, np.nan)),
         *((PredictorOptions, "tiles", value) for value in (0, 2.5, True, 10**9)),
         *((PredictorOptions, "most_clicks", value) for value in (0, -1, 1.5)),

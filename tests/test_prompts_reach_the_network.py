@@ -210,7 +210,7 @@ def test_the_share_that_far_voxels_change_by_can_be_chosen(share, far):
 def test_the_width_of_what_a_click_changes_in_full_can_be_chosen():
     middle = []
     for cells in (2.0, 6.0, 20.0):
-        predictor = scripted_predictor(1, 11, far_share=0.0, near_voxels=4 * cells)
+        predictor = scripted_predictor(1, 11, far_share=0.0, near_share=cells / 32)
         predictor.add_point((2, 2, 2))
         predictor.add_point((2, 2, 2))
         middle.append(logits_of(predictor)[15, 15, 15])  # 6.5 cells away along each axis

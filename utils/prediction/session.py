@@ -51,7 +51,7 @@ class PredictorOptions:
     zoom: ZoomRule = field(default_factory=ZoomRule)
     box_mask: bool = True  # a box is a coarse mask as well as a click in its middle
     far_share: float = 0.15  # share of a later click's change that is kept far away from the click
-    near_voxels: float = 24.0  # crop voxels around the click where the change is kept whole
+    near_share: float = 0.1875  # of the cube's edge, around a click: the change is kept whole
     only_prompted: bool = True  # drop components without a foreground click or a box's middle
     honour_clicks: bool = True  # clicked voxels end inside (foreground) or outside
     tile_above: float = 1.5  # spacing, over the network's own, from which tiles add detail; 0 = off
@@ -66,7 +66,7 @@ class PredictorOptions:
                     f"{kind.__name__}."
                 )
         require_number("PredictorOptions.far_share", self.far_share, 0, 1)
-        require_number("PredictorOptions.near_voxels", self.near_voxels, 1e-3, 1e3)
+        require_number("PredictorOptions.near_share", self.near_share, 1e-3, 1e3)
         require_number("PredictorOptions.tile_above", self.tile_above, 0, 1e3)
         require_number("PredictorOptions.tiles", self.tiles, 1, 10_000, whole=True)
         require_number("PredictorOptions.most_clicks", self.most_clicks, 1, 10_000, whole=True)
@@ -255,7 +255,7 @@ class ImageSession:
         """Return logits that change in full near the click, and by ``far_share`` far away."""
         place = np.array(self.scene.grid(new.region).to_crop(click.zyx))
         middle = (place + 0.5) * self.cells / self.scene.rule.size - 0.5
-        near_cells = self.options.near_voxels * self.cells / self.scene.rule.size
+        near_cells = self.options.near_share * self.cells
         squares = [((np.arange(self.cells) - m) / near_cells) ** 2 for m in middle]
         z, y, x = np.ix_(*squares)
         near = np.exp(-(z + y + x) / 2)
