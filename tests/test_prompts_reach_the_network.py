@@ -190,7 +190,7 @@ def test_tiles_of_a_large_target_are_decoded_with_the_coarse_mask_in_them():
 
 
 def test_a_later_click_changes_the_mask_in_full_near_it_and_by_a_share_far_away():
-    predictor = scripted_predictor(1, 11, far_share=0.15)
+    predictor = scripted_predictor(1, 11, far_share=0.15, near_share=0.375)
     predictor.add_point((2, 2, 2))
     assert logits_of(predictor) == pytest.approx(np.ones(CUBE))
     predictor.add_point((2, 2, 2))
@@ -201,7 +201,7 @@ def test_a_later_click_changes_the_mask_in_full_near_it_and_by_a_share_far_away(
 
 @pytest.mark.parametrize(("share", "far"), [(0.0, 1), (0.5, 6), (1.0, 11)])
 def test_the_share_that_far_voxels_change_by_can_be_chosen(share, far):
-    predictor = scripted_predictor(1, 11, far_share=share)
+    predictor = scripted_predictor(1, 11, far_share=share, near_share=0.375)
     predictor.add_point((2, 2, 2))
     predictor.add_point((2, 2, 2))
     assert logits_of(predictor)[31, 31, 31] == pytest.approx(far, abs=0.05)
@@ -210,7 +210,7 @@ def test_the_share_that_far_voxels_change_by_can_be_chosen(share, far):
 def test_the_width_of_what_a_click_changes_in_full_can_be_chosen():
     middle = []
     for cells in (2.0, 6.0, 20.0):
-        predictor = scripted_predictor(1, 11, far_share=0.0, near_share=cells / 32)
+        predictor = scripted_predictor(1, 11, far_share=0.0, near_share=cells / 16)
         predictor.add_point((2, 2, 2))
         predictor.add_point((2, 2, 2))
         middle.append(logits_of(predictor)[15, 15, 15])  # 6.5 cells away along each axis
