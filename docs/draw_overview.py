@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    student = Path("work_dir/demo/280_steps/student/student.pth")
+    student = Path("work_dir/demo/120_steps/student/student.pth")
     parser.add_argument("--checkpoint", type=Path, default=student, help=f"(default: {student})")
     out = Path(__file__).with_name("overview.png")
     parser.add_argument("--out", type=new_file, default=out, help="(default: docs/overview.png)")
