@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
+from utils.training.cell_masks import (
+    doubled,
+    interpolated,
+)
 from utils.training.regions import (
     LEAST,
     LEAST_PART,
     MOST,
-    doubled,
     explained_by_ball,
-    interpolated,
     region_target,
 )
 from utils.volumes.components import connected_components

@@ -15,14 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.training.regions import (
+from utils.training.cell_masks import (
     dilated,
     doubled,
-    explained_by_ball,
     interpolated,
-    is_size_of_target,
     largest,
     smoothed,
+)
+from utils.training.regions import (
+    explained_by_ball,
+    is_size_of_target,
 )
 
 #: Structures of a volume: at least and at most.

@@ -11,6 +11,17 @@ comes from the generator that the caller passes in. This module does not import 
 import numpy as np
 from scipy import ndimage
 
+from utils.training.cell_masks import (
+    dilated,
+    doubled,
+    eroded,
+    filled,
+    halved,
+    largest,
+    opened,
+    rounded,
+    smoothed,
+)
 from utils.volumes.components import face_components
 
 #: Volume of a region as a share of the crop, drawn evenly on a log scale between these.
@@ -61,7 +72,7 @@ def region_target(
         (S, S, S) bool, or None where a few seeds gave no region of a useful size and shape. A
         region alone is connected by faces. Its volume is a share `LEAST` to `MOST` of the crop.
     """
-    cells, target = smoothed(_halved(image), SMOOTHING), _halved(label.view(np.uint8)) >= 4
+    cells, target = smoothed(halved(image), SMOOTHING), halved(label.view(np.uint8)) >= 4
     body = _body(cells)
     kind = str(rng.choice(KINDS, p=KIND_SHARES)) if target.any() else "alone"
     for attempt, steep in enumerate(STEEP):
@@ -87,7 +98,7 @@ def _alone(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return a region, twice; None if there is none."""
     wanted = body.sum() * np.exp(rng.uniform(*np.log(SHARES)))
-    region = _region(cells, _eroded(_eroded(body)), body, wanted, steep, rng)
+    region = _region(cells, eroded(eroded(body)), body, wanted, steep, rng)
     return None if region is None else (region, region)
 
 
@@ -100,7 +111,7 @@ def _united(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return a region that touches the target, and the union of both; None if there is none."""
     wanted = target.sum() * np.exp(rng.uniform(*np.log((2 * LEAST_PART, 2.0))))
-    near = _eroded(_eroded(body)) & dilated(target, 3) & ~target
+    near = eroded(eroded(body)) & dilated(target, 3) & ~target
     region = _region(cells, near, body, min(wanted, SHARES[1] * cells.size), steep, rng)
     if region is None or not (dilated(target, 1) & region).any():
         return None
@@ -121,7 +132,7 @@ def _without(
     region = _region(cells, target, target, size * rng.uniform(0.2, 0.6), steep, rng)
     if region is None:
         return None
-    rest = largest(_opened(target & ~region))
+    rest = largest(opened(target & ~region))
     if rest is None or min(rest.sum(), size - rest.sum()) < LEAST_PART * size:
         return None
     removed = target & ~rest
@@ -153,7 +164,7 @@ def _region(
     least = max(wanted / SPREAD, LEAST * cells.size)
     most = min(wanted * SPREAD, 0.7 * np.count_nonzero(within))
     region = _grown(cells, within, seed, (least, most), steep)
-    return None if region is None else largest(_rounded(_filled(region)))
+    return None if region is None else largest(rounded(filled(region)))
 
 
 def _grown(
@@ -207,7 +218,7 @@ def _level_at_edge(
             break
         if size < least:
             continue
-        border, inner = _steepness(_rounded(_filled(region)), slopes)
+        border, inner = _steepness(rounded(filled(region)), slopes)
         if size > most:
             beyond = max(beyond, border)
         elif border > max(steepest, SHARPNESS * inner):
@@ -219,7 +230,7 @@ def _steepness(region: np.ndarray, slopes: np.ndarray) -> tuple[float, float]:
     """Return the mean slope of the image at the border of a region, and inside of it."""
     if not region.any():
         return 0.0, 0.0
-    inner = _eroded(region)
+    inner = eroded(region)
     border = float(slopes[dilated(region, 1) & ~inner].mean())
     inner = inner if np.count_nonzero(inner) >= LEAST_INNER else region
     return border, float(slopes[inner].mean())
@@ -266,84 +277,8 @@ def _body(cells: np.ndarray) -> np.ndarray:
     return cells > low + 0.05 * (high - low)
 
 
-def _halved(volume: np.ndarray) -> np.ndarray:
-    """Average 2 x 2 x 2 voxels of floats; count them in integers."""
-    volume = volume[::2] + volume[1::2]
-    volume = volume[:, ::2] + volume[:, 1::2]
-    volume = volume[:, :, ::2] + volume[:, :, 1::2]
-    return volume if volume.dtype == np.uint8 else volume * np.float32(0.125)
-
-
-def smoothed(cells: np.ndarray, sigma: float) -> np.ndarray:
-    """Smooth with a Gaussian, by a product with one small matrix for each axis."""
-    side = len(cells)
-    places = np.arange(side)
-    weights = np.exp(-0.5 * ((places[:, None] - places) / sigma) ** 2).astype(np.float32)
-    weights /= weights.sum(axis=0)
-    for _ in range(3):  # each product smooths the first axis and moves it to the end
-        cells = (cells.reshape(side, -1).T @ weights).reshape(cells.shape)
-    return cells
-
-
-def dilated(mask: np.ndarray, steps: int) -> np.ndarray:
-    """Add the cells that share a face with the mask, ``steps`` times."""
-    for _ in range(steps):
-        mask = ~_eroded(~mask)
-    return mask
-
-
-def _eroded(mask: np.ndarray) -> np.ndarray:
-    """Keep the cells whose neighbours across all faces are inside; the crop's border removes none.
-
-    Shifted copies are several times as fast as SciPy's erosion.
-    """
-    kept = mask.copy()
-    kept[1:] &= mask[:-1]
-    kept[:-1] &= mask[1:]
-    kept[:, 1:] &= mask[:, :-1]
-    kept[:, :-1] &= mask[:, 1:]
-    kept[:, :, 1:] &= mask[:, :, :-1]
-    kept[:, :, :-1] &= mask[:, :, 1:]
-    return kept
-
-
-def _opened(mask: np.ndarray) -> np.ndarray:
-    """Remove what is thinner than three cells: erode, then dilate."""
-    return dilated(_eroded(mask), 1)
-
-
-def _rounded(mask: np.ndarray) -> np.ndarray:
-    """Smooth the border of a mask; this also removes bridges of one cell and fills pits.
-
-    Cells are averaged with the weights 1, 2, 1 along each axis. The sums are small integers.
-    """
-    values = mask.view(np.uint8)
-    for axis in range(3):
-        out = 2 * values
-        near, cells = np.moveaxis(values, axis, 0), np.moveaxis(out, axis, 0)
-        cells[1:] += near[:-1]
-        cells[:-1] += near[1:]
-        cells[0] += near[0]
-        cells[-1] += near[-1]
-        values = out
-    return values > 32
-
-
-def _filled(mask: np.ndarray) -> np.ndarray:
-    """Fill the holes of a mask: outside cells that no path of faces joins with the border."""
-    outside, _ = face_components(np.pad(~mask, 1, constant_values=True))
-    return outside[1:-1, 1:-1, 1:-1] != outside[0, 0, 0]
-
-
-def largest(mask: np.ndarray) -> np.ndarray | None:
-    """Return the largest component, connected by faces; None for an empty mask."""
-    labels, count = face_components(mask)
-    if not count:
-        return None
-    return labels == 1 + np.bincount(labels.ravel())[1:].argmax() if count > 1 else mask
-
-
 def is_size_of_target(mask: np.ndarray) -> bool:
+    """Tell whether a mask (C, C, C) is neither too small nor too large: `LEAST` to `MOST`."""
     return LEAST * mask.size <= np.count_nonzero(mask) <= MOST * mask.size
 
 
@@ -365,40 +300,3 @@ def explained_by_ball(mask: np.ndarray) -> bool:
     ball = np.bincount(radius.ravel())[: len(inside)].cumsum()
     dsc = 2 * inside.cumsum() / (ball + inside.sum())
     return bool(dsc.max() > BALL_DSC)
-
-
-def doubled(mask: np.ndarray) -> np.ndarray:
-    """Upsample a mask to twice its edge: linear interpolation, inside where it is 1/2 or more.
-
-    Weights are quarters, so that sums of small integers suffice. What is connected by faces stays
-    connected.
-    """
-    boxes = ndimage.find_objects(mask.view(np.uint8))
-    box = tuple(
-        slice(max(side.start - 1, 0), min(side.stop + 1, n))
-        for side, n in zip(boxes[0], mask.shape, strict=True)
-    )
-    values = interpolated(mask[box].view(np.uint8))
-    whole = np.zeros([2 * n for n in mask.shape], bool)
-    whole[tuple(slice(2 * side.start, 2 * side.stop) for side in box)] = values >= 32
-    return whole
-
-
-def interpolated(cells: np.ndarray) -> np.ndarray:
-    """Upsample to twice the edges, linearly; the values are 64 times as large as the cells'.
-
-    Integers stay integers, since all weights are quarters.
-    """
-    for axis in (2, 1, 0):
-        shape = list(cells.shape)
-        shape[axis] *= 2
-        out = np.empty(shape, cells.dtype)
-        near, voxels = np.moveaxis(cells, axis, 0), np.moveaxis(out, axis, 0)
-        voxels[0::2] = voxels[1::2] = near
-        voxels *= 3
-        voxels[2::2] += near[:-1]
-        voxels[1:-1:2] += near[1:]
-        voxels[0] += near[0]
-        voxels[-1] += near[-1]
-        cells = out
-    return cells
