@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segment_anything.modeling import PyramidPromptEncoder3D, Sam3D
+from segment_anything.modeling.common import wide
 from segment_anything.modeling.diffusion3D import guided_mask
+from segment_anything.modeling.pyramid3D import image_of
 
 #: The label of a padding point, which the prompt encoder does not treat as a click.
 NO_CLICK = -1
@@ -162,7 +164,7 @@ def decode_points(
     )
     strength = model.config.decoder.refine_strength if is_pyramid else 0
     if strength and refine and not model.training:
-        image = model.mask_decoder.image(image_embedding)
+        image = wide(image_of(image_embedding))
         size = model.config.encoder.img_size
         masks = guided_mask(masks, image, point_coords, point_labels, size, strength)
     return masks, iou

@@ -15,8 +15,7 @@ from segment_anything import (
     build_sam3D,
     network_configs,
 )
-from segment_anything.modeling.common import unfold_cells
-from segment_anything.modeling.pyramid3D import fold_image, split_cells, unfold_image
+from segment_anything.modeling.pyramid3D import fold_image, image_of, unfold_image
 
 CONFIG = SamConfig(
     network="pyramid",
@@ -61,8 +60,7 @@ def test_the_embedding_carries_the_image_at_half_its_size(model):
     volume = _volume()
     embedding = model.image_encoder(volume)
     assert embedding.shape == (1, CONFIG.encoder.embedding_chans, 4, 4, 4)
-    _, image = split_cells(unfold_cells(embedding[:, CONFIG.encoder.out_chans :]))
-    torch.testing.assert_close(image, torch.nn.functional.avg_pool3d(volume, 2))
+    torch.testing.assert_close(image_of(embedding), torch.nn.functional.avg_pool3d(volume, 2))
 
 
 def test_learnt_channels_are_those_before_the_image():

@@ -47,8 +47,8 @@ class PositionEmbeddingRandom3D(nn.Module):
         return self(coords).permute(3, 0, 1, 2)[None]
 
 
-class DensePositions3D(nn.Module):
-    """A prompt encoder's positions: those of clicks, and those of the token grid."""
+class PointEmbeddings3D(nn.Module):
+    """What both prompt encoders share: embeddings of positions and of click labels, and checks."""
 
     def __init__(
         self, config: PromptConfig, *, embed_dim: int, img_size: int, grid_size: int
@@ -59,6 +59,9 @@ class DensePositions3D(nn.Module):
         self.img_size = img_size
         self.grid_size = grid_size
         self.pe_layer = PositionEmbeddingRandom3D(embed_dim // 3)
+        # Background, foreground. The released weights have no box corners.
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(2))
+        self.not_a_point_embed = nn.Embedding(1, embed_dim)
         self._dense_pe: tuple[Tensor, int, Tensor] | None = None  # matrix, its version, encoding
 
     def get_dense_pe(self) -> Tensor:
@@ -78,6 +81,11 @@ class DensePositions3D(nn.Module):
             cached = self._dense_pe = (matrix, version, encoding)
         return cached[2]
 
+    def _kinds(self) -> Tensor:
+        """Return the embeddings of the labels -1, 0 and 1: (3, C)."""
+        kinds = [self.not_a_point_embed, *self.point_embeddings]
+        return torch.cat([embedding.weight for embedding in kinds])
+
     def _batch_size(self, points: tuple[Tensor, Tensor] | None, masks: Tensor | None) -> int:
         if points is None:
             return 1 if masks is None else masks.shape[0]
@@ -95,7 +103,7 @@ class DensePositions3D(nn.Module):
         return coords.shape[0]
 
 
-class PromptEncoder3D(DensePositions3D):
+class PromptEncoder3D(PointEmbeddings3D):
     """Turn clicks and a mask prompt into the mask decoder's inputs.
 
     `forward` calls `embed_points`, `stamp_clicks` and `embed_mask` in this order. The ONNX export
@@ -114,9 +122,6 @@ class PromptEncoder3D(DensePositions3D):
     ) -> None:
         super().__init__(config, embed_dim=embed_dim, img_size=img_size, grid_size=grid_size)
         self.low_res_size = low_res_size
-        # Background, foreground. The released weights have no box corners.
-        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(2))
-        self.not_a_point_embed = nn.Embedding(1, embed_dim)
         self.mask_downscaling = nn.Sequential(
             *(nn.Conv3d(1, 4, kernel_size=2, stride=2), LayerNorm3d(4), nn.GELU()),
             *(nn.Conv3d(4, 16, kernel_size=2, stride=2), LayerNorm3d(16), nn.GELU()),
@@ -193,8 +198,7 @@ class PromptEncoder3D(DensePositions3D):
         coords = F.pad(coords, (0, 0, 0, 1))
         labels = F.pad(labels.long(), (0, 1), value=-1)
         code = self.pe_layer((coords + 0.5) / self.img_size)
-        kinds = [self.not_a_point_embed, *self.point_embeddings]
-        kinds = torch.cat([embedding.weight for embedding in kinds])
+        kinds = self._kinds()
         return code.to(kinds.dtype) * (labels >= 0)[..., None] + kinds[labels + 1]
 
     def stamp_clicks(self, masks: Tensor | None, coords: Tensor, labels: Tensor) -> Tensor:

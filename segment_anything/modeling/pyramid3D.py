@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segment_anything.config import IMAGE_CELLS
-from segment_anything.modeling.common import ChannelNorm3d, fold_cells
+from segment_anything.config import CELLS_PER_TOKEN, IMAGE_CELLS
+from segment_anything.modeling.common import ChannelNorm3d, fold_cells, unfold_cells
 from segment_anything.modeling.conv3D import DetailConv3d, PatchConvTranspose3d, split
 
 CELL_CHANS = 32  # of cells of 4^3 voxels
 HALF_CHANS = 96  # of 8^3 voxels
+IMAGE_CHANS = IMAGE_CELLS * CELLS_PER_TOKEN**3  # of an embedding: the image, at its end
 
 
 class ResidualConv3d(nn.Module):
@@ -103,7 +104,15 @@ def unfold_image(cells: Tensor) -> Tensor:
     return cubes.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(batch, chans, 2 * d, 2 * h, 2 * w)
 
 
-def split_cells(cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Split (B, detail_chans + 8, s, s, s) into features, and the image (B, 1, 2s, 2s, 2s)."""
-    detail, image = cells[:, :-IMAGE_CELLS], cells[:, -IMAGE_CELLS:]
-    return detail, unfold_image(image)
+def detail_of(image_embeddings: Tensor, dim: int) -> Tensor:
+    """Return the cells' features in embeddings (B, E, g, g, g): (B, detail_chans, 4g, 4g, 4g).
+
+    Args:
+        dim: channels of the tokens, C.
+    """
+    return unfold_cells(image_embeddings[:, dim:-IMAGE_CHANS])
+
+
+def image_of(image_embeddings: Tensor) -> Tensor:
+    """Return the image in embeddings (B, E, g, g, g), at half its size: (B, 1, 8g, 8g, 8g)."""
+    return unfold_image(unfold_cells(image_embeddings[:, -IMAGE_CHANS:]))

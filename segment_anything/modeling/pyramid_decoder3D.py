@@ -16,7 +16,8 @@ from segment_anything.modeling.conv3D import DetailConv3d, PatchConvTranspose3d
 from segment_anything.modeling.pyramid3D import (
     CELL_CHANS,
     ResidualConv3d,
-    split_cells,
+    detail_of,
+    image_of,
     unfold_image,
 )
 
@@ -85,22 +86,9 @@ class PyramidMaskDecoder3D(nn.Module):
         """
         if multimask_output:
             raise ValueError("mask decoder: multimask_output is True, expected False: one mask")
-        masks, _, iou = self.levels(
-            image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
-        )
-        return masks, iou
-
-    def image(self, image_embeddings: Tensor) -> Tensor:
-        """Return the image that embeddings hold, averaged over half cells: (B, 1, 8g, 8g, 8g)."""
-        return wide(split_cells(unfold_cells(image_embeddings[:, self.dim :]))[1])
-
-    def levels(
-        self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the masks, the coarse masks (B, 1, 4g, 4g, 4g) they start from, and the IoU."""
         tokens = image_embeddings[:, : self.dim]
-        detail, image = split_cells(unfold_cells(image_embeddings[:, self.dim :]))
-        maps = unfold_cells(dense)
+        detail, image = detail_of(image_embeddings, self.dim), image_of(image_embeddings)
+        maps = unfold_cells(dense_prompt_embeddings)
         # 1. Prompts and cells down to the tokens
         cells = self.prompt_cells(_dense_last(torch.cat([maps.to(detail.dtype), detail], dim=1)))
         halves = self.prompt_halves(F.gelu(self.prompt_cells_norm(cells)))
@@ -108,8 +96,9 @@ class PyramidMaskDecoder3D(nn.Module):
 
         # 2. Tokens, clicks and output tokens attend to each other
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        output_tokens = output_tokens.expand(sparse.shape[0], -1, -1)
-        hs, keys = self.transformer(src, image_pe, torch.cat([output_tokens, sparse], dim=1))
+        output_tokens = output_tokens.expand(sparse_prompt_embeddings.shape[0], -1, -1)
+        prompt_tokens = torch.cat([output_tokens, sparse_prompt_embeddings], dim=1)
+        hs, keys = self.transformer(src, image_pe, prompt_tokens)
         iou_token_out, mask_token_out = hs[:, 0], hs[:, 1]
 
         # 3. Up to the cells
@@ -139,7 +128,7 @@ class PyramidMaskDecoder3D(nn.Module):
             )
         )
         masks = finest + F.interpolate(coarse, scale_factor=2.0, mode="trilinear")
-        return masks, coarse, self.iou_prediction_head(iou_token_out)
+        return masks, self.iou_prediction_head(iou_token_out)
 
 
 def _products(features: Tensor, vectors: Tensor) -> Tensor:

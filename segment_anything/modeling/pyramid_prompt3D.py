@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segment_anything.config import PromptConfig
-from segment_anything.modeling.common import fold_cells, unfold_cells, wide
+from segment_anything.modeling.common import fold_cells, wide
 from segment_anything.modeling.diffusion3D import CLICK_MAPS, click_cells, diffused_clicks
-from segment_anything.modeling.prompt_encoder3D import DensePositions3D
-from segment_anything.modeling.pyramid3D import fold_image, split_cells
+from segment_anything.modeling.prompt_encoder3D import PointEmbeddings3D
+from segment_anything.modeling.pyramid3D import detail_of, fold_image, image_of
 
 STAMP_SIGMA = 1.0  # of a click's Gaussian, in cells
 MASK_SCALE = 4.0  # logits of the mask prompt are divided by it before tanh
 UNLIKE = -1.0  # likeness where no cell is clicked
 
 
-class PyramidPromptEncoder3D(DensePositions3D):
+class PyramidPromptEncoder3D(PointEmbeddings3D):
     """Embed clicks and a mask prompt, given the image embedding."""
 
     def __init__(
@@ -37,9 +37,6 @@ class PyramidPromptEncoder3D(DensePositions3D):
         super().__init__(config, embed_dim=embed_dim, img_size=img_size, grid_size=grid_size)
         self.low_res_size = low_res_size
         self.cells_size = low_res_size // 2
-        # Background, foreground
-        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(2))
-        self.not_a_point_embed = nn.Embedding(1, embed_dim)
         self.point_features = nn.Linear(embed_dim + detail_chans, embed_dim)
         self.likeness = nn.Conv3d(detail_chans, detail_chans, kernel_size=1)
 
@@ -75,12 +72,12 @@ class PyramidPromptEncoder3D(DensePositions3D):
         self._require_fit(points, masks, image_embeddings)
         coords, labels = points
         tokens = image_embeddings[:, : self.embed_dim]
-        detail, image = split_cells(wide(unfold_cells(image_embeddings[:, self.embed_dim :])))
+        detail = wide(detail_of(image_embeddings, self.embed_dim))
         sparse = self.embed_points(coords, labels, tokens, detail)
         maps = [self.stamps(coords, labels)]
         if self.config.click_diffusion:
-            with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
-                cells = F.avg_pool3d(image, 2)
+            with torch.no_grad(), torch.autocast(coords.device.type, enabled=False):
+                cells = F.avg_pool3d(wide(image_of(image_embeddings)), 2)
                 maps.append(diffused_clicks(cells, coords, labels, self.img_size))
         if self.config.click_likeness:
             maps.append(self.likeness_maps(self.cell_directions(detail), coords, labels))
@@ -125,8 +122,7 @@ class PyramidPromptEncoder3D(DensePositions3D):
             (B, N, C).
         """
         code = self.pe_layer((coords + 0.5) / self.img_size)
-        kinds = [self.not_a_point_embed, *self.point_embeddings]
-        kinds = torch.cat([embedding.weight for embedding in kinds])
+        kinds = self._kinds()
         found = [features_at(wide(grid), coords, self.img_size) for grid in (tokens, detail)]
         features = self.point_features(torch.cat(found, dim=-1))
         is_click = (labels >= 0)[..., None]
