@@ -1,6 +1,9 @@
 """The three data scripts on bad cases, bad folders and full disks."""
 
+import argparse
+import errno
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,9 @@ from preparation_helpers import (
 )
 
 from utils.errors import InputError
-from utils.files.atomic import WriteError
+from utils.files.atomic import WriteError, atomic_path
+from utils.preparation.ledger import CaseJob, Ledger
+from utils.preparation.loop import Step, add_preparation_arguments, prepare
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -213,6 +218,36 @@ def test_full_disk_stops_with_one_message_and_leaves_nothing_half_written(make_c
     assert before.items() <= state_of("data").items()
     new = [Path(name).name for name in state_of("data").keys() - before.keys()]
     assert new == [f"manifest_{script.removesuffix('.py')}.csv"]
+
+
+def write_half(job, entry):
+    """Write a part of an output: case ``full`` meets a full disk, case ``slow`` takes long."""
+    output = Path("out", f"{job.case_id}.nii.gz")
+    entry.claim([output])
+    with atomic_path(output) as temporary:
+        temporary.write_bytes(b"half")
+        if job.case_id == "slow":
+            time.sleep(60)
+        while len(list(output.parent.glob(".tmp-*.nii.gz"))) < 2:
+            time.sleep(0.01)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_worker_that_is_ended_by_a_full_disk_leaves_no_half_written_file():
+    sources = [Path("in", name) for name in ("full", "slow")]
+    sources[0].parent.mkdir()
+    for source in sources:
+        source.touch()
+    jobs = [CaseJob(source.name, "CT", {"text": source}) for source in sources]
+    parser = argparse.ArgumentParser()
+    add_preparation_arguments(parser)
+    args = parser.parse_args(["--workers", "2"])
+    step = Step("copy", Ledger(Path("out"), "copy", [Path("in")], ["*"]), write_half, lambda _: 9)
+
+    with pytest.raises(WriteError, match="full.nii.gz: cannot be written"):
+        prepare(step, jobs, [], args)
+
+    assert not list(Path("out").rglob(".tmp-*"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

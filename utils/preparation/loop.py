@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -185,11 +185,12 @@ def prepare(
     advice = "free space, choose another output folder, or do a part at a time with --shard"
     require_space(step.ledger.folder, need, step.title, advice)
     with owned_shard(step.ledger.records, args.shard):
-        _remove_half_written(step.ledger, {job.case_id.rsplit("/")[-1] for job in due})
+        _remove_half_written(step.ledger, due)
         _handle_orphans(step, known, args, prune or args.prune)
         try:
             _run(step, due, summary, args)
         finally:
+            _remove_half_written(step.ledger, due)  # of workers that were ended with the run
             step.ledger.write_manifest(known)
             print_refused(step.ledger)
     return summary
@@ -239,7 +240,8 @@ def _run(step: Step, due: list[CaseJob], summary: PrepareSummary, args: argparse
     workers = max(1, min(args.workers, len(due)))
     outcomes = run_all(partial(_do, step), due, workers=workers, scheduler=args.dask_scheduler)
     total, removed = sum(sizes.values()), []
-    with progress_bar(total=total, desc=step.title, unit="B", unit_scale=True) as bar:
+    bar = progress_bar(total=total, desc=step.title, unit="B", unit_scale=True)
+    with bar, closing(outcomes):  # if the run stops, its workers end here
         for number, outcome in enumerate(outcomes, start=1):
             counts = f"{number}/{len(due)} cases, {len(summary.failures)} failed"
             bar.set_postfix_str(counts, refresh=False)
@@ -315,9 +317,10 @@ def _plan(step: Step, due: list[CaseJob], summary: PrepareSummary, need: int) ->
     return "\n".join(lines)
 
 
-def _remove_half_written(ledger: Ledger, case_ids: set[str]) -> None:
-    """Remove the half-written files that a killed run left behind for these cases."""
-    names = {f"{case_id}{suffix}" for case_id in case_ids for suffix in (".nii.gz", ".json")}
+def _remove_half_written(ledger: Ledger, jobs: Iterable[CaseJob]) -> None:
+    """Remove the half-written files that killed processes left behind for these cases."""
+    cases = {job.case_id.rsplit("/")[-1] for job in jobs}
+    names = {f"{case}{suffix}" for case in cases for suffix in (".nii.gz", ".json")}
     names.add(ledger.manifest.name)
     if ledger.folder.is_dir():
         for path in walk(ledger.folder, set(), [], hidden=True):

@@ -6,6 +6,7 @@ workers in this project's folder, so that they can import its modules.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,8 @@ def run_all(
 ) -> Iterator[Result]:
     """Yield ``function(item)`` for all items, in the order in which they finish.
 
+    Closing the generator ends the worker processes, also in the middle of an item.
+
     Args:
         function: called with one item; must be picklable, as must items and results.
         items: may be a generator.
@@ -61,6 +64,8 @@ def run_all(
         yield from map(function, items)
     else:
         parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
+        # joblib warns of work that was not finished when a run stops early.
+        warnings.filterwarnings("ignore", r".*tasks (which were|have been)", module="joblib")
         try:
             yield from parallel(_calls(function, items))
         except BrokenProcessPool as error:
