@@ -244,7 +244,7 @@ def test_a_worker_that_is_ended_by_a_full_disk_leaves_no_half_written_file():
     args = parser.parse_args(["--workers", "2"])
     step = Step("copy", Ledger(Path("out"), "copy", [Path("in")], ["*"]), write_half, lambda _: 9)
 
-    with pytest.raises(WriteError, match="full.nii.gz: cannot be written"):
+    with pytest.raises(WriteError, match=r"full\.nii\.gz: cannot be written"):
         prepare(step, jobs, [], args)
 
     assert not list(Path("out").rglob(".tmp-*"))
