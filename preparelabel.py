@@ -18,6 +18,7 @@ Writes  --crops-dir     the crop cache; a case is read again only if its files o
 A stopped run resumes with --resume.
 """
 
+import utils.run.blas_threads  # before NumPy
 import utils.run.threads  # noqa: F401  before torch
 
 # isort: split

@@ -12,21 +12,23 @@ from benchmarks import waiting
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("preparelabel", "distillation", "validation", "validation_student", "predict")
 
-#: Imports a script up to its first import of torch, and prints the setting that torch would see.
+#: Imports a script up to its first import of a package, and prints the setting that this would see.
 WATCH = """
 import os, sys
 
 class Watch:
     def find_spec(self, name, path=None, target=None):
-        if name == "torch":
+        if name == sys.argv[2]:
             raise SystemExit
 
 sys.meta_path.insert(0, Watch())
 try:
     __import__(sys.argv[1])
 finally:
-    print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
+    print(os.environ.get(sys.argv[3]), sys.argv[2] in sys.modules)
 """
+TORCH = ("torch", "GOMP_SPINCOUNT")
+NUMPY = ("numpy", "OPENBLAS_NUM_THREADS")
 
 
 def python(*arguments, **environment):
@@ -40,7 +42,14 @@ def python(*arguments, **environment):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_sets_it_before_torch(script):
-    assert python(WATCH, script).split() == ["10000", "False"]
+    assert python(WATCH, script, *TORCH).split() == ["10000", "False"]
+
+
+@pytest.mark.parametrize("script", ["preparelabel", "distillation"])
+def test_numpys_products_have_one_thread_in_a_training(script, monkeypatch):
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    assert python(WATCH, script, *NUMPY).split() == ["1", "False"]
+    assert python(WATCH, script, *NUMPY, OPENBLAS_NUM_THREADS="2").split() == ["2", "False"]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +57,7 @@ def test_a_script_sets_it_before_torch(script):
     [("OMP_WAIT_POLICY", "ACTIVE", "None"), ("GOMP_SPINCOUNT", "7", "7")],
 )
 def test_the_users_own_setting_stays(name, value, seen):
-    assert python(WATCH, "validation", **{name: value}).split()[0] == seen
+    assert python(WATCH, "validation", *TORCH, **{name: value}).split()[0] == seen
 
 
 def test_torchs_openmp_takes_it():
