@@ -9,6 +9,7 @@ from segment_anything.modeling.diffusion3D import (
     diffused_clicks,
     edge_weights,
     guided_mask,
+    on_log_scale,
     solve,
 )
 
@@ -43,6 +44,20 @@ def test_a_positive_click_fills_its_structure_and_stops_at_the_border(image):
         assert maps[number][~inside].max() < 0.2
     assert not maps[1].any()
     assert not maps[3].any()
+
+
+def test_on_a_log_scale_a_faint_click_still_shows_how_far_a_cell_is(image):
+    short = diffused_clicks(image * 0, _click(16, 16, 16), torch.ones(1, 1), SIZE)[0, 2]
+    assert short[16, 16, 20:29:4].max() < 0.1
+    along = on_log_scale(short)[16, 16, 16:29:4]
+    assert along[0] == 1
+    assert (along.diff() < -0.02).all()
+    assert along[-1] > 0.5
+
+
+def test_the_log_scale_ends_at_the_faintest_value():
+    values = on_log_scale(torch.tensor([0.0, 1e-5, 1e-4, 1e-2, 1.0])).tolist()
+    assert values == pytest.approx([0, 0, 0, 0.5, 1], abs=1e-6)
 
 
 def test_the_order_of_the_axes_is_that_of_the_image(image):

@@ -7,6 +7,7 @@ are solved by a fixed number of steps, so that they can be exported and captured
 s, s, s).
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ CLICK_STEPS = {4: 24, 2: 16, 1: 12}
 #: positive ones without fading against the crop's border.
 CLICK_FADING = (0.003, 0.003, 0.06, 0.06, 0.0)
 CLICK_MAPS = len(CLICK_FADING)
+FAINTEST = 1e-4  # value of a diffused click that is 0 on the log scale
 MASK_STEPS = 25
 LEAST_SURE = 0.02  # share of its weight that a cell has where the probability is one half
 #: Of the Jacobi iteration, as the acceleration assumes it; below 1.
@@ -129,6 +131,16 @@ def diffused_clicks(image: Tensor, coords: Tensor, labels: Tensor, img_size: int
         damped = torch.cat([edges.total + rate for rate in CLICK_FADING], 1)
         maps = solve(maps, edges, free / damped, source, steps)
     return maps.clamp(0, 1).unflatten(2, image.shape[2:])
+
+
+def on_log_scale(maps: Tensor) -> Tensor:
+    """Return values in [0, 1] on a log scale: 1 stays 1, and `FAINTEST` and less become 0.
+
+    A diffused click falls by orders of magnitude within its structure, and the larger the structure
+    is, the fainter the click is at its border. On a log scale a click of short range is about a
+    distance along paths that avoid edges (Varadhan, Comm. Pure Appl. Math. 20, 1967).
+    """
+    return 1 - maps.clamp(min=FAINTEST).log() / math.log(FAINTEST)
 
 
 def _inside(size: int, device: torch.device) -> Tensor:

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from segment_anything.config import PromptConfig
 from segment_anything.modeling.common import fold_cells, wide
-from segment_anything.modeling.diffusion3D import CLICK_MAPS, click_cells, diffused_clicks
+from segment_anything.modeling.diffusion3D import (
+    CLICK_MAPS,
+    click_cells,
+    diffused_clicks,
+    on_log_scale,
+)
 from segment_anything.modeling.prompt_encoder3D import PointEmbeddings3D
 from segment_anything.modeling.pyramid3D import detail_of, fold_image, image_of
 
@@ -78,7 +83,8 @@ class PyramidPromptEncoder3D(PointEmbeddings3D):
         if self.config.click_diffusion:
             with torch.no_grad(), torch.autocast(coords.device.type, enabled=False):
                 cells = F.avg_pool3d(wide(image_of(image_embeddings)), 2)
-                maps.append(diffused_clicks(cells, coords, labels, self.img_size))
+                spread = diffused_clicks(cells, coords, labels, self.img_size)
+                maps.append(on_log_scale(spread))
         if self.config.click_likeness:
             maps.append(self.likeness_maps(self.cell_directions(detail), coords, labels))
         if masks is None:
