@@ -77,7 +77,7 @@ logger = logging.getLogger(__name__)
 
 #: Flags that define a run, beside those of `FitConfig`, the network, the crop rule and the crops.
 DEFINING = (
-    *("num_clicks", "trained_turns", "mask_dropout", "box_share", "free_turns"),
+    *("num_clicks", "start_clicks", "mask_dropout", "box_share", "free_turns"),
     *(*CROP_FLAGS, "loss_size", "decoder_lr_scale"),
 )
 
@@ -220,7 +220,7 @@ def train(
         decoder_lr_scale=args.decoder_lr_scale,
         box_share=args.box_share,
         free_turns=min(args.free_turns, args.num_clicks // 4),
-        trained_turns=args.trained_turns,
+        start_clicks=args.start_clicks,
         mask_dropout=args.mask_dropout,
     )
     dataset = CropDataset(index, rule, **augmentation(args))

@@ -117,49 +117,18 @@ def test_one_batch_can_be_learnt_by_heart():
         assert dsc(label[0].numpy(), mask.numpy()) > 0.95
 
 
-def test_the_number_of_turns_varies_where_only_the_last_are_trained():
-    task = InteractiveTask(small_sam(), num_clicks=5, loss_size=16, seed=0, trained_turns=1)
+def test_turns_grow_over_the_run_up_to_all_clicks():
+    task = InteractiveTask(small_sam(), num_clicks=5, loss_size=16, seed=0, start_clicks=2)
     turns = []
-    for step in range(100):
-        task.advance(step, step / 100)
+    for done in (0.0, 0.2, 0.3, 0.5, 0.75, 0.99):
+        task.advance(done)
         turns.append(task.turns)
-    assert set(turns) == {1, 2, 3, 4, 5}
-    task.advance(7, 0.5)  # follows from the step alone
-    assert task.turns == turns[7]
+    assert turns == [2, 2, 3, 4, 5, 5]
 
 
-def test_the_number_of_turns_is_fixed_where_all_are_trained():
+def test_turns_do_not_grow_unless_asked_to():
     task = InteractiveTask(small_sam(), num_clicks=5, loss_size=16, seed=0)
-    for step in range(20):
-        task.advance(step, step / 20)
-        assert task.turns == 5
-
-
-def test_gradients_flow_through_the_trained_turns_alone(monkeypatch):
-    graded = []
-    decode = Interaction.click
-
-    def watched(interaction, *click):
-        logits, iou = decode(interaction, *click)
-        graded.append(logits.requires_grad)
-        return logits, iou
-
-    monkeypatch.setattr(Interaction, "click", watched)
-    task = InteractiveTask(small_sam(), num_clicks=4, loss_size=16, seed=0, trained_turns=2)
-    task.turns = 4
-    with torch.autocast("cpu", torch.bfloat16):  # which keeps the weights that it has cast
-        loss = task(batch())["loss"]
-    loss.backward()
-    assert graded == [False, False, True, True]
-    for part in (task.model.image_encoder, task.model.prompt_encoder, task.model.mask_decoder):
-        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
-
-
-def test_turns_without_a_click_are_as_many_on_average_where_turns_vary(monkeypatch):
-    clicks = watch(monkeypatch, num_clicks=40, trained_turns=1, free_turns=10)
-    labels = torch.stack([each for _, each, _ in clicks])
-    assert (labels[0] != NO_CLICK).all()
-    assert 0.1 < (labels[1:] == NO_CLICK).double().mean() < 0.5
+    assert task.turns == 5
 
 
 def test_mask_prompts_are_left_out_in_a_share_of_the_later_turns(monkeypatch):
@@ -176,7 +145,7 @@ def test_a_step_without_mask_prompts_has_gradients():
     assert task.model.image_encoder.pos_embed.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("count", [-1, 4])
-def test_more_trained_turns_than_turns_are_refused(count):
-    with pytest.raises(InputError, match="--trained-turns"):
-        InteractiveTask(small_sam(), num_clicks=3, loss_size=16, seed=0, trained_turns=count)
+@pytest.mark.parametrize("start", [-1, 4])
+def test_a_start_beyond_all_clicks_is_refused(start):
+    with pytest.raises(InputError, match="--start-clicks"):
+        InteractiveTask(small_sam(), num_clicks=3, loss_size=16, seed=0, start_clicks=start)

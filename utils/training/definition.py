@@ -55,10 +55,10 @@ def definition(
 
 
 def followed_steps(args: argparse.Namespace) -> dict[str, int | None]:
-    """Return --steps where the sources of targets change over the run, else None."""
-    changing = ("region_share", "generated_share")
+    """Return --steps where turns or sources of targets change over the run, else None."""
+    changing = ("start_clicks", "region_share", "generated_share")
     changes = any(getattr(args, name, 0) for name in changing)
-    return {"--steps that targets follow": args.steps if changes else None}
+    return {"--steps that turns and targets follow": args.steps if changes else None}
 
 
 def flag_of(name: str) -> str:

@@ -5,8 +5,8 @@ from typing import Literal
 import numpy as np
 
 #: Purposes of random streams; part of their seeds, so that streams are independent.
-SAMPLING, AUGMENTING, CLICKING, TARGETS, TURNING = range(5)
-Purpose = Literal[0, 1, 2, 3, 4]
+SAMPLING, AUGMENTING, CLICKING, TARGETS = range(4)
+Purpose = Literal[0, 1, 2, 3]
 
 
 def stream(seed: int, number: int, purpose: Purpose) -> np.random.Generator:
@@ -15,6 +15,6 @@ def stream(seed: int, number: int, purpose: Purpose) -> np.random.Generator:
     Args:
         seed: of the run.
         number: of the step, or of the sample in the run.
-        purpose: SAMPLING, AUGMENTING, CLICKING, TARGETS or TURNING.
+        purpose: SAMPLING, AUGMENTING, CLICKING or TARGETS.
     """
     return np.random.default_rng([seed, number, purpose])

@@ -15,7 +15,10 @@ from utils.errors import require_number
 from utils.prompts.box import Box, box_around, ellipsoid_logits
 from utils.training.clicks import coarsen, shrink, simulate_clicks
 from utils.training.losses import dice_ce
-from utils.training.seeds import CLICKING, TURNING, stream
+from utils.training.seeds import CLICKING, stream
+
+#: Share of the run after which every step has all turns.
+GROWN = 0.75
 
 
 class Task(nn.Module):
@@ -32,8 +35,8 @@ class Task(nn.Module):
         """Return the optimizer's groups: every parameter that any stage trains."""
         raise NotImplementedError
 
-    def advance(self, step: int, done: float) -> None:
-        """Note the number of the step and the share of the run that is done, before each step."""
+    def advance(self, done: float) -> None:
+        """Note the share of the run that is done, before each step: what fades follows it."""
         self.done = done
 
     def stage(self, done: float) -> Hashable:
@@ -56,15 +59,13 @@ class InteractiveTask(Task):
     ``free_turns`` turns no click is added, and the network refines the mask of the previous turn;
     the last turn is such a turn, as in SAM.
 
-    With ``trained_turns`` the number of turns varies from step to step, and only the last ones are
-    trained (as in RITM, arXiv:2102.06583). The turns before them take no gradients and cost little,
-    so that the network sees more images in the same time.
+    The number of turns may grow over the run. A step with few turns costs less, so that the network
+    sees more images early, while first masks are poor and later clicks teach little.
 
     Args:
         num_clicks: turns in a step; the loss is the mean over the turns.
-        trained_turns: turns of a step that are trained, the last ones; the number of turns is then
-            drawn from 1 to ``num_clicks`` in each step. 0: every step has ``num_clicks`` turns, and
-            all are trained.
+        start_clicks: turns in the first steps; their number reaches ``num_clicks`` when
+            `GROWN` of the run is done. 0: ``num_clicks`` in every step.
         mask_dropout: share of the later turns in which the network gets no mask prompt, and must
             segment anew from all clicks and the image.
         loss_size: edge of the grid on which the loss is computed; SAM-Med3D uses the full input
@@ -73,8 +74,7 @@ class InteractiveTask(Task):
         decoder_lr_scale: learning rate of the decoder relative to the encoder's; a tenth in the
             SAM-Med3D's paper.
         box_share: share of the samples that start from a box.
-        free_turns: turns without a new click; the first turn always has one. With
-            ``trained_turns``, how many of ``num_clicks`` on average.
+        free_turns: turns without a new click; the first turn always has one.
 
     Raises:
         InputError: an argument is out of its range.
@@ -90,7 +90,7 @@ class InteractiveTask(Task):
         decoder_lr_scale: float = 0.1,
         box_share: float = 0.0,
         free_turns: int = 0,
-        trained_turns: int = 0,
+        start_clicks: int = 0,
         mask_dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -99,20 +99,19 @@ class InteractiveTask(Task):
         require_number("--decoder-lr-scale", decoder_lr_scale, 0)
         require_number("--box-share", box_share, 0, 1)
         require_number("--free-turns", free_turns, 0, whole=True)
-        require_number("--trained-turns", trained_turns, 0, num_clicks, whole=True)
+        require_number("--start-clicks", start_clicks, 0, num_clicks, whole=True)
         require_number("--mask-dropout", mask_dropout, 0, 1)
         self.model = model
         self.num_clicks, self.loss_size, self.seed = num_clicks, loss_size, seed
         self.decoder_lr_scale = decoder_lr_scale
         self.box_share, self.free_turns = box_share, free_turns
-        self.trained_turns, self.mask_dropout = trained_turns, mask_dropout
-        self.turns = num_clicks  # of the present step
+        self.start_clicks, self.mask_dropout = start_clicks or num_clicks, mask_dropout
 
-    def advance(self, step: int, done: float) -> None:
-        """Draw the number of turns of the next step, the same on all ranks."""
-        super().advance(step, done)
-        if self.trained_turns:
-            self.turns = 1 + int(stream(self.seed, step, TURNING).integers(self.num_clicks))
+    @property
+    def turns(self) -> int:
+        """The number of turns of the present step."""
+        grown = min(1.0, self.done / GROWN)
+        return self.start_clicks + int(grown * (self.num_clicks - self.start_clicks))
 
     def parameter_groups(self, lr: float) -> list[dict]:
         """Return the encoder at the full rate, the rest at ``decoder_lr_scale`` of it."""
@@ -124,7 +123,7 @@ class InteractiveTask(Task):
         ]
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        """Return the mean loss over the trained turns, and the losses of the first and the last."""
+        """Return the mean loss over the turns, and the losses of the first and the last turn."""
         image, label = batch["image"], batch["label"]
         rngs = [stream(self.seed, n, CLICKING) for n in batch["number"]]
         coarse = coarsen(label, self.model.config.encoder.cells_size)
@@ -141,11 +140,8 @@ class InteractiveTask(Task):
             elif self.mask_dropout:
                 kept = self._kept_masks(rngs).to(image.device)
                 interaction.low_res_masks = interaction.low_res_masks * kept
-            is_trained = not self.trained_turns or turn >= self.turns - self.trained_turns
-            with torch.set_grad_enabled(is_trained and torch.is_grad_enabled()):
-                logits, _ = interaction.click(coords.to(image.device), labels.to(image.device))
-            if is_trained:
-                losses.append(dice_ce(upsample(logits.float(), self.loss_size), target))
+            logits, _ = interaction.click(coords.to(image.device), labels.to(image.device))
+            losses.append(dice_ce(upsample(logits.float(), self.loss_size), target))
         return {
             "loss": torch.stack(losses).mean(),
             "loss_first_click": losses[0].detach(),
@@ -168,10 +164,6 @@ class InteractiveTask(Task):
         """Choose at random the turns without a click: (B, turns) bool, one row a sample."""
         turns = self.turns
         free = torch.zeros(len(rngs), turns, dtype=torch.bool)
-        if self.trained_turns:
-            drawn = np.stack([rng.random(turns) for rng in rngs])
-            free[:, 1:] = torch.from_numpy(drawn < self.free_turns / self.num_clicks)[:, 1:]
-            return free
         count = min(self.free_turns, turns - 1)
         for row, rng in zip(free, rngs, strict=True):
             if count:

@@ -125,16 +125,14 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
         "--free-turns",
         type=non_negative_int,
         default=2,
-        help="turns of a step without a new click, at most a quarter of --num-clicks; on average "
-        "where the number of turns varies (default: 2)",
+        help="turns of a step without a new click; at most a quarter of --num-clicks (default: 2)",
     )
     clicks.add_argument(
-        "--trained-turns",
+        "--start-clicks",
         type=non_negative_int,
         default=0,
-        help="draw the turns of each step, 1 to --num-clicks, and train the last ones alone: so "
-        "many; the turns before cost little. 0 = every step has all turns, and all are trained "
-        "(default: 0)",
+        help="turns in the first steps; their number is full after three quarters of the run. "
+        "Steps with few turns cost less; 0 = the full number in every step (default: 0)",
     )
     clicks.add_argument(
         "--mask-dropout",

@@ -203,7 +203,7 @@ class _Run:
         batches = next(loaded)
         ready = clock()
         task = self._task_of_stage()
-        self.task.advance(progress.taken, progress.done)
+        self.task.advance(progress.done)
         lr = self.optimizer.set_rate(progress.done)
         scalars, norm = self.optimizer.take_step(task, progress.taken, batches)
         ended = clock()
