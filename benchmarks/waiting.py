@@ -118,7 +118,7 @@ def busy_processes(count: int) -> Iterator[None]:
 def training_step(folder: Path) -> Callable[[], list[float]]:
     """Return the demo's training step; it returns loss and gradient norm."""
     config = network_configs["tiny"]
-    settings = argparse.Namespace(num_clicks=3, loss_size=32, seed=0)
+    settings = argparse.Namespace(num_clicks=3, loss_size=64, seed=0)
     step = training.STEPS["teacher"](training._teacher(config), settings)
     batch = training.made_up_batch(config.encoder.img_size, 2, seed=0)
     trainer = training.Trainer(step, batch, torch.device("cpu"), torch.float32)
