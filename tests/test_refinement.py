@@ -202,7 +202,7 @@ def test_a_refined_network_of_form_sam_is_not_exported(tmp_path):
 @pytest.mark.parametrize(
     ("engine", "precision", "tolerance"),
     [
-        ("eager", torch.float32, 1e-6),
+        ("eager", torch.float32, 1e-5),
         ("eager", torch.bfloat16, 3e-2),
         ("compiled", torch.float32, 1e-4),
     ],
@@ -278,7 +278,7 @@ def test_a_validation_refines_and_keeps_its_scores_apart(tmp_path):
 def test_the_challenge_protocol_refines_too(tmp_path):
     table = tmp_path / "classes.json"
     table.write_text(json.dumps(CLASSES))
-    images = write_cases(tmp_path / "images", count=1)
+    images = write_cases(tmp_path / "images", count=2)  # the second with boxes
     flags = ["--protocol", "challenge", "--images", images, "--json", table, "--num-clicks", 1]
     flags += ["--checkpoint", save_teacher(tmp_path / "t.pt"), "--pictures", 0]
     found = []
