@@ -108,7 +108,7 @@ def run(args: argparse.Namespace, clock: "Clock | None" = None) -> PredictReport
     make_folder(args.output)
     with clock.part("weights"):
         model, rule = open_network(
-            args.checkpoint, args.network, args.teacher, encoder=args.encoder
+            args.checkpoint, args.network, args.teacher, encoder=args.encoder, refine=args.refine
         )
         predictor = ready_predictor(
             model, rule, device=args.device, precision=args.precision, engine=args.engine

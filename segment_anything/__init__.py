@@ -36,6 +36,7 @@ from segment_anything.engine import (
     require_engine,
 )
 from segment_anything.modeling import Sam3D
+from segment_anything.refinement import encode_image, refined
 
 __all__ = [
     "ENGINES",
@@ -59,12 +60,14 @@ __all__ = [
     "build_sam3D",
     "checkpoint_payload",
     "decode_points",
+    "encode_image",
     "fingerprint",
     "is_finite",
     "load_checkpoint",
     "network_configs",
     "open_checkpoint",
     "read_checkpoint",
+    "refined",
     "require_decoder",
     "require_engine",
     "sam_model_registry3D",

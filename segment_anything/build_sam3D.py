@@ -108,7 +108,12 @@ TINY_FASTSAM3D = dataclasses.replace(
 
 
 def build_sam3D(config: SamConfig) -> Sam3D:
-    """Build a network with random weights: on the CPU, float32, in training mode."""
+    """Build a network with random weights: on the CPU, float32, in training mode.
+
+    Raises:
+        ConfigError: only `refined` makes networks of this configuration.
+    """
+    config.require_buildable()
     encoder, decoder = config.encoder, config.decoder
     width, is_pyramid = encoder.out_chans, decoder.form == "pyramid"
     # Built in this order, since a seed's weights depend on it.

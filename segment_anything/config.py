@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 CELLS_PER_TOKEN = 4  # cells along each axis of a token
-IMAGE_CELLS = 8  # averages of 2^3 voxels in a cell that a pyramid's embedding holds
+IMAGE_CELLS = 8  # averages of the image in a cell, of 2^3 voxels each in a pyramid's embedding
 MOST_TOKENS = 16  # along each axis of the grid; attention's memory grows with the sixth power
 MOST_WEIGHTS = 5 * 10**9  # of a whole network, 20 GB in float32: ten times the largest ViT of SAM
 MOST_BLOCKS = 64
@@ -201,19 +201,44 @@ class SamConfig:
             "click_diffusion and click_likeness need decoder.form pyramid",
         )
         _require(
-            is_pyramid or self.decoder.refine_strength == 0,
-            "refine_strength needs decoder.form pyramid",
-        )
-        _require(
             self.rough_weights <= MOST_WEIGHTS,
             f"the network would have about {self.rough_weights:.1g} weights, expected at most "
             f"{MOST_WEIGHTS:.1g}",
         )
 
     @property
+    def appends_image(self) -> bool:
+        """Whether the image is appended to the encoder's embedding, to refine masks of form sam."""
+        return self.decoder.form == "sam" and self.decoder.refine_strength > 0
+
+    @property
+    def embedding_chans(self) -> int:
+        """Channels of the image embedding (E) with those of an image that is appended to it."""
+        image = IMAGE_CELLS * CELLS_PER_TOKEN**3 if self.appends_image else 0
+        return self.encoder.embedding_chans + image
+
+    @property
     def low_res_size(self) -> int:
         """Cells along each axis of a low-resolution mask: m, where shapes are named."""
-        return self.encoder.cells_size * (2 if self.decoder.form == "pyramid" else 1)
+        is_fine = self.decoder.form == "pyramid" or self.appends_image
+        return self.encoder.cells_size * (2 if is_fine else 1)
+
+    @property
+    def given_clicks(self) -> Literal["last", "all"]:
+        """The clicks that `decode_points` takes: those that are decoded, or all to be fixed."""
+        return "all" if self.appends_image else self.prompt.click_memory
+
+    def require_buildable(self) -> None:
+        """Refuse the configuration of a network that only `refined` makes, from a built one.
+
+        Raises:
+            ConfigError: the masks of a network of the form sam are to be refined.
+        """
+        _require(
+            not self.appends_image,
+            "refine_strength needs decoder.form pyramid in a network that is built; other networks "
+            "are refined where they are used: with --refine, or refined(model, strength)",
+        )
 
     @property
     def rough_weights(self) -> float:
@@ -235,9 +260,12 @@ class SamConfig:
         """Rebuild a configuration from the output of `to_dict`; missing fields get defaults.
 
         Raises:
-            ConfigError: a field is unknown, of a wrong type, or out of its range.
+            ConfigError: a field is unknown, of a wrong type, or out of its range, or no network can
+                be built with them.
         """
-        return _from_dict(cls, values, where="config")
+        config = _from_dict(cls, values, where="config")
+        config.require_buildable()
+        return config
 
 
 def _require(condition: bool, message: str) -> None:

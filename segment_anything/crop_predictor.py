@@ -49,8 +49,8 @@ class CropPredictor:
     torch.Size([1, 1, 128, 128, 128])
 
     Args:
-        model: The network. It is moved to ``device`` and set to eval mode; its weights are not
-            changed.
+        model: The network, or `refined` of it. It is moved to ``device`` and set to eval mode; its
+            weights are not changed.
         device: The device that the network runs on.
         precision: dtype of the arithmetic: float32, bfloat16 or float16. Crops, clicks and masks
             are float32.
@@ -126,12 +126,12 @@ class CropPredictor:
         return torch.cat([batch, batch[:1].expand(missing, *batch.shape[1:])])
 
     def _points(self, clicks: Sequence[CropClick]) -> tuple[Tensor, Tensor]:
-        """Return the clicks to decode: coordinates (1, N, 3) and labels (1, N), on the CPU."""
+        """Return the clicks to give: coordinates (1, N, 3) and labels (1, N), on the CPU."""
         if not clicks:
             return torch.zeros(1, 1, 3), torch.tensor([[NO_CLICK]])
-        decoded = clicks[first_decoded(self.model.config.prompt.click_memory) :]
-        places = [tuple(place) for place, _ in decoded]
-        labels = [int(is_foreground) for _, is_foreground in decoded]
+        given = clicks[first_decoded(self.model.config.given_clicks) :]
+        places = [tuple(place) for place, _ in given]
+        labels = [int(is_foreground) for _, is_foreground in given]
         return torch.tensor([places], dtype=torch.float32), torch.tensor([labels])
 
     def _mask(self, target: Prompted) -> Tensor:

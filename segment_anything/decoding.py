@@ -2,7 +2,7 @@
 
 `Interaction` is the click loop of training and validation. Shapes: B samples, N clicks, E channels
 of the image embedding, g tokens along each axis, and m cells of the low-resolution masks (4 g, or
-8 g in networks of the form pyramid).
+8 g in networks of the form pyramid and in refined ones).
 Coordinates are indices into the crop's array, in the order of its axes and counted from 0;
 fractions are allowed. The axes of crops point to the patient's right, anterior and superior.
 """
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segment_anything.config import SamConfig
 from segment_anything.modeling import PyramidPromptEncoder3D, Sam3D
 from segment_anything.modeling.common import wide
 from segment_anything.modeling.diffusion3D import guided_mask
@@ -80,7 +81,8 @@ class Interaction:
 
     Args:
         model: The network. Its ``PromptConfig.click_memory`` decides which clicks are decoded.
-        image_embedding: (B, E, g, g, g), from the model's image encoder.
+        image_embedding: (B, E, g, g, g), from the model's image encoder; of a refined network
+            from `encode_image`.
         decode: A function that decodes in place of the model, such as `InferenceEngine.decode`.
 
     Attributes:
@@ -93,7 +95,7 @@ class Interaction:
     ) -> None:
         self.low_res_masks = no_mask(model, len(image_embedding), image_embedding.device)
         self._embedding = image_embedding
-        self._history = ClickHistory(model.config.prompt.click_memory)
+        self._history = ClickHistory(model.config.given_clicks)
         if decode is None:
             dense_pe = model.prompt_encoder.get_dense_pe()
             decode = partial(decode_points, model, dense_pe=dense_pe)
@@ -139,8 +141,9 @@ def decode_points(
     """Run prompt encoder and mask decoder once: tensors in, tensors out.
 
     Args:
-        image_embedding: (B, E, g, g, g).
-        point_coords: (B, N, 3).
+        image_embedding: (B, E, g, g, g), from `encode_image`.
+        point_coords: (B, N, 3), the clicks of ``SamConfig.given_clicks``. The refinement fixes all
+            of them in the mask.
         point_labels: (B, N) in {1, 0, NO_CLICK}.
         low_res_masks: (B, 1, m, m, m) logits.
         dense_pe: (1, C, g, g, g), the prompt encoder's ``get_dense_pe``.
@@ -149,25 +152,65 @@ def decode_points(
 
     Returns:
         low-resolution logits (B, 1, m, m, m) and predicted IoU (B, 1).
+
+    Raises:
+        ValueError: the network is refined, and the embedding holds no image.
     """
+    config = model.config
+    inputs = image_embedding, point_coords, point_labels, low_res_masks
+    if config.appends_image:
+        masks, iou = _decode(model, *_without_refinement(config, *inputs), dense_pe)
+        masks = upsample(wide(masks), config.low_res_size)
+    else:
+        masks, iou = _decode(model, *inputs, dense_pe)
+    strength = config.decoder.refine_strength
+    if strength and refine and not model.training:
+        image = wide(image_of(image_embedding))
+        size = config.encoder.img_size
+        masks = guided_mask(masks, image, point_coords, point_labels, size, strength)
+    return masks, iou
+
+
+def _without_refinement(
+    config: SamConfig, embedding: Tensor, coords: Tensor, labels: Tensor, masks: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the inputs of `decode_points` as the network gets them without the refinement.
+
+    The image's channels are left out, and so are the clicks that are only to be fixed. Masks are
+    averaged over the cells of the network's own grid.
+    """
+    found, expected = embedding.shape[1], config.embedding_chans
+    if found != expected:
+        raise ValueError(
+            f"network '{config.network}', refined: got an image embedding of {found} channels, "
+            f"expected {expected}, with the image: use encode_image(model, images)"
+        )
+    first = first_decoded(config.prompt.click_memory)
+    own = embedding[:, : config.encoder.embedding_chans]
+    return own, coords[:, first:], labels[:, first:], F.avg_pool3d(masks, 2)
+
+
+def _decode(
+    model: Sam3D,
+    image_embedding: Tensor,
+    point_coords: Tensor,
+    point_labels: Tensor,
+    low_res_masks: Tensor,
+    dense_pe: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return masks and predicted IoU from the network alone; shapes as in `decode_points`."""
     is_pyramid = isinstance(model.prompt_encoder, PyramidPromptEncoder3D)
     given = {"image_embeddings": image_embedding} if is_pyramid else {}
     sparse, dense = model.prompt_encoder(
         points=(point_coords, point_labels), boxes=None, masks=low_res_masks, **given
     )
-    masks, iou = model.mask_decoder(
+    return model.mask_decoder(
         image_embeddings=image_embedding,
         image_pe=dense_pe,
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
         multimask_output=False,
     )
-    strength = model.config.decoder.refine_strength if is_pyramid else 0
-    if strength and refine and not model.training:
-        image = wide(image_of(image_embedding))
-        size = model.config.encoder.img_size
-        masks = guided_mask(masks, image, point_coords, point_labels, size, strength)
-    return masks, iou
 
 
 def upsample(low_res_masks: Tensor, size: int) -> Tensor:

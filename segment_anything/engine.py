@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from segment_anything.decoding import decode_points, upsample
 from segment_anything.modeling import Sam3D
 from segment_anything.modeling.attention3D import Attention3D
+from segment_anything.refinement import encode_image
 
 Engine = Literal["eager", "compiled", "graph"]
 ENGINES: tuple[str, ...] = get_args(Engine)
@@ -56,8 +57,8 @@ class InferenceEngine:
     weights and would mix old and new ones.
 
     Args:
-        model: The network. It is moved to ``device`` and set to eval mode; its weights are not
-            changed.
+        model: The network, or `refined` of it. It is moved to ``device`` and set to eval mode; its
+            weights are not changed.
         device: The device that the network runs on.
         precision: dtype of the arithmetic: float32, bfloat16 or float16. Images, clicks and masks
             are float32.
@@ -82,7 +83,7 @@ class InferenceEngine:
         # The closures do not hold `self`, so that a dropped engine frees its memory at once.
         def encode(images: Tensor) -> Tensor:
             with autocast(device, precision, keep_casts=False):
-                return model.image_encoder(images)
+                return encode_image(model, images)
 
         def decode(*inputs: Tensor) -> tuple[Tensor, Tensor]:
             with autocast(device, precision, keep_casts=False):

@@ -186,6 +186,13 @@ def _write(
     model: Sam3D,
 ) -> None:
     """Export a module; ``axes`` names the leading axes of each input, which may have any length."""
+    if model.config.appends_image:
+        raise OnnxError(
+            f"network '{model.config.network}': is refined (refine_strength "
+            f"{model.config.decoder.refine_strength:g}), expected a network without refinement: "
+            "ONNX files hold the refinement of the form pyramid alone.\n"
+            "Export refined(model, 0), and refine where the network is used: --refine."
+        )
     dims = {name: torch.export.Dim(name) for names in axes.values() for name in names}
     shapes = {
         name: {axis: dims[label] for axis, label in enumerate(labels)}

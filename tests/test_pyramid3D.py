@@ -168,5 +168,8 @@ def test_maps_that_a_released_decoder_cannot_take_are_refused():
     released = network_configs["vit_b_ori"]
     with pytest.raises(ConfigError, match=r"need decoder\.form pyramid"):
         dataclasses.replace(released, prompt=PromptConfig(click_diffusion=True))
+    config = dataclasses.replace(released, decoder=DecoderConfig(refine_strength=0.1))
     with pytest.raises(ConfigError, match="refine_strength needs"):
-        dataclasses.replace(released, decoder=DecoderConfig(refine_strength=0.1))
+        build_sam3D(config)
+    with pytest.raises(ConfigError, match="refine_strength needs"):
+        SamConfig.from_dict(config.to_dict())

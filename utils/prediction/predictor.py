@@ -72,7 +72,7 @@ class Predictor:
     these three, for prompts that are new since the last call; to add a prompt takes no time.
 
     Args:
-        model: the network; it is not changed.
+        model: the network, or `segment_anything.refined` of it; it is not changed.
         rule: the crops that the network was trained on, as `open_network` returns them.
         device: to run on; a CPU by default.
         precision: of the network's arithmetic.

@@ -9,6 +9,7 @@ from pathlib import Path
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # A copy of segment_anything.ENGINES, whose import loads torch; test_engine.py compares the two.
 ENGINES = ("eager", "compiled", "graph")
+REFINE_STRENGTH = 0.3  # of --refine without a value: that of the network tiny
 MAX_SEED = 2**32 - 1  # the largest of NumPy's global generator
 MAX_INT = 2**63 - 1  # larger numbers fit no tensor, file or clock
 
@@ -29,7 +30,7 @@ def add_device_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def add_engine_arguments(parser: argparse._ActionsContainer) -> None:
-    """Add ``--engine`` and ``--encoder``, for scripts that do not train."""
+    """Add ``--engine``, ``--encoder`` and ``--refine``, for scripts that do not train."""
     parser.add_argument(
         "--engine",
         default="eager",
@@ -42,6 +43,17 @@ def add_engine_arguments(parser: argparse._ActionsContainer) -> None:
         type=Path,
         help="ONNX file that replaces the checkpoint's image encoder, for example from "
         "utils/training/quantise_encoder.py (default: none)",
+    )
+    parser.add_argument(
+        "--refine",
+        type=refine_strength,
+        nargs="?",
+        const=REFINE_STRENGTH,
+        metavar="STRENGTH",
+        help="refine masks by diffusion along the image's edges. STRENGTH is the weight of the "
+        "network's own mask: the lower, the more masks follow the edges; 0 = off. Without a value: "
+        f"{REFINE_STRENGTH} (default: the strength in the network's configuration; released "
+        "networks: off)",
     )
 
 
@@ -84,6 +96,11 @@ def non_negative_float(text: str) -> float:
 def finite_float(text: str) -> float:
     """Parse the value of a flag: a finite number."""
     return _number(text, float, "a finite number", lambda value: True)
+
+
+def refine_strength(text: str) -> float:
+    """Parse the value of ``--refine``, in the range of ``DecoderConfig.refine_strength``."""
+    return _number(text, float, "0 to 1000", lambda value: 0 <= value <= 1e3)
 
 
 def share(text: str) -> float:

@@ -15,6 +15,7 @@ from segment_anything import (
     is_finite,
     open_checkpoint,
     read_checkpoint,
+    refined,
     require_decoder,
 )
 from segment_anything.onnx_encoder import OnnxError, use_onnx_encoder
@@ -32,6 +33,7 @@ class NetworkFile:
     network: str | None = None  # name in the registry, for files without a configuration
     decoder: Path | None = None  # file to take prompt encoder and mask decoder from
     encoder: Path | None = None  # ONNX file that replaces the image encoder
+    refine: float | None = None  # strength of the masks' refinement; None: the network's own
 
     @property
     def files(self) -> list[Path]:
@@ -40,7 +42,9 @@ class NetworkFile:
 
     def open(self) -> tuple[Sam3D, CropRule]:
         """Return the network, and size and spacing of its crops; see `open_network`."""
-        return open_network(self.path, self.network, self.decoder, encoder=self.encoder)
+        return open_network(
+            self.path, self.network, self.decoder, encoder=self.encoder, refine=self.refine
+        )
 
 
 def open_network(
@@ -49,6 +53,7 @@ def open_network(
     decoder_checkpoint: Path | None = None,
     *,
     encoder: Path | None = None,
+    refine: float | None = None,
 ) -> tuple[Sam3D, CropRule]:
     """Rebuild the network of a checkpoint; return it with the crop rule of its training::
 
@@ -61,6 +66,8 @@ def open_network(
         decoder_checkpoint: take prompt encoder and mask decoder from this file, for released
             FastSAM3D weights, which lack them.
         encoder: ONNX file that replaces the image encoder, from segment_anything/export.py.
+        refine: strength of the masks' refinement, as in `segment_anything.refined`; 0 is off, None
+            the strength of the network's configuration.
 
     Returns:
         the network, on the CPU; and the size and spacing of its crops.
@@ -68,7 +75,7 @@ def open_network(
     Raises:
         InputError: the file is no checkpoint, is of another network, lacks a decoder, or holds
             weights that are not finite or a crop rule out of range; or the ONNX file is not of this
-            network's encoder.
+            network's encoder; or the strength is out of its range.
     """
     with checkpoint_errors():
         checkpoint = open_checkpoint(path)
@@ -87,6 +94,9 @@ def open_network(
     if encoder is not None:
         with checkpoint_errors():
             use_onnx_encoder(model, encoder)
+    if refine is not None:
+        with checkpoint_errors():
+            model = refined(model, refine)
     return model, CropRule.read(stored, model.config.encoder.img_size, path)
 
 

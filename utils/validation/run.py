@@ -63,7 +63,7 @@ def validate(args: argparse.Namespace) -> Summary:
         WriteError: an output cannot be written.
     """
     protocol = PROTOCOLS[args.protocol](args)
-    network = NetworkFile(args.checkpoint, args.network, args.teacher, args.encoder)
+    network = NetworkFile(args.checkpoint, args.network, args.teacher, args.encoder, args.refine)
     _, rule, facts = open_once(network)
     settings = _settings(network, facts, rule, args, protocol)
     jobs = protocol.jobs(settings)
@@ -166,6 +166,7 @@ def _shown(settings: RunSettings, rule: CropRule, protocol: ValidationProtocol) 
     return {
         "checkpoint": network.path.name,
         **({"encoder": network.encoder.name} if network.encoder else {}),
+        **({} if network.refine is None else {"refinement": f"strength {network.refine:g}"}),
         "crops": f"{rule.size}³ voxels of {rule.spacing_mm:g} mm{fit}",
         **protocol.shown,
         "device": f"{device}, {settings.threads} threads a worker",
