@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segment_anything.config import SamConfig
 from segment_anything.modeling import PyramidPromptEncoder3D, Sam3D
-from segment_anything.modeling.common import wide
+from segment_anything.modeling.common import upsample, wide
 from segment_anything.modeling.diffusion3D import guided_mask
 from segment_anything.modeling.pyramid3D import image_of
 
@@ -211,24 +211,3 @@ def _decode(
         dense_prompt_embeddings=dense,
         multimask_output=False,
     )
-
-
-def upsample(low_res_masks: Tensor, size: int) -> Tensor:
-    """Return logits (B, 1, size, size, size): trilinear, align_corners False, as released.
-
-    One matrix product along each axis computes the logits. `F.interpolate` gives the same result
-    and is slower: it reads eight values for each value that it writes.
-
-    Args:
-        low_res_masks: (B, 1, m, m, m) logits.
-        size: Voxels along each axis of the result.
-    """
-    if low_res_masks.shape[-1] == size:
-        return low_res_masks
-    with torch.autocast(low_res_masks.device.type, enabled=False):
-        cells = torch.eye(
-            low_res_masks.shape[-1], device=low_res_masks.device, dtype=low_res_masks.dtype
-        )
-        weights = F.interpolate(cells[None], size, mode="linear", align_corners=False)[0]
-        grown = (weights.mT @ low_res_masks.flatten(3)).unflatten(3, low_res_masks.shape[3:])
-        return weights.mT @ grown @ weights

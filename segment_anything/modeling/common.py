@@ -1,4 +1,4 @@
-"""Layers that several parts share: channel norms, perceptrons, cells folded into tokens.
+"""Layers that several parts share: channel norms, perceptrons, folded cells, upsampled masks.
 
 Volumes are (B, C, D, H, W) here; token grids are (B, D, H, W, C).
 """
@@ -34,6 +34,27 @@ def unfold_cells(tokens: Tensor) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """Return a tensor in float32, or unchanged if it is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def upsample(low_res_masks: Tensor, size: int) -> Tensor:
+    """Return logits (B, 1, size, size, size): trilinear, align_corners False, as released.
+
+    One matrix product along each axis computes the logits. `F.interpolate` gives the same result
+    and is slower: it reads eight values for each value that it writes.
+
+    Args:
+        low_res_masks: (B, 1, m, m, m) logits.
+        size: Voxels along each axis of the result.
+    """
+    if low_res_masks.shape[-1] == size:
+        return low_res_masks
+    with torch.autocast(low_res_masks.device.type, enabled=False):
+        cells = torch.eye(
+            low_res_masks.shape[-1], device=low_res_masks.device, dtype=low_res_masks.dtype
+        )
+        weights = F.interpolate(cells[None], size, mode="linear", align_corners=False)[0]
+        grown = (weights.mT @ low_res_masks.flatten(3)).unflatten(3, low_res_masks.shape[3:])
+        return weights.mT @ grown @ weights
 
 
 class LayerNorm3d(nn.Module):

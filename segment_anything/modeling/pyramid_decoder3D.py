@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segment_anything.config import IMAGE_CELLS
-from segment_anything.modeling.common import MLP, ChannelNorm3d, unfold_cells, wide
+from segment_anything.modeling.common import MLP, ChannelNorm3d, unfold_cells, upsample, wide
 from segment_anything.modeling.conv3D import DetailConv3d, PatchConvTranspose3d
 from segment_anything.modeling.pyramid3D import (
     CELL_CHANS,
@@ -127,8 +127,7 @@ class PyramidMaskDecoder3D(nn.Module):
                 (cells, fine), self.output_hypernetworks_mlps, strict=True
             )
         )
-        masks = finest + F.interpolate(coarse, scale_factor=2.0, mode="trilinear")
-        return masks, self.iou_prediction_head(iou_token_out)
+        return finest + upsample(coarse, finest.shape[-1]), self.iou_prediction_head(iou_token_out)
 
 
 def _products(features: Tensor, vectors: Tensor) -> Tensor:
