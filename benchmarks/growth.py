@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
         rows = []
         for (shape, targets), runs in seconds.items():
             answer = read_npz(folder / "out" / f"{_name(shape, targets)}.npz", ["segs"])["segs"]
-            row = {"shape": shape, "targets": targets, "found": len(np.unique(answer)) - 1}
+            row = {"shape": shape, "targets": targets, "found": len(np.unique(answer[answer > 0]))}
             for part in PARTS:
                 row[part] = summary([run[part] for run in runs[1:]])  # the first warms up
             rows.append(row)

@@ -136,8 +136,14 @@ def medim_rival(device: torch.device, precision: str = "float32") -> Rival:
     def click(embedding: Tensor, prompts: Prompts, masks: Tensor) -> Tensor:
         points = prompts.coords.to(device), prompts.labels.to(device)
         with autocast(device, dtype):
-            dense_pe = model.prompt_encoder.get_dense_pe()
-            low_res, _ = decode_points(model, embedding, *points, masks.to(device), dense_pe)
+            sparse, dense = model.prompt_encoder(points=points, boxes=None, masks=masks.to(device))
+            low_res, _ = model.mask_decoder(
+                image_embeddings=embedding,
+                image_pe=model.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=False,
+            )
         return F.interpolate(low_res, size=(SIZE,) * 3, mode="trilinear", align_corners=False)
 
     def work(part: str, prompts: Prompts) -> Callable[[], Tensor]:
