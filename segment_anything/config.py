@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 CELLS_PER_TOKEN = 4  # cells along each axis of a token
 IMAGE_CELLS = 8  # averages of the image in a cell, of 2^3 voxels each in a pyramid's embedding
+IMAGE_CHANS = IMAGE_CELLS * CELLS_PER_TOKEN**3  # of an embedding that holds the image, at its end
 MOST_TOKENS = 16  # along each axis of the grid; attention's memory grows with the sixth power
 MOST_WEIGHTS = 5 * 10**9  # of a whole network, 20 GB in float32: ten times the largest ViT of SAM
 MOST_BLOCKS = 64
@@ -106,8 +107,7 @@ class EncoderConfig:
     @property
     def embedding_chans(self) -> int:
         """Channels of the image embedding (E): the neck's, and those of the cells, folded."""
-        image = IMAGE_CELLS if self.detail == "pyramid" else 0
-        return self.learnt_chans + image * CELLS_PER_TOKEN**3
+        return self.learnt_chans + (IMAGE_CHANS if self.detail == "pyramid" else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,8 +214,7 @@ class SamConfig:
     @property
     def embedding_chans(self) -> int:
         """Channels of the image embedding (E) with those of an image that is appended to it."""
-        image = IMAGE_CELLS * CELLS_PER_TOKEN**3 if self.appends_image else 0
-        return self.encoder.embedding_chans + image
+        return self.encoder.embedding_chans + (IMAGE_CHANS if self.appends_image else 0)
 
     @property
     def low_res_size(self) -> int:

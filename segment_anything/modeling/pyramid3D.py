@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segment_anything.config import CELLS_PER_TOKEN, IMAGE_CELLS
+from segment_anything.config import IMAGE_CHANS
 from segment_anything.modeling.common import ChannelNorm3d, fold_cells, unfold_cells
 from segment_anything.modeling.conv3D import DetailConv3d, PatchConvTranspose3d, split
 
 CELL_CHANS = 32  # of cells of 4^3 voxels
 HALF_CHANS = 96  # of 8^3 voxels
-IMAGE_CHANS = IMAGE_CELLS * CELLS_PER_TOKEN**3  # of an embedding: the image, at its end
 
 
 class ResidualConv3d(nn.Module):
