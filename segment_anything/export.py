@@ -7,8 +7,10 @@ Writes  --out         image_encoder.onnx   image -> image_embedding
                       export.json          network, crops, inputs and outputs, differences
 
 Both files take any batch size; the decoder takes one click or more. To decode without a click, give
-one point with the label -1. To decode without a mask, give a mask of zeros. Each file is compared
-with PyTorch before it is written to --out.
+one point with the label -1. To decode without a mask, give a mask of zeros. A network with
+prompt.boxes wants two points more, before the clicks: the start and the stop of a half-open box in
+crop voxels, less 0.5, with the labels 2 and 3; without a box with the label -1. Each file is
+compared with PyTorch before it is written to --out.
 
     python -m segment_anything.export --checkpoint student.pth --out onnx
 """
@@ -71,7 +73,7 @@ class PromptDecoder(nn.Module):
         Args:
             image_embedding: (B, E, g, g, g).
             point_coords: (B, N, 3) indices into the volume's array, in the order of its axes.
-            point_labels: (B, N) int64 in {1, 0, -1}.
+            point_labels: (B, N) int64 in {1, 0, -1}; 2 and 3 for the corners of a box.
             mask_input: (B, 1, m, m, m) logits.
         """
         prompts = self.prompt_encoder
