@@ -125,7 +125,7 @@ class CarrySession(ImageSession):
         clicks = before.clicks
         if clicks[-1:] != (prompts[-1],):
             clicks = (*clicks, prompts[-1])
-        return (yield from self.decode(State(region, clicks, mask, before.other_views)))
+        return (yield from self.decode(replace(before, region=region, clicks=clicks, low_res=mask)))
 
 
 class FromLastAnswer(PredictorAnswerer):
