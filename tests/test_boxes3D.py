@@ -192,6 +192,28 @@ def test_a_predictor_of_crops_decodes_a_box_as_the_click_loop_does(model, clicks
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_predictor_of_crops_decodes_a_click_without_a_box_as_the_click_loop_does(model):
+    predictor = CropPredictor(model, torch.device("cpu"))
+    embedding = predictor.encode(_image()[0, 0])
+    (found,) = predictor.decode_all([Prompted(embedding, [((20, 30, 30), True)])])
+    place = torch.tensor([[20.0, 30, 30]])
+    expected, _ = predictor.interaction(embedding).click(place, torch.tensor([1]))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_of_corners_hold_place_and_kind_but_no_features_of_the_image(model):
+    coords, labels = box_points(torch.tensor([BOX]) / 2, YES)
+    coords, labels = torch.cat([coords, coords], 1), torch.cat([labels, torch.tensor([[1, 0]])], 1)
+    with torch.no_grad():
+        first, second = (
+            model.prompt_encoder((coords, labels), image_embeddings=model.image_encoder(image))[0]
+            for image in (_image(), -_image())
+        )
+    assert torch.equal(first[:, :2], second[:, :2])
+    assert not torch.isclose(first[:, 2:], second[:, 2:]).all()
+    assert not torch.isclose(first[:, 0], first[:, 1]).all()
+
+
 def test_a_box_for_a_network_that_takes_none_is_refused():
     plain = build_sam3D(PLAIN).eval()
     predictor = CropPredictor(plain, torch.device("cpu"))
