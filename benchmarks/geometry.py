@@ -125,7 +125,7 @@ class CarrySession(ImageSession):
         clicks = before.clicks
         if clicks[-1:] != (prompts[-1],):
             clicks = (*clicks, prompts[-1])
-        return (yield from self.decode(State(region, clicks, mask, before.other_views)))
+        return (yield from self.decode(replace(before, region=region, clicks=clicks, low_res=mask)))
 
 
 class FromLastAnswer(PredictorAnswerer):
@@ -210,7 +210,8 @@ def score(job: Job) -> tuple[Job, dict]:
     boxes = case.boxes if job.boxes else None
     answerer = variant.answerer(predictor, case.image, case.spacing_xyz)
     # There is no prompt yet: the predictor's session can be replaced.
-    session = variant.session(predictor.session.scene, predictor.decoder.cells, variant.options)
+    scene, decoder = predictor.session.scene, predictor.decoder
+    session = variant.session(scene, decoder.cells, variant.options, boxes=decoder.boxes)
     if isinstance(session, TruthSession):
         session.place_on(ranked(truth)[1])
     predictor.session = session

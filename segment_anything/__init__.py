@@ -24,7 +24,7 @@ from segment_anything.config import (
     SamConfig,
 )
 from segment_anything.crop_predictor import CropPredictor, Prompted
-from segment_anything.decoding import NO_CLICK, Interaction, decode_points, upsample
+from segment_anything.decoding import NO_CLICK, Interaction, box_points, decode_points, upsample
 from segment_anything.engine import (
     ENGINES,
     Engine,
@@ -56,6 +56,7 @@ __all__ = [
     "Sam3D",
     "SamConfig",
     "autocast",
+    "box_points",
     "build_from_checkpoint",
     "build_sam3D",
     "checkpoint_payload",

@@ -94,6 +94,7 @@ TINY = SamConfig(
         click_memory="all",
         click_diffusion=True,
         click_likeness=True,
+        boxes=True,
     ),
     decoder=DecoderConfig(mlp_dim=512, form="pyramid", refine_strength=0.3),
 )

@@ -47,7 +47,7 @@ from segment_anything.modeling import Sam3D
 #: Fields that the config got later, and what networks without them had.
 LATER_FIELDS = {
     "encoder": {"detail": "stem"},
-    "prompt": {"click_diffusion": False, "click_likeness": False},
+    "prompt": {"click_diffusion": False, "click_likeness": False, "boxes": False},
     "decoder": {"form": "sam", "refine_strength": 0.0},
 }
 

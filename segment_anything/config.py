@@ -126,6 +126,7 @@ class PromptConfig:
     click_memory: Literal["last", "all"] = "last"  # clicks that are decoded at each step
     click_diffusion: bool = False  # maps of clicks diffused along the image's edges
     click_likeness: bool = False  # maps of each cell's likeness to the clicked cells
+    boxes: bool = False  # a box is given by two corners, and by a map of the cells
 
     def __post_init__(self) -> None:
         _require_types(self)
@@ -200,6 +201,7 @@ class SamConfig:
             is_pyramid or not (self.prompt.click_diffusion or self.prompt.click_likeness),
             "click_diffusion and click_likeness need decoder.form pyramid",
         )
+        _require(is_pyramid or not self.prompt.boxes, "prompt.boxes needs decoder.form pyramid")
         _require(
             self.rough_weights <= MOST_WEIGHTS,
             f"the network would have about {self.rough_weights:.1g} weights, expected at most "

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segment_anything.decoding import NO_CLICK, Interaction, first_decoded, no_mask
+from segment_anything.decoding import NO_CLICK, Interaction, box_points, first_decoded, no_mask
 from segment_anything.engine import Engine, InferenceEngine
 from segment_anything.modeling import Sam3D
 
@@ -26,6 +26,8 @@ class Prompted(NamedTuple):
     image_embedding: Tensor  # (1, E, g, g, g), of its crop
     clicks: Sequence[CropClick]  # in the order clicked; may be empty
     low_res_mask: Tensor | None = None  # (1, 1, m, m, m) logits to start from; None: no mask
+    # Start and stop in crop voxels, half-open; for networks with ``PromptConfig.boxes``.
+    box: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 class CropPredictor:
@@ -98,9 +100,12 @@ class CropPredictor:
     def decode_all(self, targets: Sequence[Prompted]) -> list[Tensor]:
         """Return low-resolution logits (1, 1, m, m, m) float32 of each target, in their order.
 
-        Targets with equally many clicks go through the network together.
+        Targets with equally many points go through the network together.
+
+        Raises:
+            ValueError: a target has a box, and the network takes none.
         """
-        points = [self._points(target.clicks) for target in targets]
+        points = [self._points(target) for target in targets]
         by_clicks = defaultdict(list)  # number of points -> indices of targets with that many
         for number, (coords, _) in enumerate(points):
             by_clicks[coords.shape[1]].append(number)
@@ -125,14 +130,25 @@ class CropPredictor:
         missing = 2 ** math.ceil(math.log2(len(batch))) - len(batch)
         return torch.cat([batch, batch[:1].expand(missing, *batch.shape[1:])])
 
-    def _points(self, clicks: Sequence[CropClick]) -> tuple[Tensor, Tensor]:
-        """Return the clicks to give: coordinates (1, N, 3) and labels (1, N), on the CPU."""
-        if not clicks:
-            return torch.zeros(1, 1, 3), torch.tensor([[NO_CLICK]])
-        given = clicks[first_decoded(self.model.config.given_clicks) :]
-        places = [tuple(place) for place, _ in given]
-        labels = [int(is_foreground) for _, is_foreground in given]
-        return torch.tensor([places], dtype=torch.float32), torch.tensor([labels])
+    def _points(self, target: Prompted) -> tuple[Tensor, Tensor]:
+        """Return the points to give: coordinates (1, N, 3) and labels (1, N), on the CPU."""
+        config, box = self.model.config, target.box
+        clicks = [(tuple(place), int(is_foreground)) for place, is_foreground in target.clicks]
+        if not clicks or box is not None:
+            # In training a box comes in a turn of its own, without a click.
+            clicks = [((0.0, 0.0, 0.0), NO_CLICK), *clicks]
+        places, labels = zip(*clicks[first_decoded(config.given_clicks) :], strict=True)
+        coords, labels = torch.tensor([places], dtype=torch.float32), torch.tensor([labels])
+        if not config.prompt.boxes:
+            if box is not None:
+                raise ValueError(
+                    f"network '{config.network}': got a box, expected a network with prompt.boxes: "
+                    "give a click in the box's middle and the box as a mask"
+                )
+            return coords, labels
+        boxes = torch.tensor([box or [[0.0] * 3] * 2], dtype=torch.float32)
+        corners, kinds = box_points(boxes, torch.tensor([box is not None]))
+        return torch.cat([corners, coords], 1), torch.cat([kinds, labels], 1)
 
     def _mask(self, target: Prompted) -> Tensor:
         """Return the mask prompt (1, 1, m, m, m) on the network's device."""

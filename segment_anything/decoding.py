@@ -17,7 +17,7 @@ from torch import Tensor
 from segment_anything.config import SamConfig
 from segment_anything.modeling import PyramidPromptEncoder3D, Sam3D
 from segment_anything.modeling.common import upsample, wide
-from segment_anything.modeling.diffusion3D import guided_mask
+from segment_anything.modeling.diffusion3D import CORNERS, guided_mask
 from segment_anything.modeling.pyramid3D import image_of
 
 #: The label of a padding point, which the prompt encoder does not treat as a click.
@@ -32,21 +32,43 @@ def no_mask(model: Sam3D, batch: int = 1, device: torch.device | None = None) ->
     return torch.zeros(batch, 1, *[model.config.low_res_size] * 3, device=device)
 
 
+def box_points(boxes: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the points that tell a network with ``PromptConfig.boxes`` a box: its two corners.
+
+    In such a network these two points come before the clicks, with the label `NO_CLICK` in samples
+    without a box. So a sample has equally many points with and without a box.
+
+    Args:
+        boxes: (B, 2, 3) start and stop in the crops' voxels; half-open, fractions are allowed.
+        given: (B,) bool, False for samples without a box.
+
+    Returns:
+        point_coords (B, 2, 3) of the corners, as indices into the crop's array, in which voxel i
+        reaches from i - 0.5 to i + 0.5; and point_labels (B, 2), 2 at the start and 3 at the stop.
+    """
+    labels = torch.tensor(CORNERS, device=boxes.device).expand(len(boxes), 2)
+    return boxes - 0.5, torch.where(given[:, None], labels, NO_CLICK)
+
+
 def first_decoded(memory: str) -> int:
     """Return the index of the first click that is decoded, by ``PromptConfig.click_memory``."""
     return -1 if memory == "last" else 0
 
 
 class ClickHistory:
-    """All clicks on a batch so far, and the selection of them that is decoded.
+    """All clicks on a batch so far, its boxes, and the selection of them that is decoded.
 
     A network is trained with one of two rules (``PromptConfig.click_memory``). With ``"last"``, the
     rule of the released SAM-Med3D, only the last click is decoded, and the mask prompt carries the
     effect of the earlier clicks. With ``"all"``, every click so far is decoded.
+
+    Attributes:
+        boxes: the points of `box_points`, which are decoded before the clicks; None: no points.
     """
 
     def __init__(self, memory: str) -> None:
         self.memory = memory
+        self.boxes: tuple[Tensor, Tensor] | None = None
         self._coords: list[Tensor] = []
         self._labels: list[Tensor] = []
 
@@ -56,9 +78,13 @@ class ClickHistory:
         self._labels.append(labels)
 
     def decoded(self) -> tuple[Tensor, Tensor]:
-        """Return the clicks to decode: point_coords (B, N, 3) and point_labels (B, N)."""
+        """Return the points to decode: point_coords (B, N, 3) and point_labels (B, N)."""
         first = first_decoded(self.memory)
-        return torch.stack(self._coords[first:], 1), torch.stack(self._labels[first:], 1)
+        coords, labels = torch.stack(self._coords[first:], 1), torch.stack(self._labels[first:], 1)
+        if self.boxes is None:
+            return coords, labels
+        corners, kinds = self.boxes
+        return torch.cat([corners, coords], 1), torch.cat([kinds, labels], 1)
 
 
 class Interaction:
@@ -96,10 +122,42 @@ class Interaction:
         self.low_res_masks = no_mask(model, len(image_embedding), image_embedding.device)
         self._embedding = image_embedding
         self._history = ClickHistory(model.config.given_clicks)
+        self._network, self._takes_boxes = model.config.network, model.config.prompt.boxes
+        if self._takes_boxes:
+            batch, device = len(image_embedding), image_embedding.device
+            none = torch.zeros(batch, dtype=torch.bool, device=device)
+            self.give_boxes(torch.zeros(batch, 2, 3, device=device), none)
         if decode is None:
             dense_pe = model.prompt_encoder.get_dense_pe()
             decode = partial(decode_points, model, dense_pe=dense_pe)
         self._decode = decode
+
+    def give_boxes(self, boxes: Tensor, given: Tensor) -> None:
+        """Give a box a sample; the clicks from now on are decoded with it.
+
+        A box is decoded with the next click, which may be `NO_CLICK`. Networks are trained with
+        the box as mask prompt as well: assign the logits of its ellipsoid to ``low_res_masks``.
+
+        Args:
+            boxes: (B, 2, 3) start and stop in the crops' voxels, half-open; on the device of the
+                embedding, as clicks are.
+            given: (B,) bool, False for samples without a box.
+
+        Raises:
+            ValueError: the network takes no boxes, or the shapes do not fit the embedding's batch.
+        """
+        batch = len(self._embedding)
+        if not self._takes_boxes:
+            raise ValueError(
+                f"network '{self._network}': got boxes, expected a network with prompt.boxes: give "
+                "a click in the box's middle and the box as a mask"
+            )
+        if boxes.shape != (batch, 2, 3) or given.shape != (batch,):
+            raise ValueError(
+                f"give_boxes: got boxes {tuple(boxes.shape)} and flags {tuple(given.shape)}, "
+                f"expected ({batch}, 2, 3) and ({batch},), one box for each embedding"
+            )
+        self._history.boxes = box_points(boxes, given)
 
     def click(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Add one click a sample and decode.
@@ -142,9 +200,10 @@ def decode_points(
 
     Args:
         image_embedding: (B, E, g, g, g), from `encode_image`.
-        point_coords: (B, N, 3), the clicks of ``SamConfig.given_clicks``. The refinement fixes all
-            of them in the mask.
-        point_labels: (B, N) in {1, 0, NO_CLICK}.
+        point_coords: (B, N, 3), the clicks of ``SamConfig.given_clicks``; in networks with
+            ``PromptConfig.boxes`` after the two points of `box_points`. The refinement fixes all
+            clicks in the mask.
+        point_labels: (B, N) in {1, 0, NO_CLICK}; 2 and 3 for the corners of a box.
         low_res_masks: (B, 1, m, m, m) logits.
         dense_pe: (1, C, g, g, g), the prompt encoder's ``get_dense_pe``.
         refine: Refine the masks where the network is in eval mode and its

@@ -132,7 +132,8 @@ class InferenceEngine:
         Args:
             image_embeddings: (B, E, g, g, g), one for each sample.
             point_coords: (B, N, 3) indices into the crops' arrays, in the order of their axes.
-            point_labels: (B, N) in {1, 0, -1}; -1 is no click.
+            point_labels: (B, N) in {1, 0, -1}; -1 is no click. 2 and 3 are the corners of a box,
+                in networks that take boxes: see `box_points` of decoding.py.
             low_res_masks: (B, 1, m, m, m) logits; zeros before the first click.
 
         Raises:

@@ -7,8 +7,10 @@ Writes  --out         image_encoder.onnx   image -> image_embedding
                       export.json          network, crops, inputs and outputs, differences
 
 Both files take any batch size; the decoder takes one click or more. To decode without a click, give
-one point with the label -1. To decode without a mask, give a mask of zeros. Each file is compared
-with PyTorch before it is written to --out.
+one point with the label -1. To decode without a mask, give a mask of zeros. A network with
+prompt.boxes wants two points more, before the clicks: the start and the stop of a half-open box in
+crop voxels, less 0.5, with the labels 2 and 3; without a box with the label -1. Each file is
+compared with PyTorch before it is written to --out.
 
     python -m segment_anything.export --checkpoint student.pth --out onnx
 """
@@ -35,7 +37,7 @@ from segment_anything.checkpoint import (
     open_checkpoint,
     require_decoder,
 )
-from segment_anything.decoding import decode_points
+from segment_anything.decoding import box_points, decode_points
 from segment_anything.export_files import DECODER, ENCODER, FACTS, read_facts, require_own_files
 from segment_anything.modeling import PromptEncoder3D, PyramidPromptEncoder3D, Sam3D
 from segment_anything.onnx_encoder import FINGERPRINT, OnnxError, needed, open_session
@@ -71,7 +73,7 @@ class PromptDecoder(nn.Module):
         Args:
             image_embedding: (B, E, g, g, g).
             point_coords: (B, N, 3) indices into the volume's array, in the order of its axes.
-            point_labels: (B, N) int64 in {1, 0, -1}.
+            point_labels: (B, N) int64 in {1, 0, -1}; 2 and 3 for the corners of a box.
             mask_input: (B, 1, m, m, m) logits.
         """
         prompts = self.prompt_encoder
@@ -309,13 +311,22 @@ def _image(model: Sam3D, batch: int, seed: int = 0) -> Inputs:
 
 @torch.no_grad()
 def _prompts(model: Sam3D, batch: int, clicks: int, seed: int = 0) -> Inputs:
-    """Return the decoder's inputs: the embedding of a random volume, random clicks and logits."""
+    """Return the decoder's inputs: the embedding of a random volume, random clicks and logits.
+
+    In networks that take boxes the first sample has one.
+    """
     generator = torch.Generator().manual_seed(seed)
     size, cells = model.config.encoder.img_size, model.prompt_encoder.low_res_size
+    coords = torch.rand(batch, clicks, 3, generator=generator) * (size - 1)
+    labels = torch.arange(1, 1 + batch * clicks).view(batch, clicks) % 3 - 1
+    if model.config.prompt.boxes:
+        boxes = size * torch.tensor([[0.2, 0.3, 0.1], [0.6, 0.8, 0.7]]).expand(batch, 2, 3)
+        corners, kinds = box_points(boxes, torch.arange(batch) == 0)
+        coords, labels = torch.cat([corners, coords], 1), torch.cat([kinds, labels], 1)
     return {
         "image_embedding": model.image_encoder(_image(model, batch, seed)["image"]),
-        "point_coords": torch.rand(batch, clicks, 3, generator=generator) * (size - 1),
-        "point_labels": torch.arange(1, 1 + batch * clicks).view(batch, clicks) % 3 - 1,
+        "point_coords": coords,
+        "point_labels": labels,
         "mask_input": 5 * torch.randn(batch, 1, cells, cells, cells, generator=generator),
     }
 

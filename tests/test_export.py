@@ -17,11 +17,13 @@ from test_pyramid3D import CONFIG as PYRAMID
 
 import predict
 from segment_anything import (
+    NO_CLICK,
     CropPredictor,
     DecoderConfig,
     PromptConfig,
     Prompted,
     SamConfig,
+    box_points,
     build_from_checkpoint,
     build_sam3D,
     sam_model_registry3D,
@@ -332,12 +334,33 @@ def test_predict_refuses_the_encoder_of_another_checkpoint(exported, tmp_path):
         predicted(tmp_path, "out", "--encoder", exported / "onnx" / ENCODER)
 
 
-def test_a_pyramid_decoder_is_exported_with_its_diffusion(tmp_path):
+def test_a_pyramid_decoder_is_exported_with_its_diffusion_and_its_boxes(tmp_path):
     torch.manual_seed(0)
     config = dataclasses.replace(
-        PYRAMID, decoder=dataclasses.replace(PYRAMID.decoder, refine_strength=0.3)
+        PYRAMID,
+        prompt=dataclasses.replace(PYRAMID.prompt, boxes=True),
+        decoder=dataclasses.replace(PYRAMID.decoder, refine_strength=0.3),
     )
     model = build_sam3D(config).eval()
     write_decoder(model, tmp_path / DECODER)
     for case, differences in decoder_differences(model, tmp_path / DECODER).items():
         assert max(differences.values()) <= 1e-4, case
+    _require_that_an_exported_box_counts(model, tmp_path / DECODER)
+
+
+def _require_that_an_exported_box_counts(model, path):
+    """Compare the file with PyTorch on one box, after the click loop; and without that box."""
+    embedding = model.image_encoder(torch.randn(1, 1, 64, 64, 64)).detach()
+    corners, kinds = box_points(torch.tensor([[[8.0, 20, 12], [40, 44, 50]]]), torch.tensor([True]))
+    inputs = {
+        "image_embedding": embedding.numpy(),
+        "point_coords": torch.cat([corners, torch.zeros(1, 1, 3)], 1).numpy(),
+        "point_labels": torch.cat([kinds, torch.tensor([[NO_CLICK]])], 1).numpy(),
+        "mask_input": np.zeros((1, 1, 32, 32, 32), np.float32),
+    }
+    found, _ = open_session(path).run(None, inputs)
+    prompted = Prompted(embedding, [], box=((8, 20, 12), (40, 44, 50)))
+    predictor = CropPredictor(model, torch.device("cpu"))
+    assert relative_error(found, predictor.decode_all([prompted])[0]) <= 1e-4
+    inputs["point_labels"][:] = NO_CLICK
+    assert relative_error(open_session(path).run(None, inputs)[0], found) > 1e-2

@@ -59,8 +59,9 @@ class PointEmbeddings3D(nn.Module):
         self.img_size = img_size
         self.grid_size = grid_size
         self.pe_layer = PositionEmbeddingRandom3D(embed_dim // 3)
-        # Background, foreground. The released weights have no box corners.
-        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(2))
+        # Background, foreground; start and stop of a box, which the released weights lack.
+        count = 4 if config.boxes else 2
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(count))
         self.not_a_point_embed = nn.Embedding(1, embed_dim)
         self._dense_pe: tuple[Tensor, int, Tensor] | None = None  # matrix, its version, encoding
 
@@ -82,7 +83,7 @@ class PointEmbeddings3D(nn.Module):
         return cached[2]
 
     def _kinds(self) -> Tensor:
-        """Return the embeddings of the labels -1, 0 and 1: (3, C)."""
+        """Return the embeddings of the labels -1, 0 and 1, and 2 and 3 with boxes: (3 or 5, C)."""
         kinds = [self.not_a_point_embed, *self.point_embeddings]
         return torch.cat([embedding.weight for embedding in kinds])
 

@@ -2,8 +2,9 @@
 
 A click becomes a token, as in SAM (arXiv:2304.02643), which here also holds the features of the
 clicked cell, and maps of the cells: a Gaussian, the likeness of each cell to the clicked ones, and
-the click diffused along the image's edges. Networks without much training find the target in these
-maps; SAM's click, one token among hundreds, hardly moves them.
+the click diffused along the image's edges. A box becomes two tokens, of its corners, and a map; the
+cells outside of it spread as negative clicks do. Networks without much training find the target in
+these maps; SAM's click, one token among hundreds, hardly moves them.
 """
 
 import torch
@@ -14,6 +15,8 @@ from segment_anything.config import PromptConfig
 from segment_anything.modeling.common import fold_cells, wide
 from segment_anything.modeling.diffusion3D import (
     CLICK_MAPS,
+    CORNERS,
+    boxed,
     click_cells,
     diffused_clicks,
     on_log_scale,
@@ -27,7 +30,10 @@ UNLIKE = -1.0  # likeness where no cell is clicked
 
 
 class PyramidPromptEncoder3D(PointEmbeddings3D):
-    """Embed clicks and a mask prompt, given the image embedding."""
+    """Embed clicks, the corners of a box and a mask prompt, given the image embedding.
+
+    Without ``PromptConfig.boxes`` there are no labels 2 and 3.
+    """
 
     def __init__(
         self,
@@ -56,8 +62,9 @@ class PyramidPromptEncoder3D(PointEmbeddings3D):
         """Embed prompts.
 
         Args:
-            points: Coordinates (B, N, 3) in voxels and labels (B, N) in {1, 0, -1}.
-            boxes: None; these networks have no box embedding.
+            points: Coordinates (B, N, 3) in voxels and labels (B, N) in {1, 0, -1, 2, 3}. A box has
+                the labels 2 at its start and 3 at its stop (`box_points` of decoding.py).
+            boxes: None; boxes are points.
             masks: (B, 1, m, m, m) logits, m = 8 g; None counts as zeros.
             image_embeddings: (B, E, g, g, g).
 
@@ -71,8 +78,9 @@ class PyramidPromptEncoder3D(PointEmbeddings3D):
         """
         if boxes is not None:
             raise ValueError(
-                "prompt encoder: got boxes, expected points and masks only: give a click at the "
-                "box's centre and the box as a coarse mask"
+                "prompt encoder: got boxes, expected points and masks only: give a box as points "
+                "at its corners with the labels 2 and 3 (box_points), or in networks without "
+                "prompt.boxes as a click at its centre and a coarse mask"
             )
         self._require_fit(points, masks, image_embeddings)
         coords, labels = points
@@ -87,6 +95,9 @@ class PyramidPromptEncoder3D(PointEmbeddings3D):
                 maps.append(on_log_scale(spread))
         if self.config.click_likeness:
             maps.append(self.likeness_maps(self.cell_directions(detail), coords, labels))
+        if self.config.boxes:
+            share, _ = boxed(coords, labels, self.cells_size, self.img_size)
+            maps.append(share.unflatten(2, detail.shape[2:]).to(detail.dtype))
         if masks is None:
             masks = detail.new_zeros(coords.shape[0], 1, *[self.low_res_size] * 3)
         maps.append(fold_image(torch.tanh(wide(masks) / MASK_SCALE)))
@@ -116,11 +127,11 @@ class PyramidPromptEncoder3D(PointEmbeddings3D):
     def embed_points(
         self, coords: Tensor, labels: Tensor, tokens: Tensor, detail: Tensor
     ) -> Tensor:
-        """Embed clicks by position, label, and the features of the token and cell they lie in.
+        """Embed points by position and label, and clicks by their token's and cell's features too.
 
         Args:
             coords: (B, N, 3) in voxels.
-            labels: (B, N) in {1, 0, -1}.
+            labels: (B, N) in {1, 0, -1, 2, 3}.
             tokens: (B, C, g, g, g).
             detail: (B, detail_chans, 4g, 4g, 4g).
 
@@ -131,8 +142,9 @@ class PyramidPromptEncoder3D(PointEmbeddings3D):
         kinds = self._kinds()
         found = [features_at(wide(grid), coords, self.img_size) for grid in (tokens, detail)]
         features = self.point_features(torch.cat(found, dim=-1))
-        is_click = (labels >= 0)[..., None]
-        return (code.to(kinds.dtype) + features) * is_click + kinds[labels.long() + 1]
+        is_point, is_corner = (labels >= 0)[..., None], (labels >= CORNERS[0])[..., None]
+        features = features.masked_fill(is_corner, 0.0)
+        return (code.to(kinds.dtype) + features) * is_point + kinds[labels.long() + 1]
 
     def stamps(self, coords: Tensor, labels: Tensor) -> Tensor:
         """Return the Gaussian of the nearest positive, and negative, click: (B, 2, 4g, 4g, 4g)."""
@@ -163,8 +175,9 @@ class PyramidPromptEncoder3D(PointEmbeddings3D):
 
 
 def prompt_chans(config: PromptConfig) -> int:
-    """Return the channels of the prompt maps of a cell: clicks, and eight of the mask prompt."""
-    return 2 + CLICK_MAPS * config.click_diffusion + 2 * config.click_likeness + 8
+    """Return the channels of a cell's prompt maps: clicks, box, and eight of the mask prompt."""
+    of_clicks = 2 + CLICK_MAPS * config.click_diffusion + 2 * config.click_likeness
+    return of_clicks + config.boxes + 8
 
 
 def features_at(grid: Tensor, coords: Tensor, img_size: int) -> Tensor:

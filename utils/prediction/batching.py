@@ -34,6 +34,7 @@ class BatchDecoder:
     ) -> None:
         self.network = network
         self.cells = network.model.config.low_res_size  # edge of low-resolution masks
+        self.boxes = network.model.config.prompt.boxes  # the network takes boxes
         self.encoder_runs = 0  # cubes encoded so far
         self._image, self._hounsfield = image, hounsfield
         self._embeddings: OrderedDict[CropGrid, Tensor] = OrderedDict()
@@ -41,8 +42,10 @@ class BatchDecoder:
     def decode(self, requests: Sequence[DecodeRequest]) -> list[np.ndarray]:
         """Return low-resolution logits (m, m, m) float32 for each request."""
         found: dict[int, np.ndarray] = {}
-        # Sorted by the number of clicks, since only requests of equal number share a batch.
-        order = sorted(range(len(requests)), key=lambda number: len(requests[number].clicks))
+        # Sorted by the number of points, since only requests of equal number share a batch; a box
+        # adds one point.
+        points = [len(request.clicks) + (request.box is not None) for request in requests]
+        order = sorted(range(len(requests)), key=points.__getitem__)
         for first in range(0, len(order), self.network.batch_size):
             numbers = order[first : first + self.network.batch_size]
             logits = self._decode_batch([requests[number] for number in numbers])
@@ -52,7 +55,9 @@ class BatchDecoder:
     def _decode_batch(self, requests: Sequence[DecodeRequest]) -> list[np.ndarray]:
         embeddings = self._embedded(request.grid for request in requests)
         targets = [
-            Prompted(embeddings[request.grid], request.clicks, _tensor_of(request.low_res))
+            Prompted(
+                embeddings[request.grid], request.clicks, _tensor_of(request.low_res), request.box
+            )
             for request in requests
         ]
         low_res = torch.cat(self.network.decode_all(targets)).cpu().numpy()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.prediction.region import extent_in
+from utils.prediction.region import Extent, extent_in
 from utils.prompts.kinds import Click
 from utils.volumes.components import connected_components
 from utils.volumes.geometry import CropGrid, Triple
@@ -135,13 +135,16 @@ def cell_means(shares: np.ndarray, cells: int) -> np.ndarray:
     return np.where(lost, np.float32(1), mean)
 
 
-def keep_prompted(logits: LogitBox, seeds: Iterable[Sequence[float]]) -> LogitBox:
-    """Keep the connected components of the mask that hold a seed.
+def keep_prompted(
+    logits: LogitBox, seeds: Iterable[Sequence[float]], extent: Extent | None = None
+) -> LogitBox:
+    """Keep the connected components of the mask that hold a seed or reach into an extent.
 
-    All components stay where none holds a seed. A seed between two voxels counts for both.
+    All components stay where none does. A seed between two voxels counts for both.
 
     Args:
         seeds: places (z, y, x) on the image where the target is.
+        extent: a box on the image around the target; None: no box.
     """
     mask = logits.values > 0
     if not mask.any():
@@ -150,7 +153,13 @@ def keep_prompted(logits: LogitBox, seeds: Iterable[Sequence[float]]) -> LogitBo
     places = np.array(list(seeds), float).reshape(-1, 3)
     voxels = np.vstack([np.floor(places), np.ceil(places)]).astype(int) - logits.start
     inside = ((voxels >= 0) & (voxels < labels.shape)).all(axis=1)
-    kept = set(np.unique(labels[tuple(voxels[inside].T)]).tolist()) - {0}
+    kept = set(np.unique(labels[tuple(voxels[inside].T)]).tolist())
+    if extent is not None:
+        first = np.maximum(np.floor(extent.low + 0.5).astype(int) - logits.start, 0)
+        last = np.maximum(np.ceil(extent.high + 0.5).astype(int) - logits.start, 0)
+        boxed = tuple(map(slice, first, last))
+        kept |= set(np.unique(labels[boxed]).tolist())
+    kept -= {0}
     if not kept:
         return logits
     dropped = mask & ~np.isin(labels, list(kept))

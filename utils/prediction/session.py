@@ -28,7 +28,7 @@ from utils.prediction.masks import (
     keep_prompted,
     merge,
 )
-from utils.prediction.region import Region, Scene, ZoomRule, extent_in, extent_of
+from utils.prediction.region import Extent, Region, Scene, ZoomRule, extent_in, extent_of
 from utils.prediction.tiles import blended, lattice
 from utils.prompts.box import Box, ellipsoid_logits
 from utils.prompts.kinds import BoxPrompt, Click, MaskPrompt, Prompt
@@ -49,10 +49,10 @@ class PredictorOptions:
     """
 
     zoom: ZoomRule = field(default_factory=ZoomRule)
-    box_mask: bool = True  # a box is a coarse mask as well as a click in its middle
+    box_mask: bool = True  # a box is a coarse mask as well as its corners, or a click in its middle
     far_share: float = 0.15  # share of a later click's change that is kept far away from the click
     near_share: float = 0.1875  # of the cube's edge, around a click: the change is kept whole
-    only_prompted: bool = True  # drop components without a foreground click or a box's middle
+    only_prompted: bool = True  # drop components that hold no foreground click and touch no box
     honour_clicks: bool = True  # clicked voxels end inside (foreground) or outside
     tile_above: float = 1.5  # spacing, over the network's own, from which tiles add detail; 0 = off
     tiles: int = 27  # at most, for one target
@@ -78,6 +78,7 @@ class DecodeRequest(NamedTuple):
     grid: CropGrid
     clicks: Sequence[tuple[Triple, bool]]  # crop voxels, and True for foreground
     low_res: np.ndarray | None  # (m, m, m) logits to start from; None: no mask
+    box: Box | None = None  # crop voxels; for networks that take boxes
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +90,12 @@ class State:
     """
 
     region: Region
-    # Given to the network, in order. The middle of a box counts as a click; it may lie between
-    # voxels.
+    # Given to the network, in order. In networks that take no boxes the middle of a box counts as a
+    # click; it may lie between voxels.
     clicks: tuple[Click, ...]
     low_res: np.ndarray | None  # (m, m, m) logits; None before anything was decoded
     other_views: tuple["State", ...] = ()  # of the same target; these have no other views
+    box: Extent | None = None  # of the newest box, array coordinates; for networks that take boxes
 
     @cached_property
     def seeds(self) -> np.ndarray:
@@ -111,10 +113,13 @@ class ImageSession:
     Args:
         scene: the image's grid, and the crops that the network was trained on.
         cells: edge of the network's low-resolution masks.
+        boxes: the network takes boxes; a click in a box's middle stands for it otherwise.
     """
 
-    def __init__(self, scene: Scene, cells: int, options: PredictorOptions) -> None:
-        self.scene, self.cells, self.options = scene, cells, options
+    def __init__(
+        self, scene: Scene, cells: int, options: PredictorOptions, *, boxes: bool = False
+    ) -> None:
+        self.scene, self.cells, self.options, self.boxes = scene, cells, options, boxes
         self._tiled: WeakKeyDictionary[State, list] = WeakKeyDictionary()
 
     def advance(self, before: State | None, prompts: list[Prompt], target: int) -> StateSteps:
@@ -187,12 +192,13 @@ class ImageSession:
         return replace(state, low_res=low_res)
 
     def request(self, state: State) -> DecodeRequest:
-        """Return the request to decode the newest clicks that the state's region holds."""
+        """Return the request to decode what the state's region holds: box and newest clicks."""
         grid = self.scene.grid(state.region)
         held = (c for c in reversed(state.clicks) if self.scene.holds(state.region, c.zyx))
         newest = list(islice(held, self.options.most_clicks))[::-1]
         clicks = [(grid.to_crop(click.zyx), click.is_foreground) for click in newest]
-        return DecodeRequest(grid, clicks, state.low_res)
+        box = None if state.box is None else _box_in(grid, state.box).within(grid.size)
+        return DecodeRequest(grid, clicks, state.low_res, box)
 
     def decode_tiles(self, state: State) -> Generator[list[DecodeRequest], list[np.ndarray], None]:
         """Decode the views of a large target in small cubes too, unless that is done already."""
@@ -213,34 +219,32 @@ class ImageSession:
         return state.region.spacing_mm * self.scene.rule.size / self.cells
 
     def prompted_cells(self, state: State) -> np.ndarray:
-        """Return the cells (m, m, m) bool of the mask that are connected to a foreground click."""
+        """Return the cells (m, m, m) bool of the mask that are connected to click or box."""
         grid = self.scene.grid(state.region)
         whole = LogitBox((slice(0, self.cells),) * 3, state.low_res)
         cell = grid.size / self.cells
         seeds = np.floor((np.transpose(grid.to_crop(state.seeds.T)) + 0.5) / cell)
-        return keep_prompted(whole, seeds).values > 0
+        faces = None if state.box is None else np.array(_box_in(grid, state.box)) / cell - 0.5
+        return keep_prompted(whole, seeds, None if faces is None else Extent(*faces)).values > 0
 
     def _widened(self, before: State, click: Click) -> Region:
         extent = extent_in(self.scene.grid(before.region), self.prompted_cells(before))
         return self.scene.widened(before.region, extent, np.vstack([click.zyx, before.seeds]))
 
     def _start(self, state: State, prompt: BoxPrompt | MaskPrompt) -> StateSteps:
-        """Use a mask prompt unchanged; decode a box as a click in its middle and a coarse mask."""
+        """Use a mask prompt unchanged; decode a box as a coarse mask, and corners or middle."""
         grid = self.scene.grid(state.region)
         if isinstance(prompt, MaskPrompt):
             share = cell_means(grid.crop(prompt.mask.view(np.uint8)), self.cells)
             return replace(state, low_res=SURE_LOGIT * (2 * share - 1))
+        extent = self.scene.extent_of_box(prompt)
         if self.options.box_mask:
-            logits = ellipsoid_logits(self._box_in(grid, prompt), grid.size, self.cells)
+            logits = ellipsoid_logits(_box_in(grid, extent), grid.size, self.cells)
             state = replace(state, low_res=logits)
+        if self.boxes:
+            return (yield from self.decode(replace(state, box=extent)))
         middle = Click(prompt.centre_zyx, True)
         return (yield from self.decode(replace(state, clicks=(*state.clicks, middle))))
-
-    def _box_in(self, grid: CropGrid, prompt: BoxPrompt) -> Box:
-        """Return the target's extent as a half-open box in crop voxels."""
-        extent = self.scene.extent_of_box(prompt)
-        corners = np.array([grid.to_crop(tuple(extent.low)), grid.to_crop(tuple(extent.high))])
-        return Box(tuple(corners.min(axis=0) + 0.5), tuple(corners.max(axis=0) + 0.5))
 
     def _click(self, state: State, click: Click) -> StateSteps:
         """Decode one more click; outside of the region it changes nothing once a mask exists."""
@@ -273,7 +277,7 @@ class ImageSession:
         for region in lattice(self.scene, extent, spacing_mm, self.options.tiles):
             coarse = grid.carry(state.low_res, self.scene.grid(region), OUTSIDE_LOGIT)
             if (coarse > 0).any():
-                requests.append(self.request(State(region, state.clicks, coarse)))
+                requests.append(self.request(State(region, state.clicks, coarse, box=state.box)))
         return requests
 
     def _view_logits(self, state: State) -> LogitBox:
@@ -281,4 +285,12 @@ class ImageSession:
         logits = LogitBox.from_low_res(grid, state.low_res)
         if state in self._tiled:
             logits = blended(logits, self._tiled[state])
-        return keep_prompted(logits, state.seeds) if self.options.only_prompted else logits
+        if not self.options.only_prompted:
+            return logits
+        return keep_prompted(logits, state.seeds, state.box)
+
+
+def _box_in(grid: CropGrid, extent: Extent) -> Box:
+    """Return an extent on the image as a half-open box in crop voxels; it may exceed the crop."""
+    corners = np.array([grid.to_crop(tuple(extent.low)), grid.to_crop(tuple(extent.high))]) + 0.5
+    return Box(tuple(corners.min(axis=0).tolist()), tuple(corners.max(axis=0).tolist()))

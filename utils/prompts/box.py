@@ -1,8 +1,9 @@
-"""Box prompts without weights of their own: a click in the middle and a coarse mask.
+"""Box prompts: the box in the crop, and the coarse mask that it becomes for every network.
 
-SAM-Med3D's prompt encoder was never trained on boxes, and released files hold no weights for them.
-But it takes a mask prompt. So a box becomes a rough mask: the ellipsoid inscribed in the box, as
-low-resolution logits. Networks can be trained with such masks, and released weights still load.
+A box becomes a rough mask prompt: the ellipsoid inscribed in the box, as low-resolution logits.
+Networks with ``PromptConfig.boxes`` get its corners as well. SAM-Med3D's prompt encoder was never
+trained on boxes, and released files hold no weights for them: such networks get a click in the
+box's middle instead, and can be trained with that.
 
 Boxes are in crop voxels, in the network's axis order, half-open.
 """
@@ -29,6 +30,12 @@ class Box(NamedTuple):
     def centre(self) -> tuple[float, float, float]:
         """The voxel coordinate of the middle."""
         return tuple((a + b - 1) / 2 for a, b in zip(self.start, self.stop, strict=True))
+
+    def within(self, size: int) -> "Box | None":
+        """Return the part of the box in a crop of edge ``size``; None if there is none."""
+        start = tuple(min(max(side, 0.0), float(size)) for side in self.start)
+        stop = tuple(min(max(side, 0.0), float(size)) for side in self.stop)
+        return Box(start, stop) if all(a < b for a, b in zip(start, stop, strict=True)) else None
 
 
 def box_around(label: np.ndarray, rng: np.random.Generator | None = None) -> Box:

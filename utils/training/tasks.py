@@ -55,9 +55,10 @@ class InteractiveTask(Task):
     """Segment from simulated clicks: encode once, then n turns of click and decode.
 
     A click lies in the error of the previous turn's mask. In a share of the samples the first
-    prompt is a box, given as a click in its middle and a coarse mask (utils/prompts/box.py). In
-    ``free_turns`` turns no click is added, and the network refines the mask of the previous turn;
-    the last turn is such a turn, as in SAM.
+    prompt is a box: its corners and a coarse mask, or, in networks without ``PromptConfig.boxes``,
+    a click in its middle and the mask (utils/prompts/box.py). In ``free_turns`` turns no click is
+    added, and the network refines the mask of the previous turn; the last turn is such a turn, as
+    in SAM.
 
     The number of turns may grow over the run. A step with few turns costs less, so that the network
     sees more images early, while first masks are poor and later clicks teach little.
@@ -74,7 +75,7 @@ class InteractiveTask(Task):
         decoder_lr_scale: learning rate of the decoder relative to the encoder's; a tenth in the
             SAM-Med3D's paper.
         box_share: share of the samples that start from a box.
-        free_turns: turns without a new click; the first turn always has one.
+        free_turns: turns without a new click; the first turn always has a click or a box.
 
     Raises:
         InputError: an argument is out of its range.
@@ -137,6 +138,8 @@ class InteractiveTask(Task):
             labels[free[:, turn]] = NO_CLICK
             if turn == 0:
                 _give_boxes(starts, coords, interaction.low_res_masks, full.shape[1])
+                if self.model.config.prompt.boxes:
+                    _give_corners(starts, labels, interaction)
             elif self.mask_dropout:
                 kept = self._kept_masks(rngs).to(image.device)
                 interaction.low_res_masks = interaction.low_res_masks * kept
@@ -185,3 +188,19 @@ def _give_boxes(starts: list[Box | None], coords: Tensor, masks: Tensor, size: i
         if box:
             mask[0] = torch.from_numpy(ellipsoid_logits(box, size, mask.shape[-1]))
             place[:] = torch.tensor(box.centre)
+
+
+def _give_corners(starts: list[Box | None], labels: Tensor, interaction: Interaction) -> None:
+    """Replace the first click of samples with a box by the box's corners.
+
+    Args:
+        starts: the box of each sample, or None.
+        labels: (B,) of the first clicks; changed.
+        interaction: of a network that takes boxes.
+    """
+    none = Box((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+    given = torch.tensor([box is not None for box in starts])
+    boxes = torch.tensor([box or none for box in starts], dtype=torch.float32)
+    labels[given] = NO_CLICK
+    device = interaction.low_res_masks.device
+    interaction.give_boxes(boxes.to(device), given.to(device))

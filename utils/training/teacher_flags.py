@@ -118,8 +118,8 @@ def _add_clicks(parser: argparse.ArgumentParser) -> None:
         "--box-share",
         type=share,
         default=0.25,
-        help="share of the samples that start from a box: a click in its middle and a coarse "
-        "mask; 0 = none (default: 0.25)",
+        help="share of the samples that start from a box: its corners (without prompt.boxes a "
+        "click in its middle) and a coarse mask; 0 = none (default: 0.25)",
     )
     clicks.add_argument(
         "--free-turns",
