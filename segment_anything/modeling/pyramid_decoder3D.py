@@ -23,7 +23,6 @@ from segment_anything.modeling.pyramid3D import (
 
 HALF_CHANS = 64  # of 8^3 voxels, here less than in the encoder
 FINE_CHANS = 8  # of 2^3 voxels
-STAMPS = 2  # the first prompt maps
 
 
 class PyramidMaskDecoder3D(nn.Module):
@@ -42,7 +41,8 @@ class PyramidMaskDecoder3D(nn.Module):
         self.dim = dim
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(1, dim)
-        self.prompt_cells = DetailConv3d(prompt_chans + detail_chans, CELL_CHANS)
+        self.prompt_cells = DetailConv3d(prompt_chans, CELL_CHANS)
+        self.detail_cells = nn.Conv3d(detail_chans, CELL_CHANS, kernel_size=1)
         self.prompt_cells_norm = ChannelNorm3d(CELL_CHANS)
         self.prompt_halves = nn.Conv3d(CELL_CHANS, HALF_CHANS, kernel_size=2, stride=2)
         self.prompt_halves_norm = ChannelNorm3d(HALF_CHANS)
@@ -54,7 +54,7 @@ class PyramidMaskDecoder3D(nn.Module):
         self.cells_conv = ResidualConv3d(CELL_CHANS)
         self.cells_norm = ChannelNorm3d(CELL_CHANS)
         self.to_fine = PatchConvTranspose3d(CELL_CHANS, FINE_CHANS, 2)
-        self.fine_prompt = DetailConv3d(2 + STAMPS, FINE_CHANS)
+        self.fine_prompt = nn.Conv3d(2, FINE_CHANS, kernel_size=1)
         self.fine_conv = DetailConv3d(FINE_CHANS, FINE_CHANS)
         self.output_hypernetworks_mlps = nn.ModuleList(
             MLP(dim, dim, chans, 3) for chans in (CELL_CHANS, FINE_CHANS)
@@ -90,7 +90,8 @@ class PyramidMaskDecoder3D(nn.Module):
         detail, image = detail_of(image_embeddings, self.dim), image_of(image_embeddings)
         maps = unfold_cells(dense_prompt_embeddings)
         # 1. Prompts and cells down to the tokens
-        cells = self.prompt_cells(_dense_last(torch.cat([maps.to(detail.dtype), detail], dim=1)))
+        cells = self.prompt_cells(_dense_last(maps.to(detail.dtype)))
+        cells = cells + self.detail_cells(_dense_last(detail))
         halves = self.prompt_halves(F.gelu(self.prompt_cells_norm(cells)))
         src = tokens + self.prompt_tokens(F.gelu(self.prompt_halves_norm(halves)))
 
@@ -108,17 +109,11 @@ class PyramidMaskDecoder3D(nn.Module):
         cells = self.cells_conv(self.to_cells(F.gelu(halves)) + cells)
         cells = F.gelu(self.cells_norm(cells))
 
-        # 4. Up to the half cells, with image, mask prompt and clicks
-        fine = torch.cat(
-            [
-                image.to(maps.dtype),
-                unfold_image(maps[:, -IMAGE_CELLS:].detach()),
-                F.interpolate(maps[:, :STAMPS].detach(), scale_factor=2.0, mode="trilinear"),
-            ],
-            dim=1,
-        )
-        fine = F.gelu(self.to_fine(cells) + self.fine_prompt(_dense_last(fine)))
-        fine = F.gelu(fine + self.fine_conv(fine))
+        # 4. Up to the half cells, with image and mask prompt
+        mask = unfold_image(maps[:, -IMAGE_CELLS:].detach())
+        fine = self.fine_prompt(_dense_last(torch.cat([image.to(maps.dtype), mask], dim=1)))
+        fine = F.relu(self.to_fine(cells) + fine)
+        fine = F.relu(self.fine_conv(fine))
 
         # 5. Masks: the mask token against every cell and half cell
         coarse, finest = (
