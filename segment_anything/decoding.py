@@ -16,8 +16,9 @@ from torch import Tensor
 
 from segment_anything.config import SamConfig
 from segment_anything.modeling import PyramidPromptEncoder3D, Sam3D
+from segment_anything.modeling.boxes3D import CORNERS
 from segment_anything.modeling.common import upsample, wide
-from segment_anything.modeling.diffusion3D import CORNERS, guided_mask
+from segment_anything.modeling.diffusion3D import guided_mask
 from segment_anything.modeling.pyramid3D import image_of
 
 #: The label of a padding point, which the prompt encoder does not treat as a click.
