@@ -124,7 +124,7 @@ def test_without_maps_the_network_has_fewer_prompt_channels():
     shapes = [
         build_sam3D(config).mask_decoder.prompt_cells.weight.shape[1] for config in (plain, CONFIG)
     ]
-    assert shapes == [2 + 8 + 4, 2 + 5 + 2 + 8 + 4]
+    assert shapes == [2 + 8, 2 + 5 + 2 + 8]
 
 
 @pytest.mark.parametrize(
