@@ -27,7 +27,7 @@ CLICK_STEPS = {4: 24, 2: 16, 1: 12}
 CLICK_FADING = (0.003, 0.003, 0.06, 0.06, 0.0)
 CLICK_MAPS = len(CLICK_FADING)
 FAINTEST = 1e-4  # value of a diffused click that is 0 on the log scale
-MASK_STEPS = 25
+MASK_STEPS = 16
 LEAST_SURE = 0.02  # share of its weight that a cell has where the probability is one half
 #: Of the Jacobi iteration, as the acceleration assumes it; below 1.
 SPECTRAL_RADIUS = 0.98
