@@ -123,6 +123,7 @@ class Interaction:
         self.low_res_masks = no_mask(model, len(image_embedding), image_embedding.device)
         self._embedding = image_embedding
         self._history = ClickHistory(model.config.given_clicks)
+        self._model = model
         self._network, self._takes_boxes = model.config.network, model.config.prompt.boxes
         if self._takes_boxes:
             batch, device = len(image_embedding), image_embedding.device
@@ -183,7 +184,10 @@ class Interaction:
         self._history.add(coords, labels)
         clicks = self._history.decoded()
         logits, iou = self._decode(self._embedding, *clicks, self.low_res_masks)
-        self.low_res_masks = logits.detach().float()
+        masks = logits.detach().float()
+        if self._model.training:  # the next click gets the masks that it would get in use
+            masks = refine_masks(self._model, masks, self._embedding.detach(), *clicks)
+        self.low_res_masks = masks
         return logits, iou
 
 
@@ -223,12 +227,25 @@ def decode_points(
         masks = upsample(wide(masks), config.low_res_size)
     else:
         masks, iou = _decode(model, *inputs, dense_pe)
-    strength = config.decoder.refine_strength
-    if strength and refine and not model.training:
-        image = wide(image_of(image_embedding))
-        size = config.encoder.img_size
-        masks = guided_mask(masks, image, point_coords, point_labels, size, strength)
+    if refine and not model.training:
+        masks = refine_masks(model, masks, image_embedding, point_coords, point_labels)
     return masks, iou
+
+
+def refine_masks(
+    model: Sam3D, masks: Tensor, image_embedding: Tensor, coords: Tensor, labels: Tensor
+) -> Tensor:
+    """Smooth masks along the edges of the image, if ``DecoderConfig.refine_strength`` is above 0.
+
+    Args:
+        masks: (B, 1, m, m, m) logits.
+        image_embedding, coords, labels: as in `decode_points`.
+    """
+    strength = model.config.decoder.refine_strength
+    if not strength:
+        return masks
+    image, size = wide(image_of(image_embedding)), model.config.encoder.img_size
+    return guided_mask(masks, image, coords, labels, size, strength)
 
 
 def _without_refinement(
