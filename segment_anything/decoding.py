@@ -120,12 +120,12 @@ class Interaction:
     def __init__(
         self, model: Sam3D, image_embedding: Tensor, *, decode: Decode | None = None
     ) -> None:
-        self.low_res_masks = no_mask(model, len(image_embedding), image_embedding.device)
+        self._masks = no_mask(model, len(image_embedding), image_embedding.device)
+        self._to_refine: tuple[Tensor, Tensor] | None = None  # the clicks, while it is not done
         self._embedding = image_embedding
         self._history = ClickHistory(model.config.given_clicks)
         self._model = model
-        self._network, self._takes_boxes = model.config.network, model.config.prompt.boxes
-        if self._takes_boxes:
+        if model.config.prompt.boxes:
             batch, device = len(image_embedding), image_embedding.device
             none = torch.zeros(batch, dtype=torch.bool, device=device)
             self.give_boxes(torch.zeros(batch, 2, 3, device=device), none)
@@ -149,9 +149,9 @@ class Interaction:
             ValueError: the network takes no boxes, or the shapes do not fit the embedding's batch.
         """
         batch = len(self._embedding)
-        if not self._takes_boxes:
+        if not self._model.config.prompt.boxes:
             raise ValueError(
-                f"network '{self._network}': got boxes, expected a network with prompt.boxes: give "
+                f"network '{self._model.config.network}': got boxes, expected a network with prompt.boxes: give "
                 "a click in the box's middle and the box as a mask"
             )
         if boxes.shape != (batch, 2, 3) or given.shape != (batch,):
@@ -160,6 +160,18 @@ class Interaction:
                 f"expected ({batch}, 2, 3) and ({batch},), one box for each embedding"
             )
         self._history.boxes = box_points(boxes, given)
+
+    @property
+    def low_res_masks(self) -> Tensor:
+        if self._to_refine is not None:
+            embedding = self._embedding.detach()
+            self._masks = refine_masks(self._model, self._masks, embedding, *self._to_refine)
+            self._to_refine = None
+        return self._masks
+
+    @low_res_masks.setter
+    def low_res_masks(self, masks: Tensor) -> None:
+        self._masks, self._to_refine = masks, None
 
     def click(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Add one click a sample and decode.
@@ -184,10 +196,9 @@ class Interaction:
         self._history.add(coords, labels)
         clicks = self._history.decoded()
         logits, iou = self._decode(self._embedding, *clicks, self.low_res_masks)
-        masks = logits.detach().float()
-        if self._model.training:  # the next click gets the masks that it would get in use
-            masks = refine_masks(self._model, masks, self._embedding.detach(), *clicks)
-        self.low_res_masks = masks
+        self.low_res_masks = logits.detach().float()
+        # In training the logits are not refined, but the next click gets masks as in use.
+        self._to_refine = clicks if self._model.training else None
         return logits, iou
 
 
