@@ -149,10 +149,11 @@ class Interaction:
             ValueError: the network takes no boxes, or the shapes do not fit the embedding's batch.
         """
         batch = len(self._embedding)
-        if not self._model.config.prompt.boxes:
+        config = self._model.config
+        if not config.prompt.boxes:
             raise ValueError(
-                f"network '{self._model.config.network}': got boxes, expected a network with prompt.boxes: give "
-                "a click in the box's middle and the box as a mask"
+                f"network '{config.network}': got boxes, expected a network with prompt.boxes: "
+                "give a click in the box's middle and the box as a mask"
             )
         if boxes.shape != (batch, 2, 3) or given.shape != (batch,):
             raise ValueError(
