@@ -33,6 +33,15 @@ def no_mask(model: Sam3D, batch: int = 1, device: torch.device | None = None) ->
     return torch.zeros(batch, 1, *[model.config.low_res_size] * 3, device=device)
 
 
+def require_boxes(config: SamConfig) -> None:
+    """Raise a `ValueError` for a box if the network takes none."""
+    if not config.prompt.boxes:
+        raise ValueError(
+            f"network '{config.network}': got a box, expected a network with prompt.boxes: give a "
+            "click in the box's middle and the box as a mask"
+        )
+
+
 def box_points(boxes: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
     """Return the points that tell a network with ``PromptConfig.boxes`` a box: its two corners.
 
@@ -148,13 +157,8 @@ class Interaction:
         Raises:
             ValueError: the network takes no boxes, or the shapes do not fit the embedding's batch.
         """
+        require_boxes(self._model.config)
         batch = len(self._embedding)
-        config = self._model.config
-        if not config.prompt.boxes:
-            raise ValueError(
-                f"network '{config.network}': got boxes, expected a network with prompt.boxes: "
-                "give a click in the box's middle and the box as a mask"
-            )
         if boxes.shape != (batch, 2, 3) or given.shape != (batch,):
             raise ValueError(
                 f"give_boxes: got boxes {tuple(boxes.shape)} and flags {tuple(given.shape)}, "
