@@ -133,6 +133,16 @@ def test_flags_that_may_differ_do(resume):
     assert resume(["--resume", *other]).fit.steps == 4
 
 
+def test_a_run_from_before_the_flag_optimizer_is_resumed_with_adamw_alone():
+    content = torch.load("t/last.pt")
+    del content["run"]["--optimizer"]
+    torch.save(content, "t/last.pt")
+
+    assert teach(["--resume"]).fit.steps == 4
+    with pytest.raises(InputError, match="--optimizer: found muon, expected adamw"):
+        teach(["--resume", "--optimizer", "muon"])
+
+
 @pytest.mark.parametrize(("script", "compared"), [(preparelabel, TEACHER), (distillation, STUDENT)])
 def test_every_flag_is_compared_or_free(script, compared, capsys):
     """A new flag has to be put in one of the lists above."""

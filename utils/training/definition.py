@@ -28,6 +28,8 @@ SOURCES = {
 }
 CROPS = "crops (--img-datas, --crops-dir, --max-instances, --min-instance-voxels, --val-share)"
 VALIDATION_CROPS = "crops of the validation (--val-datas, --val-share, --val-crops)"
+#: Flags that runs got later, and what runs without them did.
+LATER_FLAGS = {"--optimizer": "adamw"}
 SHOWN = 60  # characters of a value in a message
 
 
@@ -111,7 +113,7 @@ def require_same_run(path: Path, stored: object, now: Mapping, step: int) -> Non
             f"{path}: holds {str(stored)[:SHOWN]} as the flags of its run, expected a table. The "
             "file is damaged: train anew in another --out-dir."
         )
-    lines = [*_differences(stored, now, step)]
+    lines = [*_differences({**LATER_FLAGS, **stored}, now, step)]
     if lines:
         raise InputError(
             "\n".join(
