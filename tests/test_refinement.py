@@ -1,7 +1,6 @@
 """``--refine``: masks of any network follow the image's edges; without it nothing changes."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,36 +157,6 @@ def test_strength_0_is_off_bit_for_bit(config):
     assert torch.equal(clicked(off, crop), clicked(model, crop))
     if config is PYRAMID:
         assert not torch.equal(clicked(refined(model, 0.3), crop), clicked(model, crop))
-
-
-def biased(model, bias):
-    """The same network with another `DecoderConfig.mask_bias`."""
-    decoder = replace(model.config.decoder, mask_bias=bias)
-    copy = build_sam3D(replace(model.config, decoder=decoder))
-    copy.load_state_dict(model.state_dict())
-    return copy.train(model.training)
-
-
-@pytest.mark.parametrize("config", [small_config(), PYRAMID], ids=["sam", "pyramid"])
-@pytest.mark.parametrize("strength", [0, 0.3])
-def test_a_bias_is_added_to_masks_in_use(config, strength):
-    torch.manual_seed(0)
-    model = build_sam3D(config).eval()
-    crop = torch.randn(1, 1, *[config.encoder.img_size] * 3)
-    plain = clicked(refined(model, strength), crop)
-    found = clicked(refined(biased(model, 1.5), strength), crop)
-    torch.testing.assert_close(found, plain + 1.5)
-
-
-@torch.no_grad()
-def test_in_training_a_click_gives_raw_masks_and_the_next_click_gets_biased_ones():
-    torch.manual_seed(0)
-    plain = build_sam3D(small_config())
-    model, crop = biased(plain, 1.5), phantom()[0]
-    embedding = model.image_encoder(crop)
-    first, raw = Interaction(model, embedding), Interaction(plain, embedding)
-    assert torch.equal(first.click(*CLICK)[0], raw.click(*CLICK)[0])
-    assert torch.equal(first.low_res_masks, raw.low_res_masks + 1.5)
 
 
 def test_the_refined_network_shares_its_weights_and_leaves_the_given_one():
