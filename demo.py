@@ -133,7 +133,7 @@ def train(pipeline: Pipeline, folders: Sequence[Path], out: Path, steps: int) ->
         *["--num-clicks", 3, "--start-clicks", 1, "--loss-size", 64, "--decoder-lr-scale", 1],
         *["--region-share", 0.3, "--flip-share", 0, "--stored-clicks", 3],
         *["--lr-schedule", "cosine", "--store-layers", 2, 4, 6],
-        *["--set", "decoder.refine_strength=0.3"],  # a network of 120 steps gains from more
+        *["--set", "decoder.refine_strength=0.3"],  # the default, 1, is for longer trainings
         *["--steps", steps, "--out-dir", out / "teacher", *shared],
     )
     pipeline.step(

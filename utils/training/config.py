@@ -154,7 +154,7 @@ def _add_rate_arguments(training: argparse._ArgumentGroup, lr: float, lr_schedul
         choices=OPTIMIZERS,
         default=FitConfig.optimizer,
         help="muon: Muon for the weights of linear layers and convolutions, AdamW for the rest; "
-        "better for short trainings from scratch (default: %(default)s)",
+        "for trainings from scratch, as in docs/training.md (default: %(default)s)",
     )
     training.add_argument(
         "--lr-schedule",
