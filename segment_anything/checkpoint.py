@@ -48,7 +48,7 @@ from segment_anything.modeling import Sam3D
 LATER_FIELDS = {
     "encoder": {"detail": "stem"},
     "prompt": {"click_diffusion": False, "click_likeness": False, "boxes": False},
-    "decoder": {"form": "sam", "refine_strength": 0.0},
+    "decoder": {"form": "sam", "refine_strength": 0.0, "mask_threshold": 0.0},
 }
 
 
