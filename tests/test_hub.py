@@ -1,15 +1,10 @@
-"""Files of the hub: downloaded once, then read from the cache; what cannot be had is said.
-
-Each download runs in a new process: huggingface_hub reads its environment when it is imported.
-"""
+"""Files of the hub: downloaded once, then read from the cache; what cannot be had is said."""
 
 import hashlib
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
-from local_hub import COMMIT, SECRET, LocalHub
+from local_hub import COMMIT, SECRET, LocalHub, run_with_hub
 from preparation_helpers import ROOT
 
 from utils.errors import InputError
@@ -40,9 +35,12 @@ main()
 
 @pytest.fixture
 def hub():
-    private, gated = frozenset({"owner/secret"}), frozenset({"owner/asked"})
-    with LocalHub(FILES, private, gated) as hub:
+    with hub_of_files() as hub:
         yield hub
+
+
+def hub_of_files():
+    return LocalHub(FILES, frozenset({"owner/secret"}), frozenset({"owner/asked"}))
 
 
 @pytest.fixture
@@ -50,12 +48,7 @@ def fetched(tmp_path):
     """Return a function that fetches an address in a new process; the cache is the test's."""
 
     def run(hub, address=ADDRESS, code=FETCH, **environment):
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-        kept |= {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub.endpoint} | environment
-        return subprocess.run(
-            [sys.executable, "-c", code, address],
-            cwd=ROOT, env=kept, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
+        return run_with_hub(hub, tmp_path, "-c", code, address, **environment)
 
     return run
 
@@ -67,26 +60,26 @@ def test_a_file_is_downloaded_once_and_named_in_one_line_with_commit_and_digest(
     assert done.returncode == 0, done.stderr
     path = done.stdout.strip()
     assert path.startswith(str(tmp_path / "cache"))
-    assert open(path, "rb").read() == WEIGHTS
+    assert Path(path).read_bytes() == WEIGHTS
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("hf://")]
     digest = hashlib.sha256(WEIGHTS).hexdigest()[:12]
     assert line == f"{ADDRESS}@{COMMIT}: SHA-256 {digest}, {path}"
     assert "HTTP Request" not in done.stderr
-    assert [asked.method for asked in hub.asked].count("GET") == 1
+    assert len(hub.downloads) == 1
 
     again = fetched(hub)
     assert again.stdout == done.stdout
-    assert [asked.method for asked in hub.asked].count("GET") == 1
+    assert len(hub.downloads) == 1
 
 
 def test_a_file_in_a_folder_of_the_repository_is_found(hub, fetched):
     path = fetched(hub, "hf://owner/net/runs/1/last.pt").stdout.strip()
-    assert open(path, "rb").read() == b"another file"
+    assert Path(path).read_bytes() == b"another file"
 
 
 def test_without_a_network_the_cached_file_of_a_branch_is_used_and_the_log_says_so(hub, fetched):
     first = fetched(hub)
-    hub.__exit__()
+    hub.stop()
     second = fetched(hub)
     assert second.returncode == 0, second.stderr
     assert second.stdout == first.stdout
@@ -131,23 +124,49 @@ def refused(done):
     return line
 
 
+NOT_HAD = {
+    "hf://owner/other/weights.pth": "no repository owner/other, or it is private",
+    "hf://owner/net/other.pth": "has no file other.pth at revision main",
+    f"{ADDRESS}@v9": "owner/net has no revision v9",
+    f"{ADDRESS}@{'f' * 40}": f"owner/net has no revision {'f' * 40}",
+    "hf://owner/secret/weights.pth": "no repository owner/secret, or it is private",
+    "hf://owner/asked/weights.pth": "only to accounts that it has admitted",
+    "hf://owner/two--dashes/weights.pth": "is no address of a file on the hub",
+}
+EACH = """
+import sys
+from utils.errors import InputError
+from utils.files.hub import fetch
+
+for address in sys.argv[1:]:
+    try:
+        print(fetch(address))
+    except InputError as error:
+        print(" ".join(str(error).split()))
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """Return the message for each address of `NOT_HAD`, from one process."""
+    with hub_of_files() as hub:
+        done = run_with_hub(hub, tmp_path_factory.mktemp("refusals"), "-c", EACH, *NOT_HAD)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(NOT_HAD, done.stdout.splitlines(), strict=True))
+
+
 @pytest.mark.parametrize(
-    ("address", "found"),
-    [
-        ("hf://owner/other/weights.pth", "no repository owner/other, or it is private"),
-        ("hf://owner/net/other.pth", "has no file other.pth at revision main"),
-        (f"{ADDRESS}@v9", "owner/net has no revision v9"),
-        (f"{ADDRESS}@{'f' * 40}", f"owner/net has no revision {'f' * 40}"),
-        ("hf://owner/secret/weights.pth", "no repository owner/secret, or it is private"),
-        ("hf://owner/asked/weights.pth", "only to accounts that it has admitted"),
-        ("hf://owner/two--dashes/weights.pth", "is no address of a file on the hub"),
-    ],
-    ids=["repository", "file", "branch", "commit", "private", "gated", "name"],
+    "address", NOT_HAD, ids=["repository", "file", "tag", "commit", "private", "gated", "name"]
 )
-def test_what_the_hub_does_not_have_or_give_is_said(hub, fetched, address, found):
-    line = refused(fetched(hub, address))
-    assert line.startswith(f"InputError: {address}: ")
-    assert found in line
+def test_what_the_hub_does_not_have_or_give_is_said(refusals, address):
+    assert refusals[address].startswith(f"{address}: ")
+    assert NOT_HAD[address] in refusals[address]
+    assert " Expected " in refusals[address]
+
+
+def test_another_answer_is_given_by_its_status(hub, fetched):
+    hub.status = 418
+    assert f"{ADDRESS}: the hub answers with status 418" in refused(fetched(hub))
 
 
 def test_a_repository_that_is_closed_later_is_refused_also_where_it_is_cached(hub, fetched):
@@ -158,7 +177,7 @@ def test_a_repository_that_is_closed_later_is_refused_also_where_it_is_cached(hu
 
 @pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["down", "offline"])
 def test_a_file_that_is_not_cached_needs_a_network(hub, fetched, environment):
-    hub.__exit__()
+    hub.stop()
     line = refused(fetched(hub, **environment))
     assert f"{ADDRESS}: is not in the cache, and the hub cannot be asked" in line
 
@@ -166,15 +185,24 @@ def test_a_file_that_is_not_cached_needs_a_network(hub, fetched, environment):
 def test_the_token_opens_a_private_repository_and_is_sent_but_never_shown(hub, fetched):
     done = fetched(hub, "hf://owner/secret/weights.pth", HF_TOKEN=SECRET)
     assert done.returncode == 0, done.stderr
-    assert {asked.authorization for asked in hub.asked} == {f"Bearer {SECRET}"}
+    assert {asked.authorization for asked in hub.downloads} == {f"Bearer {SECRET}"}
     assert not any(SECRET in asked.path for asked in hub.asked)
     assert SECRET not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("token", ["hf_wrongToken", "hf_wrong\x01Token"], ids=["wrong", "illegal"])
-def test_a_token_that_does_not_open_it_is_refused_and_not_shown(hub, fetched, token):
+@pytest.mark.parametrize(
+    ("token", "found"),
+    [
+        ("hf_wrongToken", "the hub refuses access (status 401)"),
+        ("hf_wröngToken", "the hub cannot be asked (UnicodeEncodeError)"),
+    ],
+    ids=["wrong", "illegal"],
+)
+def test_a_token_that_does_not_open_it_is_refused_and_not_shown(hub, fetched, token, found):
     done = fetched(hub, "hf://owner/secret/weights.pth", HF_TOKEN=token)
-    assert "hf://owner/secret/weights.pth: " in refused(done)
+    line = refused(done)
+    assert "hf://owner/secret/weights.pth: " in line
+    assert found in line
     assert "Token" not in done.stderr.replace("HF_TOKEN", "")
 
 

@@ -103,7 +103,7 @@ def _package(file: HubFile) -> ModuleType:
     except ImportError as error:
         raise InputError(
             f"{file}: needs the package huggingface_hub, which is not installed. Expected it for "
-            f"files of the hub:\npip install -c constraints.txt -r requirements-hub.txt"
+            "files of the hub:\npip install -c constraints.txt -r requirements-hub.txt"
         ) from error
     for name in ("httpx2", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -127,7 +127,7 @@ def _cached_or_downloaded(hub: ModuleType, file: HubFile) -> str:
     except HfHubHTTPError as error:
         raise _refused(file, error) from error
     except Exception as error:  # of the package that makes the requests, or of the disk
-        if isinstance(error, OSError) and error.filename:
+        if _is_of_disk(error):
             raise
         raise InputError(
             f"{file}: the download failed ({_reason(error)}). Expected the whole file: check the "
@@ -166,6 +166,8 @@ def _silence(hub: ModuleType, file: HubFile) -> str | None:
             raise
         return f"status {status}"
     except Exception as error:  # of the package that makes the requests: httpx2 or another
+        if _is_of_disk(error):
+            raise
         return _reason(error)
     return None
 
@@ -201,6 +203,11 @@ def _refused(file: HubFile, error: Exception) -> InputError:
     return InputError(f"{file}: {found}. Expected {advice}.")
 
 
+def _is_of_disk(error: Exception) -> bool:
+    """Tell whether an error is about a file of the cache, and not about the network."""
+    return isinstance(error, OSError) and error.filename is not None
+
+
 def _reason(error: BaseException) -> str:
     """Return the system's words for an error, or the name of its type."""
     found: BaseException | None = error
@@ -220,8 +227,8 @@ def _require_intact(path: Path) -> str:
     stored = path.parent / path.readlink() if path.is_symlink() else path
     if SHA256.fullmatch(stored.name) and stored.name != digest:
         raise InputError(
-            f"{path}: has the SHA-256 {digest[:SHOWN]}, expected {stored.name[:SHOWN]} as the hub "
-            f"gives it. The copy is damaged: delete {stored.resolve()}, then run again."
+            f"{path}: has the SHA-256 {digest[:SHOWN]}. Expected {stored.name[:SHOWN]}, as the hub "
+            f"gives it: the copy is damaged. Delete {stored.resolve()}, then run again."
         )
     return digest
 
