@@ -97,7 +97,7 @@ def fetch(file: HubFile | str) -> Path:
 
 
 def _package(file: HubFile) -> ModuleType:
-    """Import huggingface_hub, without a line in the log for each of its requests."""
+    """Import huggingface_hub; what it writes itself does not enter the log a second time."""
     try:
         import huggingface_hub
     except ImportError as error:
@@ -105,7 +105,8 @@ def _package(file: HubFile) -> ModuleType:
             f"{file}: needs the package huggingface_hub, which is not installed. Expected it for "
             "files of the hub:\npip install -c constraints.txt -r requirements-hub.txt"
         ) from error
-    for name in ("httpx2", "httpx"):
+    logging.getLogger("huggingface_hub").propagate = False
+    for name in ("httpx2", "httpx"):  # each request, with its address
         logging.getLogger(name).setLevel(logging.WARNING)
     return huggingface_hub
 
