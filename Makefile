@@ -40,6 +40,6 @@ $(VENV)/runtime.stamp: requirements.txt constraints.txt
 	$(BIN)/python $(PIP) -c constraints.txt -r requirements.txt
 	touch $@
 
-$(VENV)/dev.stamp: requirements-dev.txt requirements-cluster.txt requirements-export.txt $(VENV)/runtime.stamp
+$(VENV)/dev.stamp: requirements-dev.txt requirements-cluster.txt requirements-export.txt requirements-hub.txt $(VENV)/runtime.stamp
 	$(BIN)/python $(PIP) -c constraints.txt -r requirements-dev.txt
 	touch $@

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import exit_on_input_error
+from utils.run.checkpoint_flags import checkpoint_file
 from utils.validation.arguments import show, validation_parser, with_out_dir
 from utils.validation.protocol import Summary
 from utils.validation.run import validate
@@ -43,7 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--teacher",
-        type=Path,
+        type=checkpoint_file,
         help="take prompt encoder and mask decoder from this file (default: the student's file)",
     )
     return with_out_dir(parser.parse_args(argv), OUT_DIR)

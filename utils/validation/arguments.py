@@ -7,6 +7,7 @@ from pathlib import Path
 from segment_anything import sam_model_registry3D
 from utils.data_paths import val_datas
 from utils.errors import printable
+from utils.run.checkpoint_flags import FROM_HUB, checkpoint_file
 from utils.run.flags import (
     add_engine_arguments,
     add_run_arguments,
@@ -35,7 +36,10 @@ def validation_parser(
     parser.set_defaults(teacher=None)
     files = parser.add_argument_group("files")
     files.add_argument(
-        "--checkpoint", type=Path, default=checkpoint, help=f"(default: {checkpoint})"
+        "--checkpoint",
+        type=checkpoint_file,
+        default=checkpoint,
+        help=f"file of the network, {FROM_HUB} (default: {checkpoint})",
     )
     files.add_argument(
         "--network",

@@ -14,7 +14,9 @@ import torch
 
 from utils.errors import InputError
 from utils.files.answers import require_distinct_files
+from utils.files.hub import address_of
 from utils.files.names import require_inside
+from utils.run.checkpoint_flags import with_local_files
 from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.run.executor import cpu_count
 from utils.run.folder import write_flags
@@ -63,6 +65,7 @@ def validate(args: argparse.Namespace) -> Summary:
         WriteError: an output cannot be written.
     """
     protocol = PROTOCOLS[args.protocol](args)
+    args = with_local_files(args)
     network = NetworkFile(args.checkpoint, args.network, args.teacher, args.encoder, args.refine)
     _, rule, facts = open_once(network)
     settings = _settings(network, facts, rule, args, protocol)
@@ -164,7 +167,7 @@ def _shown(settings: RunSettings, rule: CropRule, protocol: ValidationProtocol) 
     network, fit = settings.network, ", finer where the whole volume fits" if rule.fit else ""
     device = f"{settings.device}, {settings.precision}, {settings.engine}"
     return {
-        "checkpoint": network.path.name,
+        "checkpoint": address_of(network.path) or network.path.name,
         **({"encoder": network.encoder.name} if network.encoder else {}),
         **({} if network.refine is None else {"refinement": f"strength {network.refine:g}"}),
         "crops": f"{rule.size}³ voxels of {rule.spacing_mm:g} mm{fit}",
