@@ -19,13 +19,13 @@ from utils.validation.run import PROTOCOLS
 
 
 def validation_parser(
-    manual: str, *, checkpoint: Path, out_dir: Path, released: str
+    manual: str, *, checkpoint: str, out_dir: Path, released: str
 ) -> argparse.ArgumentParser:
     """Return the parser of a validation script.
 
     Args:
         manual: the script's docstring.
-        checkpoint: default of ``--checkpoint``.
+        checkpoint: the file that is taken without ``--checkpoint``, in words.
         out_dir: default of ``--out-dir`` in protocol "clicks"; see `with_out_dir`.
         released: which ``--network`` the released file holds.
     """
@@ -34,9 +34,7 @@ def validation_parser(
     )
     parser.set_defaults(teacher=None)
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "--checkpoint", type=Path, default=checkpoint, help=f"(default: {checkpoint})"
-    )
+    files.add_argument("--checkpoint", type=Path, help=f"(default: {checkpoint})")
     files.add_argument(
         "--network",
         choices=sorted(sam_model_registry3D),
