@@ -45,7 +45,9 @@ from segment_anything.checkpoint_keys import (
 )
 from segment_anything.modeling import Sam3D
 
-HASH_SUFFIX = ".sha256"  # of the file with a checkpoint's SHA-256, beside it, as sha256sum writes it
+HASH_SUFFIX = (
+    ".sha256"  # of the file with a checkpoint's SHA-256, beside it, as sha256sum writes it
+)
 _LFS_POINTER = b"version https://git-lfs.github.com/"
 
 #: Fields that the config got later, and what networks without them had.
