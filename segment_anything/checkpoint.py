@@ -45,9 +45,8 @@ from segment_anything.checkpoint_keys import (
 )
 from segment_anything.modeling import Sam3D
 
-HASH_SUFFIX = (
-    ".sha256"  # of the file with a checkpoint's SHA-256, beside it, as sha256sum writes it
-)
+#: Of the file beside a checkpoint with its SHA-256, in the form of sha256sum.
+HASH_SUFFIX = ".sha256"
 _LFS_POINTER = b"version https://git-lfs.github.com/"
 
 #: Fields that the config got later, and what networks without them had.
@@ -276,8 +275,8 @@ def _require_hash(path: pathlib.Path) -> None:
     if found != expected:
         raise CheckpointError(
             f"{path}: {path.stat().st_size:,} bytes with the SHA-256 {found}, expected {expected}, "
-            f"which {beside.name} holds.\nThe file is damaged or was replaced: take both files from "
-            f"their source again (git checkout), or remove {beside.name} if you replaced it."
+            f"which {beside.name} holds.\nThe file is damaged or was replaced: take both files "
+            f"from their source again (git checkout), or remove {beside.name} if you replaced it."
         )
 
 

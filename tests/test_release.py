@@ -24,8 +24,9 @@ def released(checkpoint, out, *flags):
 
 
 def halved(model):
-    """Return the state dict of a network with every weight rounded to half precision."""
-    return {key: tensor.half().float() for key, tensor in model.state_dict().items()}
+    """Return the state dict of a network with its matrices rounded to half precision."""
+    weights = model.state_dict()
+    return {key: t.half().float() if t.dim() > 1 else t for key, t in weights.items()}
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,17 @@ def test_a_release_file_opens_as_the_same_network_with_rounded_weights(tmp_path,
     for key, tensor in opened.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, expected[key]), key
+
+
+def test_matrices_take_half_the_bytes_and_biases_stay_float32(tmp_path):
+    made = released(save_student(tmp_path / "trained.pth"), tmp_path / "student.pth")
     stored = read_checkpoint(made.path)["model_state_dict"]
-    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    dtypes = {tensor.dim() > 1: set() for tensor in stored.values()}
+    for tensor in stored.values():
+        dtypes[tensor.dim() > 1].add(tensor.dtype)
+    assert dtypes == {True: {torch.float16}, False: {torch.float32}}
+    bias = stored["image_encoder.blocks.0.mlp.lin1.bias"]
+    assert torch.equal(bias, small_student().image_encoder.blocks[0].mlp.lin1.bias)
 
 
 def test_the_sha256_beside_it_is_that_of_the_file_as_sha256sum_writes_it(tmp_path):

@@ -5,9 +5,11 @@ Reads   --checkpoint  student.pth, teacher.pt, best.pt or last.pt of a training
         --compare     a crop cache of preparelabel.py, to compare masks on
 Writes  --out         the release file, and beside it NAME.sha256
 
-The file is a checkpoint like any other: all scripts open it with --checkpoint. Its weights take two
-bytes each on disk and are float32 in memory. It also holds the crop rule, the data sets, the flags
-of the trainings without folders of this machine, and the commit of the code that wrote it.
+The file is a checkpoint like any other: all scripts open it with --checkpoint. On disk matrices and
+kernels take two bytes a weight; biases and norms, half a percent of the weights, stay float32, since
+rounding them changed the masks most. In memory all are float32. The file also holds the crop rule,
+the data sets, the flags of the trainings without folders of this machine, and the commit of the
+code that wrote it.
 
     python -m utils.training.release --checkpoint work_dir/student/student.pth \\
         --recipe work_dir/teacher/args.json work_dir/student/args.json \\
@@ -67,7 +69,7 @@ class Release(NamedTuple):
 
 
 def in_half(model: Sam3D, path: Path) -> dict[str, Tensor]:
-    """Return the weights of a network in half precision.
+    """Return the weights of a network in half precision, biases and norms in float32.
 
     Args:
         path: its file, for the message.
@@ -77,7 +79,8 @@ def in_half(model: Sam3D, path: Path) -> dict[str, Tensor]:
     """
     halves = {}
     for key, tensor in model.state_dict().items():
-        halves[key] = tensor.half() if tensor.is_floating_point() else tensor
+        is_rounded = tensor.is_floating_point() and tensor.dim() > 1
+        halves[key] = tensor.half() if is_rounded else tensor
         if not bool(torch.isfinite(halves[key]).all()):
             raise InputError(
                 f"{path}: {key} holds {tensor.abs().max():.3g}, expected weights of at most 65504, "
