@@ -6,10 +6,10 @@ Reads   --checkpoint  student.pth, teacher.pt, best.pt or last.pt of a training
 Writes  --out         the release file, and beside it NAME.sha256
 
 The file is a checkpoint like any other: all scripts open it with --checkpoint. On disk matrices and
-kernels take two bytes a weight; biases and norms, half a percent of the weights, stay float32, since
-rounding them changed the masks most. In memory all are float32. The file also holds the crop rule,
-the data sets, the flags of the trainings without folders of this machine, and the commit of the
-code that wrote it.
+kernels take two bytes a weight; biases and norms, half a percent of the weights, stay float32,
+since rounding them changed the masks most. In memory all are float32. The file also holds the crop
+rule, the data sets, the flags of the trainings without folders of this machine, and the commit of
+the code that wrote it.
 
     python -m utils.training.release --checkpoint work_dir/student/student.pth \\
         --recipe work_dir/teacher/args.json work_dir/student/args.json \\
