@@ -192,6 +192,27 @@ def test_a_release_file_is_the_start_of_a_fine_tuning(tmp_path):
     assert all(p.dtype == torch.float32 and p.requires_grad for p in teacher.parameters())
 
 
+@pytest.mark.parametrize("save", [save_teacher, save_student])
+def test_a_fine_tuned_release_file_is_a_network_of_both_trainings(tmp_path, save):
+    content = torch.load(save(tmp_path / "first.pt")) | {"trained_on": ["spleen/CT_B"]}
+    torch.save(content, tmp_path / "trained.pt")
+    made = released(tmp_path / "trained.pt", tmp_path / "shipped.pth")
+    before = made.path.read_bytes()
+    folder = write_prepared(tmp_path / "tree")
+    flags = ["--checkpoint", made.path, "--img-datas", folder, "--loss-size", "16", "--no-store"]
+    flags += ["--steps", "2", "--batch-size", "2", "--workers", "0", "--num-clicks", "2"]
+    flags += ["--lr", "1e-3", "--decoder-lr-scale", "1", "--warmup", "0", "--device", "cpu"]
+    for name in ("crops", "out", "teacher"):
+        flags += [f"--{name}-dir", tmp_path / name]
+    preparelabel.run(preparelabel.parse_args([str(flag) for flag in flags]))
+    tuned = tmp_path / "teacher" / "teacher.pt"
+    assert trained_on(tuned) == {"spleen/CT_B", "liver/CT_A"}
+    start, end = (open_network(path)[0].state_dict() for path in (made.path, tuned))
+    moved = {key for key, tensor in end.items() if not torch.equal(tensor, start[key])}
+    assert {key.split(".")[0] for key in moved} >= {"image_encoder", "mask_decoder"}
+    assert made.path.read_bytes() == before
+
+
 def test_a_release_file_is_the_start_of_a_distillation(tmp_path):
     made = released(save_student(tmp_path / "s.pth"), tmp_path / "student.pth")
     teacher = save_teacher(tmp_path / "teacher.pt")
