@@ -20,13 +20,13 @@ from utils.validation.run import PROTOCOLS
 
 
 def validation_parser(
-    manual: str, *, checkpoint: Path, out_dir: Path, released: str
+    manual: str, *, checkpoint: str, out_dir: Path, released: str
 ) -> argparse.ArgumentParser:
     """Return the parser of a validation script.
 
     Args:
         manual: the script's docstring.
-        checkpoint: default of ``--checkpoint``.
+        checkpoint: the file that is taken without ``--checkpoint``, in words.
         out_dir: default of ``--out-dir`` in protocol "clicks"; see `with_out_dir`.
         released: which ``--network`` the released file holds.
     """
@@ -38,7 +38,6 @@ def validation_parser(
     files.add_argument(
         "--checkpoint",
         type=checkpoint_file,
-        default=checkpoint,
         help=f"file of the network, {FROM_HUB} (default: {checkpoint})",
     )
     files.add_argument(
