@@ -1,0 +1,125 @@
+"""The benchmark of methods without a network: protocols, tables and clicks of the validations."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_cases import ball, write_prepared
+from small_networks import save_student
+from validation_helpers import rows, run
+
+import validation_student
+from benchmarks import without_network
+from utils.cases.phantoms import boxes_of
+from utils.errors import InputError
+from utils.files.nifti import read_nifti
+from utils.prompts.click_method import challenge_click
+from utils.validation import compare
+
+CLASSES = {"CT_A": {"1": ["Liver"], "4": ["Spleen"], "instance_label": 0}}
+CLICKED = ["random-walker", "grow-from-seeds"]
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    return write_prepared(tmp_path / "tree", cases=1)
+
+
+@pytest.fixture
+def challenge(tmp_path) -> list:
+    """Return flags for one challenge case: two bright balls, each with a box."""
+    rng = np.random.default_rng(0)
+    truth = np.where(ball(), 1, 0) + 4 * ball(centre=(4, 4, 24), radius=3.0)
+    image = 40 + 90 * (truth > 0) + rng.integers(0, 30, truth.shape)
+    arrays = {"imgs": image.astype(np.uint8), "gts": truth.astype(np.uint8)}
+    arrays["boxes"] = np.array(boxes_of(arrays["gts"], rng), dtype=object)
+    (tmp_path / "npz").mkdir()
+    np.savez_compressed(tmp_path / "npz" / "CT_A_1.npz", spacing=(1.0, 1.1, 1.2), **arrays)
+    (tmp_path / "classes.json").write_text(json.dumps(CLASSES))
+    flags = ["--protocol", "challenge", "--images", tmp_path / "npz", "--num-clicks", 1]
+    return [*flags, "--json", tmp_path / "classes.json", "--pictures", 0]
+
+
+def clicks_of(row: dict) -> list[str]:
+    return row["clicks_zyx"].split()
+
+
+@pytest.mark.parametrize("method", CLICKED)
+def test_a_ball_is_found_by_clicks_in_the_methods_own_errors(method, tree, tmp_path):
+    flags = ["--method", method, "--val-datas", tree, "--pictures", 0]
+    run(without_network, [*flags, "--num-clicks", 1, "--out-dir", tmp_path / "one"])
+    (once,) = rows(tmp_path / "one/cases.csv")
+    assert float(once["DSC_1"]) > 0.9
+    run(without_network, [*flags, "--num-clicks", 2, "--out-dir", tmp_path / "two"])
+    (twice,) = rows(tmp_path / "two/cases.csv")
+    assert (twice["DSC_1"], clicks_of(twice)[0]) == (once["DSC_1"], clicks_of(once)[0])
+    truth = read_nifti(tree / "labelsTr/CT_A_0.nii.gz").array > 0
+    mask = read_nifti(tmp_path / "one/predictions/liver/CT_A/CT_A_0.nii.gz").array > 0
+    first, second = challenge_click(np.zeros_like(truth), truth), challenge_click(mask, truth)
+    expected = [f"{'-+'[q.is_foreground]}{','.join(map(str, q.zyx))}" for q in (first, second)]
+    assert clicks_of(twice) == expected
+
+
+def test_the_tables_are_those_of_a_network_and_can_be_compared_with_them(tree, tmp_path):
+    flags = ["--val-datas", tree, "--pictures", 0, "--num-clicks", 1]
+    run(without_network, ["--method", "grow-from-seeds", *flags, "--out-dir", tmp_path / "a"])
+    student = save_student(tmp_path / "student.pth")
+    run(validation_student, ["--checkpoint", student, *flags, "--out-dir", tmp_path / "b"])
+    for table in ("cases.csv", "organs.csv", "thickness.csv"):
+        ours, theirs = (rows(tmp_path / run / table) for run in "ab")
+        assert list(ours[0]) == list(theirs[0])
+    found = run(compare, [tmp_path / "a", tmp_path / "b"])
+    assert found[0].mean_a > found[0].mean_b  # of random weights
+
+
+@pytest.mark.parametrize("method", CLICKED)
+def test_whole_volumes_are_segmented_from_boxes_and_clicks(method, challenge, tmp_path):
+    run(without_network, ["--method", method, *challenge, "--out-dir", tmp_path / "a"])
+    (case,) = rows(tmp_path / "a/challenge.csv")
+    assert float(case["DSC_1"]) > 0.8
+    assert float(case["DSC_2"]) > 0.8
+    assert {row["name"] for row in rows(tmp_path / "a/targets.csv")} == {"Liver", "Spleen"}
+
+
+def test_the_tables_of_whole_volumes_are_those_of_a_network(challenge, tmp_path):
+    run(without_network, ["--method", "ellipsoid", *challenge, "--out-dir", tmp_path / "a"])
+    student = save_student(tmp_path / "student.pth")
+    run(validation_student, ["--checkpoint", student, *challenge, "--out-dir", tmp_path / "b"])
+    for table in ("challenge.csv", "targets.csv", "groups.csv"):
+        ours, theirs = (rows(tmp_path / run / table) for run in "ab")
+        assert list(ours[0]) == list(theirs[0])
+    found = {each.metric: each for each in run(compare, [tmp_path / "a", tmp_path / "b"])}
+    assert found["DSC box"].mean_a > 0.7
+
+
+def test_a_second_run_scores_nothing_again(tree, tmp_path):
+    flags = ["--method", "grow-from-seeds", "--val-datas", tree, "--pictures", 0]
+    flags += ["--num-clicks", 1, "--out-dir", tmp_path / "out"]
+    run(without_network, flags)
+    (kept,) = (tmp_path / "out/cases").rglob("*.json")
+    written = kept.stat().st_mtime_ns
+    run(without_network, flags)
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_without_scikit_image_the_walker_says_what_to_install(tree, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
+    flags = ["--val-datas", tree, "--out-dir", tmp_path / "out", "--method", "random-walker"]
+    with pytest.raises(InputError, match=r"no scikit-image.*pip install -r requirements-dev.txt"):
+        run(without_network, flags)
+
+
+def test_the_ellipsoid_needs_boxes(tree):
+    with pytest.raises(InputError, match="found --protocol clicks without boxes"):
+        run(without_network, ["--method", "ellipsoid", "--val-datas", tree])
+
+
+def test_of_many_cases_some_evenly_spaced_ones_can_be_scored(tmp_path):
+    folder = write_prepared(tmp_path / "tree", cases=5)
+    flags = ["--checkpoint", save_student(tmp_path / "student.pth"), "--val-datas", folder]
+    flags += ["--num-clicks", 1, "--pictures", 0, "--out-dir", tmp_path / "out"]
+    run(validation_student, [*flags, "--cases", 3])
+    found = [row["sample_id"] for row in rows(tmp_path / "out/cases.csv")]
+    assert found == [f"liver/CT_A/CT_A_{number}" for number in (0, 2, 4)]
