@@ -10,8 +10,9 @@ all prompts so far into seeds on this grid, and runs one of three methods:
   its cheapest path to a seed ends inside. A step costs the difference of the two intensities;
 * ``ellipsoid``: the ellipsoid inscribed in the box, whatever the image; nothing without a box.
 
-A clicked cell is a seed. The cells at the crop's border, and those outside of a box, are outside
-seeds. Until the first click inside, the middle of a box is an inside seed.
+The cells at the crop's border, and those outside of a box, are outside seeds; the core of a box is
+an inside seed. A click makes seeds of its cell and of the cells around it, as a brush does: from
+one cell alone, the random walker finds little more than this cell.
 """
 
 from collections.abc import Callable
@@ -24,13 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segment_anything import DecoderConfig, EncoderConfig, PromptConfig, Sam3D, SamConfig
-from segment_anything.modeling.diffusion3D import CORNERS, INTENSITIES, click_cells
+from segment_anything.modeling.diffusion3D import CORNERS, INTENSITIES
 from utils.errors import InputError
-from utils.prompts.box import Box, ellipsoid_logits
+from utils.prompts.box import PEAK_LOGIT, Box, ellipsoid_logits
 from utils.run.network import NetworkFile
 from utils.volumes.geometry import CropRule
 
 INSIDE, OUTSIDE = 1, 2  # labels of seeds; 0 is no seed
+BRUSH = 1  # cells on each side of a clicked cell that become seeds too
+CORE = 0.5  # of a box: the ellipsoid of this share of its extent
 BETA = 130.0  # of the random walker: scikit-image's default
 TOLERANCE = 1e-3  # of its equations' solution: scikit-image's default
 STEP = 1e-3  # what a step costs beside the difference of intensities, so that no path is free
@@ -72,13 +75,25 @@ def seeds_of(coords: np.ndarray, labels: np.ndarray, size: int, cells: int) -> S
         within = np.zeros_like(grid, bool)
         within[tuple(map(slice, first.astype(int), last.astype(int)))] = True
         grid[~within] = OUTSIDE
-        if not (labels == 1).any():
-            grid[ellipsoid == ellipsoid.max()] = INSIDE
-    clicks = (labels == 0) | (labels == 1)
-    where = click_cells(torch.from_numpy(coords[clicks]), cells, size).numpy()
-    for cell, label in zip(where, labels[clicks], strict=True):
-        grid.reshape(-1)[cell] = INSIDE if label else OUTSIDE
-    return Seeds(grid, ellipsoid)
+        core = PEAK_LOGIT * (1 - CORE**2)  # the logit at its surface
+        grid[ellipsoid >= min(core, ellipsoid.max())] = INSIDE
+    return Seeds(_with_clicks(grid, coords, labels, cells / size), ellipsoid)
+
+
+def _with_clicks(
+    grid: np.ndarray, coords: np.ndarray, labels: np.ndarray, scale: float
+) -> np.ndarray:
+    """Return the grid with the seeds of the clicks; the clicked cells prevail over the brush."""
+    reachable = grid != OUTSIDE
+    found, clicks = grid.copy(), (labels == 0) | (labels == 1)
+    cells = np.floor((coords[clicks] + 0.5) * scale).astype(int).clip(0, len(grid) - 1)
+    kinds = np.where(labels[clicks] == 1, INSIDE, OUTSIDE)
+    for cell, kind in zip(cells, kinds, strict=True):
+        spot = tuple(slice(max(0, c - BRUSH), c + BRUSH + 1) for c in cell)
+        found[spot][reachable[spot]] = kind
+    for cell, kind in zip(cells, kinds, strict=True):
+        found[tuple(cell)] = kind
+    return found
 
 
 def walked(image: np.ndarray, seeds: Seeds) -> np.ndarray:
@@ -189,7 +204,7 @@ class Solver(nn.Module):
         super().__init__()
         self.method, self.size = method, size
         # In the state, so that the fingerprint of the network depends on them.
-        self.register_buffer("constants", torch.tensor([BETA, TOLERANCE, STEP, INTENSITIES]))
+        self.register_buffer("constants", torch.tensor([BRUSH, CORE, BETA, TOLERANCE, STEP]))
 
     def forward(
         self,

@@ -22,35 +22,48 @@ def along(costs_or_labels):
     return np.array(costs_or_labels)[None, None]
 
 
-def test_the_border_is_outside_and_a_clicked_cell_is_what_the_click_says():
-    found = seeds(((20, 24, 31), 1), ((39, 40, 41), 0), ((0, 0, 0), -1))
+def cube(z, y, x):
+    return tuple(slice(c - 1, c + 2) for c in (z, y, x))
+
+
+def test_the_border_is_outside_and_a_click_paints_its_cell_and_those_around_it():
+    found = seeds(((20, 24, 31), 1), ((39, 40, 41), 0), ((32, 32, 32), -1))
     expected = np.full((CELLS,) * 3, OUTSIDE)
     expected[1:-1, 1:-1, 1:-1] = 0
-    expected[5, 6, 7], expected[9, 10, 10] = INSIDE, OUTSIDE
+    expected[cube(5, 6, 7)], expected[cube(9, 10, 10)] = INSIDE, OUTSIDE
     assert (found == expected).all()
 
 
-def test_of_two_clicks_in_a_cell_the_last_one_counts_also_at_the_border():
+def test_a_later_click_paints_over_an_earlier_one_but_not_over_the_clicked_cell():
+    found = seeds(((20, 20, 20), 1), ((24, 20, 20), 0))
+    assert found[4:8, 5, 5].tolist() == [INSIDE, INSIDE, OUTSIDE, OUTSIDE]
+    assert found[5, 5, 6] == OUTSIDE
     assert seeds(((20, 20, 20), 1), ((21, 21, 21), 0))[5, 5, 5] == OUTSIDE
-    assert seeds(((20, 20, 20), 0), ((21, 21, 21), 1))[5, 5, 5] == INSIDE
-    assert seeds(((0, 20, 20), 1))[0, 5, 5] == INSIDE
 
 
-def test_all_cells_outside_of_a_box_are_outside_and_its_middle_is_inside():
-    box = ((7.5, 15.5, 19.5), 2), ((35.5, 31.5, 47.5), 3)  # voxels 8-35, 16-31, 20-47
-    found = seeds(*box, ((0, 0, 0), -1))
-    free = found == 0
-    assert np.argwhere(free).min(axis=0).tolist() == [2, 4, 5]
-    assert np.argwhere(free).max(axis=0).tolist() == [8, 7, 11]
+def test_a_click_inside_reaches_no_further_than_its_cell_into_what_is_outside():
+    found = seeds(((0, 20, 20), 1))
+    assert np.argwhere(found[0] == INSIDE).tolist() == [[5, 5]]
+    assert (found[1, 4:7, 4:7] == INSIDE).all()
+
+
+BOX = ((7.5, 15.5, 19.5), 2), ((35.5, 31.5, 47.5), 3)  # voxels 8-35, 16-31, 20-47
+
+
+def test_all_cells_outside_of_a_box_are_outside_and_its_core_is_inside():
+    found = seeds(*BOX, ((0, 0, 0), -1))
+    within = np.zeros_like(found, bool)
+    within[2:9, 4:8, 5:12] = True
+    assert (found[~within] == OUTSIDE).all()
+    assert (found[within] != OUTSIDE).all()
     inside = np.argwhere(found == INSIDE)
     assert np.allclose(inside.mean(axis=0), [5, 5.5, 8])
-    assert (found[~free] != 0).all()
+    assert (inside.max(axis=0) - inside.min(axis=0) + 1).tolist() == [3, 2, 3]
 
 
-def test_a_click_inside_takes_the_place_of_a_boxs_middle():
-    box = ((7.5, 15.5, 19.5), 2), ((35.5, 31.5, 47.5), 3)
-    assert np.argwhere(seeds(*box, ((12, 20, 24), 1)) == INSIDE).tolist() == [[3, 5, 6]]
-    assert (seeds(*box, ((12, 20, 24), 0)) == INSIDE).any()
+def test_a_click_outside_prevails_over_the_core_of_a_box():
+    found = seeds(*BOX, ((20, 22, 34), 0))
+    assert (found[cube(5, 5, 8)] == OUTSIDE).all()
 
 
 def test_the_cheapest_path_to_a_seed_decides():

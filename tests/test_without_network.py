@@ -19,7 +19,6 @@ from utils.prompts.click_method import challenge_click
 from utils.validation import compare
 
 CLASSES = {"CT_A": {"1": ["Liver"], "4": ["Spleen"], "instance_label": 0}}
-CLICKED = ["random-walker", "grow-from-seeds"]
 
 
 @pytest.fixture
@@ -42,24 +41,26 @@ def challenge(tmp_path) -> list:
     return [*flags, "--json", tmp_path / "classes.json", "--pictures", 0]
 
 
-def clicks_of(row: dict) -> list[str]:
-    return row["clicks_zyx"].split()
+@pytest.mark.parametrize("method", ["random-walker", "grow-from-seeds"])
+def test_a_bright_ball_in_noise_is_found_by_one_click(method, tree, tmp_path):
+    flags = ["--method", method, "--val-datas", tree, "--pictures", 0, "--num-clicks", 1]
+    summary = run(without_network, [*flags, "--out-dir", tmp_path / "out"])
+    (target,) = rows(tmp_path / "out/cases.csv")
+    assert float(target["DSC_1"]) > 0.9
+    assert f"| {method} | 1 point | 128³ |" in str(summary)
 
 
-@pytest.mark.parametrize("method", CLICKED)
-def test_a_ball_is_found_by_clicks_in_the_methods_own_errors(method, tree, tmp_path):
-    flags = ["--method", method, "--val-datas", tree, "--pictures", 0]
+def test_clicks_fall_into_the_methods_own_errors_by_the_rule_of_the_validations(tree, tmp_path):
+    flags = ["--method", "grow-from-seeds", "--val-datas", tree, "--pictures", 0]
     run(without_network, [*flags, "--num-clicks", 1, "--out-dir", tmp_path / "one"])
-    (once,) = rows(tmp_path / "one/cases.csv")
-    assert float(once["DSC_1"]) > 0.9
     run(without_network, [*flags, "--num-clicks", 2, "--out-dir", tmp_path / "two"])
-    (twice,) = rows(tmp_path / "two/cases.csv")
-    assert (twice["DSC_1"], clicks_of(twice)[0]) == (once["DSC_1"], clicks_of(once)[0])
+    (found,) = rows(tmp_path / "two/cases.csv")
     truth = read_nifti(tree / "labelsTr/CT_A_0.nii.gz").array > 0
     mask = read_nifti(tmp_path / "one/predictions/liver/CT_A/CT_A_0.nii.gz").array > 0
-    first, second = challenge_click(np.zeros_like(truth), truth), challenge_click(mask, truth)
-    expected = [f"{'-+'[q.is_foreground]}{','.join(map(str, q.zyx))}" for q in (first, second)]
-    assert clicks_of(twice) == expected
+    clicks = challenge_click(np.zeros_like(truth), truth), challenge_click(mask, truth)
+    expected = [f"{'-+'[q.is_foreground]}{','.join(map(str, q.zyx))}" for q in clicks]
+    # The table puts an apostrophe before a plus, which keeps spreadsheets from computing.
+    assert found["clicks_zyx"].lstrip("'").split() == expected
 
 
 def test_the_tables_are_those_of_a_network_and_can_be_compared_with_them(tree, tmp_path):
@@ -74,13 +75,13 @@ def test_the_tables_are_those_of_a_network_and_can_be_compared_with_them(tree, t
     assert found[0].mean_a > found[0].mean_b  # of random weights
 
 
-@pytest.mark.parametrize("method", CLICKED)
-def test_whole_volumes_are_segmented_from_boxes_and_clicks(method, challenge, tmp_path):
-    run(without_network, ["--method", method, *challenge, "--out-dir", tmp_path / "a"])
-    (case,) = rows(tmp_path / "a/challenge.csv")
+def test_whole_volumes_are_segmented_from_boxes_and_clicks(challenge, tmp_path):
+    flags = ["--method", "grow-from-seeds", *challenge, "--out-dir", tmp_path / "out"]
+    run(without_network, flags)
+    (case,) = rows(tmp_path / "out/challenge.csv")
     assert float(case["DSC_1"]) > 0.8
     assert float(case["DSC_2"]) > 0.8
-    assert {row["name"] for row in rows(tmp_path / "a/targets.csv")} == {"Liver", "Spleen"}
+    assert {row["name"] for row in rows(tmp_path / "out/targets.csv")} == {"Liver", "Spleen"}
 
 
 def test_the_tables_of_whole_volumes_are_those_of_a_network(challenge, tmp_path):
