@@ -137,7 +137,7 @@ def inscribed(image: np.ndarray, seeds: Seeds) -> np.ndarray:
 
 METHODS = {
     "random-walker": Method(48, walked),
-    "grow-from-seeds": Method(48, grown),
+    "grow-from-seeds": Method(64, grown),
     "ellipsoid": Method(64, inscribed),
 }
 

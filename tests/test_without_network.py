@@ -92,7 +92,7 @@ def test_the_tables_of_whole_volumes_are_those_of_a_network(challenge, tmp_path)
         ours, theirs = (rows(tmp_path / run / table) for run in "ab")
         assert list(ours[0]) == list(theirs[0])
     found = {each.metric: each for each in run(compare, [tmp_path / "a", tmp_path / "b"])}
-    assert found["DSC box"].mean_a > 0.7
+    assert found["DSC box"].mean_a > 0.5 > found["DSC box"].mean_b  # of random weights
 
 
 def test_a_second_run_scores_nothing_again(tree, tmp_path):
