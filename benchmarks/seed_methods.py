@@ -33,7 +33,7 @@ from utils.volumes.geometry import CropRule
 
 INSIDE, OUTSIDE = 1, 2  # labels of seeds; 0 is no seed
 BRUSH = 1  # cells on each side of a clicked cell that become seeds too
-CORE = 0.7  # of a box: the ellipsoid of this share of its extent
+CORE = 0.5  # of a box, which the predictor has widened: the ellipsoid of this share of its extent
 BETA = 130.0  # of the random walker: scikit-image's default
 TOLERANCE = 1e-3  # of its equations' solution: scikit-image's default
 STEP = 1e-3  # what a step costs beside the difference of intensities, so that no path is free

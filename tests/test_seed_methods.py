@@ -58,7 +58,7 @@ def test_all_cells_outside_of_a_box_are_outside_and_its_core_is_inside():
     assert (found[within] != OUTSIDE).all()
     inside = np.argwhere(found == INSIDE)
     assert np.allclose(inside.mean(axis=0), [5, 5.5, 8])
-    assert (inside.max(axis=0) - inside.min(axis=0) + 1).tolist() == [5, 2, 5]
+    assert (inside.max(axis=0) - inside.min(axis=0) + 1).tolist() == [3, 2, 3]
 
 
 def test_a_click_outside_prevails_over_the_core_of_a_box():

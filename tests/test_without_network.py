@@ -79,8 +79,8 @@ def test_whole_volumes_are_segmented_from_boxes_and_clicks(challenge, tmp_path):
     flags = ["--method", "grow-from-seeds", *challenge, "--out-dir", tmp_path / "out"]
     run(without_network, flags)
     (case,) = rows(tmp_path / "out/challenge.csv")
-    assert float(case["DSC_1"]) > 0.8
-    assert float(case["DSC_2"]) > 0.8
+    assert float(case["DSC_1"]) > 0.7  # that of the ellipsoid: 0.56
+    assert float(case["DSC_2"]) > 0.7
     assert {row["name"] for row in rows(tmp_path / "out/targets.csv")} == {"Liver", "Spleen"}
 
 
