@@ -50,12 +50,17 @@ def validation_parser(
         type=Path,
         help=f"(default: {out_dir}, with --protocol challenge {challenge_dir(out_dir)})",
     )
-    _add_protocol(parser)
-    _add_clicks(parser)
-    _add_challenge(parser)
+    add_protocol_arguments(parser)
     add_engine_arguments(parser)
     add_run_arguments(parser)
     return parser
+
+
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--protocol``, the flags of both protocols, and those of the output."""
+    _add_protocol(parser)
+    _add_clicks(parser)
+    _add_challenge(parser)
 
 
 def with_out_dir(args: argparse.Namespace, out_dir: Path) -> argparse.Namespace:
@@ -81,6 +86,12 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
     )
     protocol.add_argument(
         "--num-clicks", type=positive_int, default=5, help="clicks on each target (default: 5)"
+    )
+    protocol.add_argument(
+        "--cases",
+        type=positive_int,
+        help="score this many cases, evenly spaced in their order, the first and the last among "
+        "them (default: all)",
     )
     protocol.add_argument(
         "--workers",
