@@ -131,7 +131,7 @@ def train(pipeline: Pipeline, folders: Sequence[Path], out: Path, steps: int) ->
         "3 train the teacher, store its outputs",
         *["preparelabel.py", "--network", "tiny", "--fit-spacing", "--img-datas", *folders],
         *["--num-clicks", 3, "--start-clicks", 1, "--loss-size", 64, "--decoder-lr-scale", 1],
-        *["--free-turns", 0, "--region-share", 0.3, "--flip-share", 0, "--stored-clicks", 3],
+        *["--region-share", 0.3, "--flip-share", 0, "--stored-clicks", 3],
         *["--optimizer", "muon", "--lr-schedule", "cosine", "--store-layers", 2, 4, 6],
         *["--steps", steps, "--out-dir", out / "teacher", *shared],
     )

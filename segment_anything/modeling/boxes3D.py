@@ -1,4 +1,4 @@
-"""Cells of a grid in, in the middle of, and around the box of a sample.
+"""Which cells of a grid lie in the box of a sample, in its middle, and around it.
 
 A box is two points of a sample, its start and its stop, with the labels `CORNERS`. Grids are
 flattened: (B, 1, s^3) for s cells along each axis.
@@ -12,9 +12,9 @@ from torch import Tensor
 
 #: Labels of the points at a box's start and stop, its lowest and its highest corner.
 CORNERS = (2, 3)
-#: Diameter of the ellipsoid in the middle of a box whose cells stand for a click, over the box's.
+#: The middle of a box is an ellipsoid of this share of the box's edges.
 CORE = 0.6
-SURROUNDINGS = 1.5  # edge of the box about the surroundings of a box, over the box's
+SURROUNDINGS = 1.5  # how far cells count as surroundings, as a multiple of the box's edges
 
 
 class Box(NamedTuple):
@@ -42,8 +42,7 @@ def box_of(coords: Tensor, labels: Tensor, img_size: int) -> Box:
     corners = [(labels == label)[..., None] for label in CORNERS]
     start = torch.where(corners[0], coords, math.inf).amin(1)[..., None]
     stop = torch.where(corners[1], coords, -math.inf).amax(1)[..., None]
-    given = (stop > start).all(1, keepdim=True) & start.isfinite().all(1, keepdim=True)
-    given = given & stop.isfinite().all(1, keepdim=True)
+    given = (stop > start).all(1, keepdim=True)  # False where a corner is missing
     start, stop = torch.where(given, start, -0.5), torch.where(given, stop, img_size - 0.5)
     return Box(start, stop, given, img_size)
 

@@ -188,5 +188,6 @@ def guided_mask(
     weight = strength * ((2 * own - 1).square() + LEAST_SURE)
     scale = free / (edges.total + weight)
     source = torch.addcmul(positive, scale, weight * own)
-    refined = solve(own, edges, scale, source, MASK_STEPS)
+    start = torch.addcmul(positive, free, own)  # fixed cells begin with their value, and keep it
+    refined = solve(start, edges, scale, source, MASK_STEPS)
     return torch.logit(refined, eps=1e-4).view_as(logits)

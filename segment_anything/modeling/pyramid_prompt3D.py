@@ -171,17 +171,16 @@ class PyramidPromptEncoder3D(PointEmbeddings3D):
         """
         flat = directions.flatten(2)
         clicked = features_at(directions, coords, self.img_size)
-        kinds = [labels == kind for kind in (1, 0)]
         if self.config.boxes:
             box = box_of(coords, labels, self.img_size)
-            counts = box.given[:, 0] & ~kinds[0].any(1, keepdim=True)
             parts = [part(box, self.cells_size).to(flat.dtype) for part in (core, surroundings)]
             means = F.normalize(torch.cat(parts, 1) @ flat.transpose(1, 2), dim=2)
-            clicked, never = torch.cat([clicked, means], 1), torch.zeros_like(counts)
-            kinds[0] = torch.cat([kinds[0], counts, never], 1)
-            kinds[1] = torch.cat([kinds[1], never, counts], 1)
+            counts = box.given[:, 0] & ~(labels == 1).any(1, keepdim=True)
+            kinds = torch.where(counts, torch.tensor([1, 0], device=labels.device), -1)
+            clicked, labels = torch.cat([clicked, means], 1), torch.cat([labels, kinds], 1)
         cosines = clicked @ flat  # (B, points, cells)
-        nearest = [torch.where(kind[..., None], cosines, UNLIKE).amax(1) for kind in kinds]
+        kinds = [(labels == kind)[..., None] for kind in (1, 0)]
+        nearest = [torch.where(kind, cosines, UNLIKE).amax(1) for kind in kinds]
         return torch.stack(nearest, dim=1).unflatten(2, directions.shape[2:])
 
 

@@ -20,8 +20,10 @@ from utils.training.tasks import Task
 
 #: Entries of a parameter group that change during a run, or number its parameters.
 VARYING = {"lr", "params"}
+#: Names of the optimizers' states in a checkpoint; files without Muon hold the first alone.
+ADAMW, MUON = "optimizer", "muon"
 #: What each optimizer keeps for each parameter, of the parameter's shape.
-MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
+MOMENTS = {ADAMW: ("exp_avg", "exp_avg_sq"), MUON: ("momentum_buffer",)}
 
 
 class DivergedError(InputError):
@@ -42,10 +44,10 @@ class Optimizer:
             matrices.append(group | {"params": [weight.matrix for weight in found]})
             others.append(group | {"params": [p for p in group["params"] if p not in flat]})
         self._optimizers: dict[str, torch.optim.Optimizer] = {
-            "adamw": torch.optim.AdamW(others, weight_decay=decay, betas=(0.9, 0.95))
+            ADAMW: torch.optim.AdamW(others, weight_decay=decay, betas=(0.9, 0.95))
         }
         if config.optimizer == "muon":
-            self._optimizers["muon"] = torch.optim.Muon(
+            self._optimizers[MUON] = torch.optim.Muon(
                 matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
             )
         for group in self._groups:
@@ -71,8 +73,7 @@ class Optimizer:
     def state_dict(self) -> dict:
         """Return the state that `load_state_dict` needs, as checkpoints store it."""
         states = {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
-        # AdamW's entry has had this name since before there was Muon.
-        return {"optimizer": states.pop("adamw"), **states, "scaler": self._scaler.state_dict()}
+        return {**states, "scaler": self._scaler.state_dict()}
 
     def load_state_dict(self, state: dict, step: int) -> None:
         """Restore the state after ``step`` steps; `set_rate` sets the rates.
@@ -83,11 +84,11 @@ class Optimizer:
         """
         for name, optimizer in self._optimizers.items():
             expected = [dict(group) for group in optimizer.param_groups]
-            optimizer.load_state_dict(state["optimizer" if name == "adamw" else name])
+            optimizer.load_state_dict(state[name])
             _require_same_groups(optimizer.param_groups, expected)
             for parameter, moments in optimizer.state.items():
                 _require_moments(parameter, {key: moments[key] for key in MOMENTS[name]})
-                if name == "adamw" and not 0 < float(moments["step"]) <= step:
+                if name == ADAMW and not 0 < float(moments["step"]) <= step:
                     raise ValueError(
                         f"the optimizer has taken {float(moments['step'])} steps of {step}"
                     )
