@@ -92,6 +92,7 @@ def test_folders_of_the_machine_do_not_get_into_the_file(tmp_path):
         "crops_dir": "/home/nobody/secret/crops",
         "checkpoint": "/home/nobody/secret/first.pt",
         "json": "/home/nobody/secret/classes.json",
+        "from_hub": "hf://owner/net/first.pth@v1",
         "workers": 3,
         "lr_schedule": "cosine",
     }
@@ -103,6 +104,7 @@ def test_folders_of_the_machine_do_not_get_into_the_file(tmp_path):
         "script": "preparelabel.py",
         "checkpoint": "first.pt",
         "json": "classes.json",
+        "from_hub": "hf://owner/net/first.pth@v1",
         "lr_schedule": "cosine",
     }
     assert b"secret" not in made.path.read_bytes()
@@ -113,6 +115,15 @@ def test_the_flags_in_a_checkpoint_count_where_no_file_holds_them(tmp_path):
     torch.save(payload, tmp_path / "last.pt")
     made = released(tmp_path / "last.pt", tmp_path / "teacher.pth")
     assert read_checkpoint(made.path)["release"]["recipes"] == [{"--seed": 5}]
+
+
+def test_a_release_without_any_flags_is_warned_about(tmp_path, caplog):
+    trained = save_student(tmp_path / "s.pth")
+    made = released(trained, tmp_path / "student.pth")
+    assert read_checkpoint(made.path)["release"]["recipes"] == []
+    (line,) = caplog.messages
+    assert line.startswith(f"{trained}: holds no flags of its training")
+    assert "--recipe" in line
 
 
 @pytest.mark.parametrize("name", ["student.pth", "student.pth.sha256"])
