@@ -10,7 +10,7 @@ from small_networks import RULE, save_student, save_teacher, small_sam, small_st
 
 import distillation
 import preparelabel
-from segment_anything import Interaction, checkpoint_payload, fingerprint, read_checkpoint
+from segment_anything import checkpoint_payload, fingerprint, read_checkpoint
 from utils.errors import InputError
 from utils.run.network import open_network, trained_on
 from utils.training import release
@@ -231,11 +231,3 @@ def test_a_release_file_is_the_start_of_a_distillation(tmp_path):
     student = distillation.build_student(distillation.parse_args(flags), open_network(teacher)[0])
     expected = open_network(made.path)[0].image_encoder.state_dict()
     assert all(torch.equal(t, expected[k]) for k, t in student.image_encoder.state_dict().items())
-
-
-def test_an_interaction_runs_on_a_release_file(tmp_path):
-    model, _ = open_network(released(save_student(tmp_path / "s.pth"), tmp_path / "r.pth").path)
-    with torch.inference_mode():
-        loop = Interaction(model.eval(), model.image_encoder(torch.randn(1, 1, 32, 32, 32)))
-        logits, _ = loop.click(torch.full((1, 3), 16.0), torch.tensor([1]))
-    assert bool(torch.isfinite(logits).all())
