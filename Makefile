@@ -1,3 +1,4 @@
+# make install                                                 .venv with the packages that scripts need
 # make demo [DATA=folder of challenge NPZ] [JSON=class file]   the six steps, small network
 # make test                                                    the tests
 # make lint                                                    ruff check and format check
@@ -7,7 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := -m pip install --disable-pip-version-check
 
-.PHONY: demo test lint constraints clean
+.PHONY: install demo test lint constraints clean
+
+install: $(VENV)/runtime.stamp
 
 demo: $(VENV)/runtime.stamp
 	$(BIN)/python demo.py $(if $(DATA),--data "$(DATA)") $(if $(JSON),--json "$(JSON)")
@@ -40,6 +43,6 @@ $(VENV)/runtime.stamp: requirements.txt constraints.txt
 	$(BIN)/python $(PIP) -c constraints.txt -r requirements.txt
 	touch $@
 
-$(VENV)/dev.stamp: requirements-dev.txt requirements-cluster.txt requirements-export.txt $(VENV)/runtime.stamp
+$(VENV)/dev.stamp: requirements-dev.txt requirements-cluster.txt requirements-export.txt requirements-hub.txt $(VENV)/runtime.stamp
 	$(BIN)/python $(PIP) -c constraints.txt -r requirements-dev.txt
 	touch $@
