@@ -141,7 +141,8 @@ def mask_agreement(
 
 def _mask_after(loop: Interaction, point: Tensor, label: Tensor, size: int) -> np.ndarray:
     loop.click(point, label)
-    return (upsample(loop.low_res_masks, size)[0, 0] > 0).numpy()
+    logits = upsample(loop.low_res_masks, size)[0, 0]
+    return (logits > loop.model.mask_threshold).numpy()
 
 
 def told_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
