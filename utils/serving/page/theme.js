@@ -1,0 +1,14 @@
+/** Light or dark: as the system has it, until the user chooses. */
+
+const KEY = "fastsam3d-theme";
+const root = document.documentElement;
+
+const chosen = localStorage.getItem(KEY);
+if (chosen) root.dataset.theme = chosen;
+
+document.getElementById("theme")?.addEventListener("click", () => {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const present = root.dataset.theme ?? (dark ? "dark" : "light");
+  root.dataset.theme = present === "dark" ? "light" : "dark";
+  localStorage.setItem(KEY, root.dataset.theme);
+});
