@@ -1,1 +1,1 @@
-"""The local server: sessions of clicks over HTTP, for the page in the browser and for other clients."""
+"""The local server: clicks over HTTP, for the page in the browser and for other clients."""
