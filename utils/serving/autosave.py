@@ -21,11 +21,13 @@ from utils.files.atomic import atomic_path
 from utils.files.strict_json import read_json
 from utils.prompts.kinds import BoxPrompt, MaskPrompt, Prompt, checked_box, checked_click
 from utils.serving.history import Snapshot
-from utils.serving.label_map import MOST_TARGETS, box_of
+from utils.serving.label_map import MOST_TARGETS, Change, box_of
 from utils.serving.prompt_file import prompt_entry
+from utils.serving.refusals import Refusal
 from utils.serving.session import MOST_PROMPTS, Session, Target
 
 NAME = re.compile(r"([0-9a-f]{32})_([0-9a-f]{32})\.json")  # digest of the image, id of the session
+ID = re.compile("[0-9a-f]{32}")
 MOST_LISTED = 20
 
 logger = logging.getLogger(__name__)
@@ -88,20 +90,23 @@ class Autosaves:
 
     def digest_of(self, session_id: str) -> str | None:
         """Return the digest of the image of an autosave; None if there is none of this id."""
-        if not re.fullmatch("[0-9a-f]{32}", session_id) or not self.folder.is_dir():
+        if not ID.fullmatch(session_id) or not self.folder.is_dir():
             return None
         names = (NAME.fullmatch(path.name) for path in self.folder.glob(f"*_{session_id}.json"))
         return next((name[1] for name in names if name), None)
 
-    def restore(self, session_id: str, session: Session) -> list[str]:
+    def restore(self, session_id: str, session: Session) -> tuple[Change, list[str]]:
         """Replace a session's targets and prompts by those of an autosave of its image.
 
         Returns:
-            Notes for the user.
+            What changed, and notes for the user.
 
         Raises:
             InputError: there is no such autosave of this image, or it is damaged.
         """
+        session.require_image()
+        if not ID.fullmatch(session_id):
+            raise Refusal(404, "no_such_path", "there is no such autosave. Choose one of the list.")
         path = self.folder / f"{session.scan.digest}_{session_id}.json"
         content = read_json(path, "an autosave of this image", dict)
         try:
@@ -111,10 +116,10 @@ class Autosaves:
                 f"{path.name}: is damaged ({error}). Expected an autosave of this program: start "
                 "afresh."
             ) from error
-        session.replace(targets, prompts)
+        change = session.replace(targets, prompts)
         if content.get("network") == self.network:
-            return []
-        return ["These prompts were saved with another network, so the masks may differ."]
+            return change, []
+        return change, ["These prompts were saved with another network, so the masks may differ."]
 
 
 def _content(session: Session, network: str) -> bytes:

@@ -5,7 +5,6 @@ The intensities of the network's image are mapped as by predict.py, so both give
 
 import argparse
 import hashlib
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,15 +66,22 @@ class Scan:
         digest.update(array.reshape(-1).view(np.uint8))
         return digest.hexdigest()
 
+    @cached_property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest value as read."""
+        return float(self.volume.array.min()), float(self.volume.array.max())
+
+    @property
+    def view_dtype(self) -> np.dtype:
+        """A dtype that the page can show, and that holds the values as read."""
+        dtype = self.volume.array.dtype
+        shown = {"bool": "uint8", "int8": "int16"}.get(dtype.name, dtype.name)
+        return np.dtype(shown if shown in SHOWN_DTYPES else "float32")
+
     @property
     def view(self) -> np.ndarray:
-        """The voxels (D, H, W) in a dtype that the page can show; not copied where they have it."""
-        array = self.volume.array
-        if array.dtype == bool:
-            return array.view(np.uint8)
-        if array.dtype == np.int8:
-            return array.astype(np.int16)
-        return array if array.dtype.name in SHOWN_DTYPES else array.astype(np.float32)
+        """The voxels (D, H, W) as the page shows them; not copied where the dtype is the same."""
+        return self.volume.array.astype(self.view_dtype, copy=False)
 
 
 def open_scan(path: Path, flags: argparse.Namespace | IntensityFlags, max_voxels: int) -> Scan:
@@ -151,4 +157,4 @@ def _scan(
 def _is_ct(volume: Volume, mapped: Mapped, modality: str | None) -> bool:
     """Tell whether the values are Hounsfield units, which the page shows by CT's windows."""
     known = modality == "ct" or (modality is None and mapped.why.startswith("ct"))
-    return bool(known and math.isfinite(volume.array.min()) and volume.array.min() < 0)
+    return bool(known and volume.array.min() < 0)

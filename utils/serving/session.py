@@ -77,6 +77,11 @@ class Session:
         """Return the labels in their bounding box."""
         return self._label_map.whole()
 
+    def require_image(self) -> None:
+        """Raise `Refusal` if there is no image."""
+        if self.scan is None:
+            raise Refusal(409, "no_image", "there is no image yet. Open one first.")
+
     def set_scan(self, scan: Scan) -> None:
         """Open another image. All targets and prompts are dropped, and cannot be brought back.
 
@@ -131,7 +136,7 @@ class Session:
         Raises:
             Refusal: there is no such target.
         """
-        self._require_image()
+        self.require_image()
         if target is not None:
             self._require_target(target)
         cleared = self.prompts.keys() if target is None else [target]
@@ -154,7 +159,7 @@ class Session:
         Raises:
             Refusal: there are as many targets as a label map holds.
         """
-        self._require_image()
+        self.require_image()
         free = next((n for n in range(1, MOST_TARGETS + 1) if n not in self.targets), None)
         number = max(self.targets) + 1 if max(self.targets) < MOST_TARGETS else free
         if number is None:
@@ -255,15 +260,11 @@ class Session:
 
     @property
     def _label_map(self) -> LabelMap:
-        self._require_image()
+        self.require_image()
         return self._masks
 
-    def _require_image(self) -> None:
-        if self.scan is None:
-            raise Refusal(409, "no_image", "there is no image yet. Open one first.")
-
     def _require_target(self, target: int) -> None:
-        self._require_image()
+        self.require_image()
         if target not in self.prompts:
             raise Refusal(
                 404, "no_target",
