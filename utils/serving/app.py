@@ -1,0 +1,139 @@
+"""The server's app: all protocols on one port, behind the checks of safety.py."""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterable
+from http import HTTPStatus
+
+import anyio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from utils.errors import InputError, is_out_of_memory
+from utils.run.failures import release_memory
+from utils.serving.context import Context
+from utils.serving.frames import json_response
+from utils.serving.page_api import PageApi
+from utils.serving.page_files import PageFiles
+from utils.serving.page_images import PageImages
+from utils.serving.refusals import Refusal
+from utils.serving.safety import Guard
+
+SECONDS_BETWEEN_LOOKS = 5
+
+logger = logging.getLogger(__name__)
+
+
+def build_app(
+    context: Context, *, host: str, port: int, names: Iterable[str] = (), token: str = ""
+) -> ASGIApp:
+    """Return the app.
+
+    Args:
+        host, port: where the server listens.
+        names: further names by which clients may call it.
+        token: a secret that clients must show; empty: none.
+    """
+    files = PageFiles()
+    routes = [
+        Route("/", files.index),
+        Route("/login", files.login),
+        Route("/static/{path:path}", files.static),
+        *PageApi(context, files).routes(),
+        *PageImages(context).routes(),
+    ]
+    app = Starlette(
+        routes=routes,
+        lifespan=_closing_unused(context),
+        exception_handlers={
+            Refusal: _on_refusal,
+            InputError: _on_input_error,
+            HTTPException: _on_http_error,
+        },
+        middleware=[Middleware(Defects)],
+    )
+    return Guard(app, host=host, names=names, token=token, cookie=f"fastsam3d_{port}")
+
+
+def error_response(
+    status: int, code: str, message: str, headers: dict[str, str] | None = None
+) -> Response:
+    """Return an error as JSON, in the page's form and in the other protocols' (``detail``)."""
+    content = {"error": {"code": code, "message": message}, "detail": message}
+    return json_response(content, status, headers)
+
+
+async def _on_refusal(request: Request, error: Refusal) -> Response:
+    return error_response(error.status, error.code, error.message, error.headers)
+
+
+async def _on_input_error(request: Request, error: InputError) -> Response:
+    return error_response(400, "bad_prompt", str(error))
+
+
+async def _on_http_error(request: Request, error: HTTPException) -> Response:
+    """Answer to paths and methods that there are not, saying what this server is."""
+    if error.status_code in (404, 405):
+        message = (
+            f"{request.method} {request.url.path[:100]} is none of this server's. It is FastSAM3D, "
+            "and serves its page and the protocol of nnInteractive: see docs/serving.md."
+        )
+        return error_response(error.status_code, "no_such_path", message, error.headers)
+    name = HTTPStatus(error.status_code).phrase
+    return error_response(error.status_code, "bad_request", f"{name}: {error.detail}")
+
+
+class Defects:
+    """An ASGI app around another that answers where the other fails; the server goes on."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; answer it with an error that is logged if the app fails."""
+        has_begun = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        except Exception as error:
+            logger.error("%s failed", scope.get("path", "")[:100], exc_info=error)
+            if has_begun or scope["type"] != "http":
+                raise
+            await _on_defect(error)(scope, receive, send)
+
+
+def _on_defect(error: Exception) -> Response:
+    if is_out_of_memory(error):
+        release_memory()
+        message = "there is not enough memory for this. Crop or resample the image."
+        return error_response(503, "full", message)
+    message = f"the server has a defect ({type(error).__name__}); its log says more."
+    return error_response(500, "defect", message)
+
+
+def _closing_unused(context: Context):
+    """Return the app's lifespan: unused sessions are closed until the server ends."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async def look() -> None:
+            while True:
+                await anyio.sleep(SECONDS_BETWEEN_LOOKS)
+                context.registry.close_unused()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(look)
+            yield
+            tasks.cancel_scope.cancel()
+
+    return lifespan
