@@ -18,11 +18,15 @@ from utils.files.nifti import write_nifti
 from utils.serving.scan import IntensityFlags, open_scan
 
 SPACING_XYZ = (1.2, 1.1, 1.0)
-#: Axes that grow towards left, back and head, as in most CT; and oblique ones in another order.
-AFFINES = {
-    "LPS": np.diag([-1.2, -1.1, 1.0, 1.0]),
-    "oblique": np.array(
-        [[0.1, 0.0, 1.0, 3.0], [1.15, 0.2, 0.0, -5.0], [0.0, -1.08, 0.1, 7.0], [0, 0, 0, 1.0]]
+#: Affines, and the view whose slices are those of the file: axes that grow towards left, back and
+#: head, as in most CT; and oblique ones in another order.
+SCANS = {
+    "LPS": (np.diag([-1.2, -1.1, 1.0, 1.0]), "axial"),
+    "oblique": (
+        np.array(
+            [[0.1, 0.0, 1.0, 3.0], [1.15, 0.2, 0.0, -5.0], [0.0, -1.08, 0.1, 7.0], [0, 0, 0, 1.0]]
+        ),
+        "sagittal",
     ),
 }
 
@@ -34,7 +38,7 @@ def chromium():
 
 @pytest.fixture
 def scan_file(tmp_path):
-    return write_scan(tmp_path, AFFINES["LPS"])
+    return write_scan(tmp_path, SCANS["LPS"][0])
 
 
 def write_scan(folder, affine):
@@ -57,16 +61,17 @@ def predicted(folder, scan_file, prompts: bytes) -> bytes:
     return answer.read_bytes()
 
 
-@pytest.mark.parametrize("affine", AFFINES)
-def test_a_session_by_mouse_saves_the_file_of_predict(chromium, tmp_path, affine):
-    scan_file = write_scan(tmp_path, AFFINES[affine])
+@pytest.mark.parametrize("scan", SCANS)
+def test_a_session_by_mouse_saves_the_file_of_predict(chromium, tmp_path, scan):
+    affine, view = SCANS[scan]
+    scan_file = write_scan(tmp_path, affine)
     context = context_of(tmp_path, scan_file)
     first, second = CENTRES
     with served(context) as url, browser(chromium, tmp_path) as tab:
         user = User(tab, url)
-        user.click(first)
-        user.click((first[0], 2, 2), button="right")
-        user.click((first[0], 3, 20))
+        user.click(first, view)
+        user.click((first[0], 2, 2), view, button="right")
+        user.click((first[0], 3, 20), view)
         state = user.press("Control+z")
         (target,) = state["targets"]
         assert target["prompts"] == [
@@ -75,10 +80,10 @@ def test_a_session_by_mouse_saves_the_file_of_predict(chromium, tmp_path, affine
         ]
         tab.click("#add")
         user.settled()
-        state = user.drag((second[0], 12, 16), (second[0], 20, 24))
+        state = user.drag((second[0], 12, 16), (second[0], 20, 24), view)
         box = {"type": "box", "from": [second[0], 12, 16], "to": [second[0], 20, 24]}
         assert state["targets"][1]["prompts"] == [box]
-        state = user.click(second)
+        state = user.click(second, view)
         shown = np.array(user.labels(), np.uint8).reshape(SHAPE)
         assert [np.count_nonzero(shown == target["id"]) for target in state["targets"]] == [
             target["voxels"] for target in state["targets"]

@@ -58,7 +58,7 @@ export class Actions {
     const { session, viewer, list, overlay } = this.page;
     if (!this._ready()) return;
     overlay.pending.push({ ras, positive });
-    viewer.draw({ planesOnly: true });
+    viewer.draw({ volume: "no" });
     const prompt = { target: list.active, type: "point", at: viewer.order.toFile(ras), positive };
     session.change("prompts", prompt, { timed: true });
   }
@@ -83,7 +83,7 @@ export class Actions {
     if (!this._ready()) return;
     const first = overlay.corner;
     overlay.corner = first ? null : [...viewer.at];
-    viewer.draw({ planesOnly: true });
+    viewer.draw({ volume: "no" });
     if (first) this.box(first, viewer.at);
   }
 
@@ -141,7 +141,7 @@ export class Actions {
     const { list, overlay, viewer, session } = this.page;
     list.choose(id);
     overlay.active = id;
-    viewer.draw({ planesOnly: true });
+    viewer.draw({ volume: "no" });
     this.enable(session.state);
   }
 

@@ -74,23 +74,23 @@ export function sendFile(path, file, onProgress) {
   });
 }
 
-/** Return the bytes of an answer of known size. `onProgress` gets the share received, 0 to 1. */
+/** Return the bytes of an answer of about `size`. `onProgress` gets the share received, 0 to 1. */
 export async function getBytes(path, size, onProgress) {
-  const response = await request(path);
-  const reader = response.body.getReader();
-  let bytes = new Uint8Array(size);
+  const { body, headers } = await request(path);
+  const exact = headers.has("Content-Encoding") ? 0 : Number(headers.get("Content-Length"));
+  let bytes = new Uint8Array(exact || size);
   let received = 0;
-  for (;;) {
+  for (const reader = body.getReader(); ; ) {
     const { done, value } = await reader.read();
     if (done) break;
     if (received + value.length > bytes.length) {
-      const larger = new Uint8Array(Math.max(2 * bytes.length, received + value.length));
+      const larger = new Uint8Array(received + value.length + 2 ** 20);
       larger.set(bytes);
       bytes = larger;
     }
     bytes.set(value, received);
     received += value.length;
-    onProgress(Math.min(1, received / size));
+    onProgress(Math.min(1, received / bytes.length));
   }
   return received === bytes.length ? bytes.buffer : bytes.slice(0, received).buffer;
 }

@@ -101,7 +101,7 @@ function connectSession(page) {
   session.addEventListener("answered", ({ detail }) => page.footer.answered(detail));
   session.addEventListener("online", ({ detail: online }) => {
     if (online) messages.ready();
-    else messages.wait("The server does not answer. Does serve.py still run? The page keeps trying …");
+    else messages.wait("The server does not answer. Does serve.py run? The page keeps trying …");
   });
   let timer = 0;
   session.addEventListener("busy", ({ detail: waiting }) => {

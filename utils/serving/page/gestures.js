@@ -41,7 +41,7 @@ export class Gestures extends EventTarget {
     this._pointers.clear();
     this.overlay.band = null;
     this.overlay.corner = null;
-    this.viewer.draw({ planesOnly: true });
+    this.viewer.draw({ volume: "no" });
   }
 
   _down(event) {
@@ -120,7 +120,7 @@ export class Gestures extends EventTarget {
       const { view } = gesture.hit;
       const from = this.viewer.voxelAt(view, ...gesture.start);
       this._tell("box", { from, to: this.viewer.voxelAt(view, ...place) });
-      this.viewer.draw({ planesOnly: true });
+      this.viewer.draw({ volume: "no" });
     } else if (gesture.kind === "press" && gesture.button !== 1) {
       this._click(gesture, event.timeStamp);
     }
@@ -130,9 +130,10 @@ export class Gestures extends EventTarget {
     this.viewer.moveTo(ras);
     if (this.mode === "move") return;
     const twice = this._last && time - this._last.time < TWICE_MS;
-    const same = twice && this._last.positive === positive && String(this._last.ras) === String(ras);
-    this._last = { ras, positive, time };
-    if (!same) this._tell("click", { ras, positive });
+    const key = `${ras} ${positive}`;
+    const isSame = twice && this._last.key === key;
+    this._last = { key, time };
+    if (!isSame) this._tell("click", { ras, positive });
   }
 
   _scroll(event) {

@@ -31,7 +31,7 @@ export class Masks {
     if (all) nv.drawBitmap.fill(0);
     if (box) pasteBox(nv.drawBitmap, order, box, labels);
     this._upload(all ? order.dims.map((n) => [0, n]) : order.boxToRas(box));
-    this.viewer.draw();
+    this.viewer.draw({ volume: "soon" });
   }
 
   /** Return the target's id at a voxel in RAS order; 0 is background. */
@@ -39,9 +39,12 @@ export class Masks {
     return this.viewer.nv.drawBitmap?.[this.viewer.order.index(ras)] ?? 0;
   }
 
+  /** Use the colours of the server's targets. */
   setTargets(targets) {
-    this._targets = targets;
-    this.colour();
+    const colours = targets.map(({ id, color }) => ({ id, color }));
+    const same = JSON.stringify(colours) === JSON.stringify(this._targets);
+    this._targets = colours;
+    if (!same) this.colour();
   }
 
   setOpacity(opacity) {
@@ -71,7 +74,7 @@ export class Masks {
     nv.drawOpacity = 1; // the table holds the opacity, so that the volume has it too
     nv.drawLut = { lut, labels: [] };
     nv.refreshColormaps();
-    this.viewer.draw();
+    this.viewer.draw({ volume: "soon" });
   }
 
   /** Send a box of the drawing, in RAS order, to the graphics card; the whole would be slow. */

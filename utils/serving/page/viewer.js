@@ -22,7 +22,7 @@ const OPTIONS = {
   logLevel: "error",
 };
 const MOST_ZOOM = 16;
-const VOLUME_PAUSE_MS = 150; // after the last slice, before the volume is drawn again
+const VOLUME_PAUSE_MS = 80; // between new masks on the planes and in the volume
 const MOST_TEXTURE_BYTES = 2 ** 31; // of four bytes a voxel; browsers refuse more
 
 export class Viewer extends EventTarget {
@@ -138,7 +138,7 @@ export class Viewer extends EventTarget {
     this.at = ras.map((index, axis) => clamp(index, 0, this.order.dims[axis] - 1));
     this.nv.scene.crosshairPos = Float32Array.from(this.fraction(this.at));
     this.dispatchEvent(new Event("moved"));
-    this.draw({ planesOnly: true });
+    this.draw({ volume: "no" });
   }
 
   /** Move by voxels along the screen's right and up, and through the slices, of a plane. */
@@ -161,7 +161,7 @@ export class Viewer extends EventTarget {
       pan[axis] = zoom === 1 ? 0 : pan[axis] + mm[axis] * (pan[3] - zoom);
     }
     pan[3] = zoom;
-    this.draw({ planesOnly: true });
+    this.draw({ volume: "no" });
   }
 
   /** Shift the planes, so that what was at one fraction appears at the other. */
@@ -169,7 +169,7 @@ export class Viewer extends EventTarget {
     const pan = this.nv.scene.pan2Dxyzmm;
     const [from, to] = [fromFraction, toFraction].map((fraction) => this.nv.frac2mm(fraction));
     for (let axis = 0; axis < 3; axis++) pan[axis] += (to[axis] - from[axis]) * pan[3];
-    this.draw({ planesOnly: true });
+    this.draw({ volume: "no" });
   }
 
   /** Turn the volume by degrees. */
@@ -214,7 +214,7 @@ export class Viewer extends EventTarget {
     return { view: place.view, fraction, ras: this._voxel(fraction) };
   }
 
-  /** Return the fraction at a place of the canvas, in the view's slice; also outside of the image. */
+  /** Return the fraction at a place of the canvas, in the view's slice, also outside of the image. */
   fractionAt(view, x, y) {
     const place = this._places.find((each) => each.view === view);
     return place && this._fractionIn(place, x, y);
@@ -250,11 +250,14 @@ export class Viewer extends EventTarget {
     this.draw();
   }
 
-  /** Draw before the next frame; `planesOnly`: the volume waits until the slices stand still. */
-  draw({ planesOnly = false } = {}) {
-    this._wantsVolume = this._wantsVolume || !planesOnly;
-    clearTimeout(this._volumeTimer);
-    if (planesOnly) {
+  /**
+   * Draw before the next frame. The volume takes long on some machines: `volume` "no" leaves it as
+   * it was, "soon" draws it a little later than the planes.
+   */
+  draw({ volume = "now" } = {}) {
+    this._wantsVolume = this._wantsVolume || volume === "now";
+    if (volume === "soon") {
+      clearTimeout(this._volumeTimer);
       this._volumeTimer = setTimeout(() => this.draw(), VOLUME_PAUSE_MS);
     }
     if (this._frame) return;
