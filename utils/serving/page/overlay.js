@@ -1,4 +1,4 @@
-/** What lies above the image: names of planes, directions, crosshair, prompts, a box being drawn. */
+/** What lies above the image: names, directions, crosshair, prompts, and a box being drawn. */
 
 import { VIEWS } from "./layout.js";
 

@@ -214,7 +214,7 @@ export class Viewer extends EventTarget {
     return { view: place.view, fraction, ras: this._voxel(fraction) };
   }
 
-  /** Return the fraction at a place of the canvas, in the view's slice, also outside of the image. */
+  /** Return the fraction at a place of the canvas, in the view's slice; it may be outside. */
   fractionAt(view, x, y) {
     const place = this._places.find((each) => each.view === view);
     return place && this._fractionIn(place, x, y);
@@ -236,7 +236,7 @@ export class Viewer extends EventTarget {
     return [left + share(right) * width, top + share(up) * height];
   }
 
-  /** Return the planes on the canvas: `{view, rect}`, [left, top, width, height] in device pixels. */
+  /** Return the views on the canvas: `{view, rect}`, [left, top, width, height]. */
   get places() {
     return this._places;
   }

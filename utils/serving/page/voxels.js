@@ -40,7 +40,7 @@ export class VoxelOrder {
     });
   }
 
-  /** Return the steps in an array in RAS order (x fastest) for a voxel along z, y, x of the file. */
+  /** Return the steps in an array in RAS order for one voxel along the file's z, y and x. */
   steps() {
     const strides = [1, this.dims[0], this.dims[0] * this.dims[1]];
     const steps = [0, 0, 0];
