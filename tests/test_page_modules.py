@@ -198,3 +198,33 @@ def test_a_module_says_in_its_first_line_what_it_is_and_stays_short(path):
     assert lines[0].startswith("/**")
     assert len(lines) <= 400
     assert max(map(len, lines)) <= 100
+
+
+def contrast(first: str, second: str) -> float:
+    """The ratio of WCAG 2.2 for two colours "#rrggbb", 1 to 21."""
+
+    def luminance(colour):
+        parts = np.array([int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    dark, light = sorted(map(luminance, (first, second)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_and_frames_stand_out_from_their_ground(theme):
+    pairs = re.findall(
+        r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", (PAGE / "theme.css").read_text()
+    )
+    colours = {name: values[theme == "dark"] for name, *values in pairs}
+    for text, grounds in {
+        "text": ("ground", "panel", "raised", "hover", "accent-ground"),
+        "faint": ("ground", "panel", "hover", "accent-ground"),
+        "on-accent": ("accent",),
+        "error": ("error-ground",),
+    }.items():
+        for ground in grounds:
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for line in ("field-line", "accent"):
+        assert contrast(colours[line], colours["panel"]) >= 3, line

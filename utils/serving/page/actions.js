@@ -161,7 +161,6 @@ export class Actions {
   setHidden(id, hidden) {
     const { list, masks } = this.page;
     masks.setHidden(id, hidden);
-    list.hidden = masks.hidden;
     list.show(list.targets);
   }
 

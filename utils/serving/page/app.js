@@ -12,6 +12,7 @@ import { Overlay } from "./overlay.js";
 import { Panel } from "./panel.js";
 import { Session } from "./session.js";
 import { TargetList } from "./targets.js";
+import { startOf } from "./windows.js";
 
 const WAIT_MS = 700; // between two questions whether the server is ready
 const BUSY_MS = 120; // shorter waits show no bar
@@ -69,6 +70,7 @@ function connect(status, viewer, messages) {
   const overlay = new Overlay(element("overlay"), viewer);
   const gestures = new Gestures(element("overlay"), viewer, overlay);
   const list = new TargetList(element("targets"));
+  list.hidden = masks.hidden;
   const page = { status, viewer, messages, session, masks, overlay, gestures, list };
   page.footer = new Footer(page);
   page.panel = new Panel(page);
@@ -97,7 +99,10 @@ function connectSession(page) {
     masks.paste(box, labels, all);
   });
   session.addEventListener("image", ({ detail: image }) => showImage(page, image));
-  session.addEventListener("trouble", ({ detail }) => messages.error(detail.message));
+  session.addEventListener("trouble", ({ detail }) => {
+    messages.error(detail.message);
+    list.show(list.targets); // a name that was refused
+  });
   session.addEventListener("answered", ({ detail }) => page.footer.answered(detail));
   session.addEventListener("online", ({ detail: online }) => {
     if (online) messages.ready();
@@ -134,7 +139,7 @@ async function showImage(page, image) {
       messages.wait(`Loading ${image.name} …`, share);
     });
     messages.wait(`Drawing ${image.name} …`);
-    await viewer.show(bytes, image);
+    await viewer.show(bytes, image, startOf(image));
     page.panel.newImage(image);
     masks.reset();
     await session.refresh();
@@ -171,12 +176,15 @@ function count(number, noun) {
   return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }
 
-function connectPrompts({ gestures, actions, footer, panel, viewer }) {
+function connectPrompts({ gestures, actions, footer, panel, viewer, messages }) {
   const on = (type, run) => gestures.addEventListener(type, ({ detail }) => run(detail));
   on("click", ({ ras, positive }) => actions.click(ras, positive));
   on("box", ({ from, to }) => actions.box(from, to));
   on("hover", (hover) => footer.hover(hover?.ras));
   on("window", (change) => panel.changeWindow(change));
+  viewer.addEventListener("lost", () => {
+    messages.wait("The browser has lost the graphics card. Reload the page; the masks are kept.");
+  });
   viewer.addEventListener("moved", () => {
     footer.moved();
     panel.moved();

@@ -39,6 +39,7 @@ export class Files {
   /** Open a file: an image, or prompts if its name ends in .json. */
   async open(file) {
     const { session, messages, viewer } = this.page;
+    messages.clear();
     if (file.name.toLowerCase().endsWith(".json")) {
       if (!viewer.order) messages.error("Open the image of these prompts first.");
       else await session.sendPrompts(file);

@@ -48,6 +48,7 @@ export function listen(canvas, run) {
     if (event.target.closest(TYPED)) return;
     const action = actionOf(event);
     if (!action || (event.repeat && !REPEATED.has(action) && !/opaque|turn/i.test(action))) return;
+    if (event.target.type === "range" && /^(arrow|slice)/.test(action)) return;
     const onCanvas = event.target === canvas || event.target === document.body;
     if (ON_CANVAS.has(action) && !onCanvas) return;
     event.preventDefault();

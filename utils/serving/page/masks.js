@@ -19,18 +19,20 @@ export class Masks {
     const { gl } = nv;
     nv.drawBitmap = new Uint8Array(order.dims.reduce((product, n) => product * n, 1));
     nv.drawTexture = nv.r8Tex(nv.drawTexture, gl.TEXTURE0 + DRAWING_UNIT, nv.back.dims, true);
+    this._isEmpty = true;
     this.hidden.clear();
-    this.areShown = true;
     this.colour();
   }
 
   /** Put the labels of a box, in the file's order, in place; `all`: and nothing elsewhere. */
   paste(box, labels, all = false) {
     const { nv, order } = this.viewer;
-    if (!nv.drawBitmap) return;
-    if (all) nv.drawBitmap.fill(0);
+    if (!nv.drawBitmap || (!box && this._isEmpty)) return;
+    const isWhole = all && !this._isEmpty;
+    if (isWhole) nv.drawBitmap.fill(0);
     if (box) pasteBox(nv.drawBitmap, order, box, labels);
-    this._upload(all ? order.dims.map((n) => [0, n]) : order.boxToRas(box));
+    this._upload(isWhole ? order.dims.map((n) => [0, n]) : order.boxToRas(box));
+    this._isEmpty = !box && isWhole;
     this.viewer.draw({ volume: "soon" });
   }
 

@@ -30,7 +30,10 @@ export class Session extends EventTarget {
     const before = this.state;
     this._take(state);
     if (before && before.image?.digest === state.image?.digest) await this.refresh();
-    if (!this._timer) this._timer = setInterval(() => this._heartbeat(), HEARTBEAT_MS);
+    if (!this._timer) {
+      this._timer = setInterval(() => this._heartbeat(), HEARTBEAT_MS);
+      document.addEventListener("visibilitychange", () => this._heartbeat());
+    }
   }
 
   get path() {
@@ -126,9 +129,13 @@ export class Session extends EventTarget {
   }
 
   async _reopen(cause) {
+    const { session: before } = this.state;
     try {
       await this.open();
-      this._tell("trouble", new Error("The session was opened again: repeat the last action."));
+      const text = this.state.session === before
+        ? "The session was opened again: repeat the last action."
+        : "The session had ended on the server. Open its image again: its masks are then offered.";
+      this._tell("trouble", new Error(text));
     } catch (error) {
       this._tell("trouble", error instanceof OfflineError ? error : cause);
     }

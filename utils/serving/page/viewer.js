@@ -43,7 +43,8 @@ export class Viewer extends EventTarget {
 
   /** Start WebGL. Throws an Error with a text for the user where there is none. */
   async start() {
-    if (!this.canvas.getContext("webgl2")) {
+    const context = this.canvas.getContext("webgl2", { alpha: true, antialias: false });
+    if (!context) {
       throw new Error(
         "This browser offers no WebGL 2, which draws the image. Turn on hardware acceleration in " +
           "its settings, or use another browser.",
@@ -51,21 +52,26 @@ export class Viewer extends EventTarget {
     }
     this.nv = new Niivue(OPTIONS);
     await this.nv.attachToCanvas(this.canvas, false);
+    this.canvas.addEventListener("webglcontextlost", () => this.dispatchEvent(new Event("lost")));
     new ResizeObserver(() => this.resize()).observe(this.canvas.parentElement);
     this.resize();
   }
 
-  /** Show the image of a NIfTI file (ArrayBuffer). Throws an Error where it is too large. */
-  async show(buffer, image) {
+  /**
+   * Show the image of a NIfTI file (ArrayBuffer). Throws an Error where it is too large.
+   *
+   * @param range {low, high}, the values shown black and white; null: those that NiiVue finds.
+   */
+  async show(buffer, image, range = null) {
     this.requireSize(image);
     const { nv } = this;
     this.clear();
-    await nv.loadVolumes([{ url: buffer, name: "image.nii", colormap: "gray" }]);
+    const grey = range ? { cal_min: range.low, cal_max: range.high } : {};
+    await nv.loadVolumes([{ url: buffer, name: "image.nii", colormap: "gray", ...grey }]);
     if (nv.gl.getError() === nv.gl.OUT_OF_MEMORY) {
       this.clear();
       throw new Error("The memory of the graphics card is too small for this image.");
     }
-    nv.setVolumeRenderIllumination(0);
     const volume = nv.volumes[0];
     this.order = new VoxelOrder(volume.permRAS, volume.dimsRAS.slice(1, 4));
     this.at = this.order.dims.map((n) => Math.floor(n / 2));
@@ -108,7 +114,7 @@ export class Viewer extends EventTarget {
   /** Show values from `low` (black) to `high` (white). */
   setWindow(low, high) {
     const volume = this.nv.volumes[0];
-    if (!volume) return;
+    if (!volume || (volume.cal_min === low && volume.cal_max === high)) return;
     volume.cal_min = low;
     volume.cal_max = Math.max(high, low + 1e-6);
     this._windowed = true;
@@ -271,6 +277,10 @@ export class Viewer extends EventTarget {
 
   _drawNow(withVolume) {
     const { nv } = this;
+    if (!this.order) {
+      this._drawNothing();
+      return;
+    }
     const tiles = tilesOf(this.layout);
     nv.customLayout = customLayout(tiles.filter(({ view }) => withVolume || view !== "volume"));
     if (this._windowed) {
@@ -285,39 +295,43 @@ export class Viewer extends EventTarget {
     this.dispatchEvent(new Event("drawn"));
   }
 
+  _drawNothing() {
+    this.nv.customLayout = customLayout(tilesOf("axial")); // quick, for NiiVue while it loads
+    if (!this.nv.volumes.length) this.nv.drawScene();
+    this.still.getContext("2d").clearRect(0, 0, this.still.width, this.still.height);
+    this._places = [];
+    this.dispatchEvent(new Event("drawn"));
+  }
+
   /** Copy the drawn volume to the canvas above, where it stays while only planes are drawn. */
   _keepStill(tile, isDrawn) {
-    const context = this.still.getContext("2d");
     const { width, height } = this.still;
-    if (tile && !isDrawn && this.order) {
-      const [left, top, w, h] = [tile.left * width, tile.top * height].concat([
-        tile.width * width,
-        tile.height * height,
-      ]);
-      this._places.push({ view: "volume", rect: [left, top, w, h] });
+    const part = tile && [tile.left * width, tile.top * height].concat([
+      tile.width * width,
+      tile.height * height,
+    ]);
+    if (tile && !isDrawn) {
+      this._places.push({ view: "volume", rect: part });
       return;
     }
+    const context = this.still.getContext("2d");
     context.clearRect(0, 0, width, height);
-    if (!tile || !this.order || this.layout === "volume") return;
-    const part = [tile.left * width, tile.top * height, tile.width * width, tile.height * height];
-    context.drawImage(this.canvas, ...part, ...part);
+    if (tile && this.layout !== "volume") context.drawImage(this.canvas, ...part, ...part);
   }
 
   /** Note where NiiVue drew each plane, and the fractions at its corners. */
   _measure() {
     const views = Object.keys(VIEWS);
-    this._places = !this.order
-      ? []
-      : this.nv.screenSlices.map((slice, index) => {
-          const view = views.find((name) => VIEWS[name].type === slice.axCorSag);
-          const [l, t, w, h] = slice.leftTopWidthHeight;
-          const rect = [Math.min(l, l + w), t, Math.abs(w), h];
-          if (view === "volume") return { view, rect };
-          const corner = (x, y) => [...this.nv.screenXY2TextureFrac(x, y, index, false)];
-          const first = corner(rect[0], rect[1]);
-          const last = corner(rect[0] + rect[2], rect[1] + rect[3]);
-          return { view, rect, first, last };
-        });
+    this._places = this.nv.screenSlices.map((slice, index) => {
+      const view = views.find((name) => VIEWS[name].type === slice.axCorSag);
+      const [l, t, w, h] = slice.leftTopWidthHeight;
+      const rect = [Math.min(l, l + w), t, Math.abs(w), h];
+      if (view === "volume") return { view, rect };
+      const corner = (x, y) => [...this.nv.screenXY2TextureFrac(x, y, index, false)];
+      const first = corner(rect[0], rect[1]);
+      const last = corner(rect[0] + rect[2], rect[1] + rect[3]);
+      return { view, rect, first, last };
+    });
   }
 
   _fractionIn({ view, rect, first, last }, x, y) {

@@ -18,13 +18,22 @@ const CT = [
 export function windowsOf({ is_ct: isCt, low, high }, shown) {
   const whole = { name: "All values", level: (low + high) / 2, width: high - low };
   const usual = { name: "Usual", ...levelOf(shown) };
-  const inHounsfield = isCt && low < -100; // challenge files hold CT as 0 to 255
-  return inHounsfield ? [...CT, whole] : [usual, whole];
+  return isInHounsfield({ is_ct: isCt, low }) ? [...CT, whole] : [usual, whole];
+}
+
+/** Return the {low, high} that an image is first shown with; null: those that NiiVue finds. */
+export function startOf(image) {
+  return isInHounsfield(image) ? rangeOf(CT[0]) : null;
 }
 
 /** Return {low, high} of {level, width}. */
 export function rangeOf({ level, width }) {
   return { low: level - width / 2, high: level + width / 2 };
+}
+
+/** Challenge files hold CT as 0 to 255. */
+function isInHounsfield({ is_ct: isCt, low }) {
+  return isCt && low < -100;
 }
 
 /** Return {level, width} of {low, high}. */
