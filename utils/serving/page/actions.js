@@ -33,10 +33,6 @@ export class Actions {
     this.setMode("inside");
   }
 
-  get _shift() {
-    return (event) => (event?.shiftKey ? 10 : 1);
-  }
-
   /** Enable the buttons that have an effect on this state. */
   enable({ image, undo, redo, targets }) {
     const active = targets.find(({ id }) => id === this.page.list.active);
@@ -176,16 +172,16 @@ export class Actions {
 
   arrows(event) {
     const [right, up] = ARROWS[event.key];
-    const step = this._shift(event);
+    const step = stepOf(event);
     if (this._ready()) this.page.viewer.moveBy(right * step, up * step, 0);
   }
 
   sliceUp(event) {
-    if (this._ready()) this.page.viewer.moveBy(0, 0, this._shift(event));
+    if (this._ready()) this.page.viewer.moveBy(0, 0, stepOf(event));
   }
 
   sliceDown(event) {
-    if (this._ready()) this.page.viewer.moveBy(0, 0, -this._shift(event));
+    if (this._ready()) this.page.viewer.moveBy(0, 0, -stepOf(event));
   }
 
   nextPlane() {
@@ -247,6 +243,11 @@ export class Actions {
   _ready() {
     return Boolean(this.page.viewer.order);
   }
+}
+
+/** Return how far a key moves: 10 with Shift, else 1. */
+function stepOf(event) {
+  return event.shiftKey ? 10 : 1;
 }
 
 function next(list, present) {

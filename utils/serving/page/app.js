@@ -29,7 +29,8 @@ async function start() {
     await page.session.open();
   } catch (error) {
     if (error instanceof ApiError && error.code === "token") location.replace("./");
-    messages.wait(error.message);
+    const isRefused = error instanceof ApiError;
+    messages.wait(isRefused ? `${error.message} Reload the page to try again.` : error.message);
     element("veil").querySelector("progress").hidden = true;
     console.error(error);
   }
