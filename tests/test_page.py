@@ -81,8 +81,9 @@ def test_a_session_by_mouse_saves_the_file_of_predict(chromium, tmp_path, scan):
         tab.click("#add")
         user.settled()
         state = user.drag((second[0], 12, 16), (second[0], 20, 24), view)
-        box = {"type": "box", "from": [second[0], 12, 16], "to": [second[0], 20, 24]}
-        assert state["targets"][1]["prompts"] == [box]
+        (box,) = state["targets"][1]["prompts"]
+        assert (box["from"][1:], box["to"][1:]) == ([12, 16], [20, 24])
+        assert box["from"][0] < second[0] < box["to"][0]  # drawn on one slice, and reaches further
         state = user.click(second, view)
         shown = np.array(user.labels(), np.uint8).reshape(SHAPE)
         assert [np.count_nonzero(shown == target["id"]) for target in state["targets"]] == [
