@@ -208,10 +208,12 @@ class Session:
             Refusal: there are too many prompts.
             InputError: a prompt does not fit the image, or the network fails.
         """
-        change = self._become(dict(prompts), self.history.push)
-        self.targets.update(targets)
-        self._changed()
-        return change
+        before, self.targets = self.targets, {**self.targets, **targets}
+        try:
+            return self._become(dict(prompts), self.history.push)
+        except BaseException:
+            self.targets = before
+            raise
 
     def _become(
         self, snapshot: Snapshot, record: Callable[[Snapshot], None], run: bool = True
