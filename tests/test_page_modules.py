@@ -164,7 +164,9 @@ def test_ct_in_hounsfield_units_gets_the_usual_windows_and_other_images_their_ow
 
 
 def test_the_elements_that_the_modules_name_are_in_the_page():
-    ids = set(re.findall(r'\bid="([\w-]+)"', HTML))
+    all_ids = re.findall(r'\bid="([\w-]+)"', HTML)
+    ids = set(all_ids)
+    assert len(ids) == len(all_ids)
     named = {name for text in TEXTS.values() for name in re.findall(r'element\("([\w-]+)"', text)}
     assert len(named) > 20
     assert named - ids == set()
