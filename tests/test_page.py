@@ -72,7 +72,8 @@ def test_a_session_by_mouse_saves_the_file_of_predict(chromium, tmp_path, scan):
         user.click(first, view)
         user.click((first[0], 2, 2), view, button="right")
         user.click((first[0], 3, 20), view)
-        state = user.press("Control+z")
+        tab.click("#undo")
+        state = user.settled()
         (target,) = state["targets"]
         assert target["prompts"] == [
             {"type": "point", "at": list(first), "positive": True},
