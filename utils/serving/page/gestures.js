@@ -57,7 +57,7 @@ export class Gestures extends EventTarget {
     }
     const hit = this.viewer.hit(...place);
     if (!hit) return;
-    if (hit.view !== "volume") this.viewer.plane = hit.view;
+    if (hit.view !== "volume") this.viewer.usePlane(hit.view);
     const kind = hit.view === "volume" ? "turn" : "press";
     const { button, altKey } = event;
     const outside = button === 2 || event.shiftKey || event.ctrlKey || this.mode === "outside";

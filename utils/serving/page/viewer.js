@@ -133,9 +133,15 @@ export class Viewer extends EventTarget {
   }
 
   setPlane(plane) {
-    this.plane = plane;
     if (PLANES.includes(this.layout)) this.layout = plane;
-    this.moveTo(this.at);
+    this.usePlane(plane);
+    this.draw();
+  }
+
+  /** Let the keyboard move in a plane. */
+  usePlane(plane) {
+    this.plane = plane;
+    this.dispatchEvent(new Event("moved"));
   }
 
   /** Move the crosshair to a voxel; it stays within the image. */
