@@ -1,6 +1,7 @@
 """What the page takes from npm is pinned: exact versions, one hash each, from one registry."""
 
 import json
+import os
 import re
 
 import pytest
@@ -44,6 +45,34 @@ def test_the_lock_file_holds_all_that_its_packages_need():
 def test_nothing_fetched_is_committed():
     ignored = (FOLDER.parents[2] / ".gitignore").read_text().splitlines()
     assert {"/utils/serving/npm/node_modules/", "/utils/serving/page/vendor/"} <= set(ignored)
+
+
+def npm_that(folder, monkeypatch, script):
+    """Put a program npm in front of the others."""
+    path = folder / "bin" / "npm"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+
+
+def test_the_viewer_is_the_file_of_the_lock_files_package(tmp_path, monkeypatch):
+    file = fetch_page.NIIVUE
+    command = f'echo "$@" > said && mkdir -p {file.parent} && echo viewer > {file}'
+    npm_that(tmp_path, monkeypatch, command)
+    path = fetch_page.fetch(tmp_path, tmp_path / "vendor")
+    assert path.read_text() == "viewer\n"
+    words = (tmp_path / "said").read_text().split()
+    assert words[0] == "ci"  # and not install, which changes the lock file
+    assert "--ignore-scripts" in words
+
+
+def test_a_viewer_stays_as_it_is_where_npm_fails(tmp_path, monkeypatch):
+    (tmp_path / "niivue.js").write_text("earlier")
+    npm_that(tmp_path, monkeypatch, "exit 7")
+    with pytest.raises(InputError, match="exit code 7"):
+        fetch_page.fetch(tmp_path, tmp_path)
+    assert (tmp_path / "niivue.js").read_text() == "earlier"
 
 
 def test_a_machine_without_npm_is_told_what_to_type(monkeypatch):
