@@ -112,10 +112,14 @@ function connectSession(page) {
   let timer = 0;
   session.addEventListener("busy", ({ detail: waiting }) => {
     clearTimeout(timer);
-    overlay.pending = waiting ? overlay.pending : [];
     const bar = element("progress");
-    if (!waiting) bar.hidden = true;
-    else timer = setTimeout(() => (bar.hidden = false), BUSY_MS);
+    if (waiting) {
+      timer = setTimeout(() => (bar.hidden = false), BUSY_MS);
+    } else {
+      bar.hidden = true;
+      overlay.pending = [];
+      page.viewer.draw({ volume: "no" });
+    }
     element("overlay").setAttribute("aria-busy", String(waiting > 0));
   });
 }
