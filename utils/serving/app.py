@@ -18,6 +18,7 @@ from utils.errors import InputError, is_out_of_memory
 from utils.run.failures import release_memory
 from utils.serving.context import Context
 from utils.serving.frames import json_response
+from utils.serving.nninteractive import NNInteractive
 from utils.serving.page_api import PageApi
 from utils.serving.page_files import PageFiles
 from utils.serving.page_images import PageImages
@@ -46,6 +47,7 @@ def build_app(
         Route("/static/{path:path}", files.static),
         *PageApi(context, files).routes(),
         *PageImages(context).routes(),
+        *NNInteractive(context).routes(),
     ]
     app = Starlette(
         routes=routes,
