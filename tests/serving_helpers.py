@@ -1,11 +1,14 @@
 """Sessions for tests: a small image with two balls, and a small network with random weights."""
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import uvicorn
 from small_cases import ball
 from small_networks import RULE, small_student
 from starlette.testclient import TestClient
@@ -14,7 +17,14 @@ from starlette.types import ASGIApp
 from utils.prediction.predictor import Predictor
 from utils.serving.context import Context
 from utils.serving.scan import IntensityFlags, Scan, scan_of_array
-from utils.serving.server import Address, Served, app_of, context_of
+from utils.serving.server import (
+    UVICORN,
+    Address,
+    Served,
+    app_of,
+    context_of,
+    listening_socket,
+)
 from utils.serving.session import Session
 
 SHAPE = (20, 24, 28)
@@ -79,6 +89,24 @@ def client_of(context: Context, **address: object) -> Iterator[TestClient]:
     with TestClient(small_app(context, **address), base_url="http://127.0.0.1:1527") as client:
         yield client
     context.registry.worker.close()
+
+
+@contextmanager
+def running(context: Context, **address: object) -> Iterator[str]:
+    """The address of a server that listens on a free port of this machine."""
+    with listening_socket(Address("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(small_app(context, port=port, **address), **UVICORN))
+        thread = threading.Thread(target=server.run, args=[[listening]], daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            context.registry.worker.close()
 
 
 class PageClient:
