@@ -1,4 +1,5 @@
 # make demo [DATA=folder of challenge NPZ] [JSON=class file]   the six steps, small network
+# make serve [IMAGE=scan] [CHECKPOINT=file]                    the page to click in, in the browser
 # make test                                                    the tests
 # make lint                                                    ruff check and format check
 # make constraints                                             constraints.txt anew, see CONTRIBUTING.md
@@ -7,10 +8,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := -m pip install --disable-pip-version-check
 
-.PHONY: demo test lint constraints clean
+.PHONY: demo serve test lint constraints clean
 
 demo: $(VENV)/runtime.stamp
 	$(BIN)/python demo.py $(if $(DATA),--data "$(DATA)") $(if $(JSON),--json "$(JSON)")
+
+serve: $(VENV)/serve.stamp page
+	$(BIN)/python serve.py --open $(if $(IMAGE),--image "$(IMAGE)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest
@@ -40,6 +44,10 @@ $(VENV)/runtime.stamp: requirements.txt constraints.txt
 	$(BIN)/python $(PIP) -c constraints.txt -r requirements.txt
 	touch $@
 
-$(VENV)/dev.stamp: requirements-dev.txt requirements-cluster.txt requirements-export.txt $(VENV)/runtime.stamp
+$(VENV)/serve.stamp: requirements-serve.txt $(VENV)/runtime.stamp
+	$(BIN)/python $(PIP) -c constraints.txt -r requirements-serve.txt
+	touch $@
+
+$(VENV)/dev.stamp: requirements-dev.txt requirements-cluster.txt requirements-export.txt requirements-serve.txt $(VENV)/runtime.stamp
 	$(BIN)/python $(PIP) -c constraints.txt -r requirements-dev.txt
 	touch $@

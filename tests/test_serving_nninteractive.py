@@ -203,6 +203,7 @@ def head(shape=(2, 2, 2), dtype=b"uint8", magic=b"NNIA", version=1):
 
 
 CHUNK = frame_of(np.zeros(8, np.uint8))
+LARGE = frame_of(np.zeros(9999, np.uint8))
 GOOD = struct.pack("<QQ", 8, len(CHUNK)) + CHUNK
 HOSTILE = {
     "empty": b"",
@@ -219,8 +220,7 @@ HOSTILE = {
     "too-few-chunks": head() + struct.pack("<I", 0) + GOOD,
     "cut-off": (head() + struct.pack("<I", 1) + GOOD)[:-3],
     "declares-less": head() + struct.pack("<I", 1) + struct.pack("<QQ", 4, len(CHUNK)) + CHUNK,
-    "inflates-to-more": head() + struct.pack("<I", 1)
-    + struct.pack("<QQ", 8, len(frame_of(np.zeros(9999, np.uint8)))) + frame_of(np.zeros(9999, np.uint8)),
+    "inflates-to-more": head() + struct.pack("<I", 1) + struct.pack("<QQ", 8, len(LARGE)) + LARGE,
     "no-frame": head() + struct.pack("<I", 1) + struct.pack("<QQ", 8, 40) + b"x" * 40,
 }  # fmt: skip
 

@@ -3,12 +3,12 @@
 After all refusals of a test the server answers the next click right.
 """
 
+import asyncio
 import gzip
 import json
 import struct
 import zlib
 
-import anyio
 import nibabel as nib
 import numpy as np
 import pytest
@@ -381,4 +381,4 @@ def test_a_body_that_ends_early_is_refused():
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
     with pytest.raises(Refusal, match="the body ended before its end"):
-        anyio.run(uploads.read_body, Request(scope, receive))
+        asyncio.run(uploads.read_body(Request(scope, receive)))

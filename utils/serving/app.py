@@ -1,18 +1,18 @@
 """The server's app: all protocols on one port, behind the checks of safety.py."""
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterable
 from http import HTTPStatus
 
-import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from utils.errors import InputError, is_out_of_memory
 from utils.run.failures import release_memory
@@ -126,16 +126,15 @@ def _on_defect(error: Exception) -> Response:
 def _closing_unused(context: Context):
     """Return the app's lifespan: unused sessions are closed until the server ends."""
 
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            context.registry.close_unused()
+
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async def look() -> None:
-            while True:
-                await anyio.sleep(SECONDS_BETWEEN_LOOKS)
-                context.registry.close_unused()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(look)
-            yield
-            tasks.cancel_scope.cancel()
+        looking = asyncio.create_task(look())
+        yield
+        looking.cancel()
 
     return lifespan
