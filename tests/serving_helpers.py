@@ -15,8 +15,10 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
 from utils.prediction.predictor import Predictor
+from utils.prediction.region import ZoomRule
+from utils.prediction.session import PredictorOptions
 from utils.serving.context import Context
-from utils.serving.scan import IntensityFlags, Scan, scan_of_array
+from utils.serving.scan import Scan, scan_of_array
 from utils.serving.server import (
     UVICORN,
     Address,
@@ -30,7 +32,8 @@ from utils.serving.session import Session
 SHAPE = (20, 24, 28)
 SPACING_ZYX = (1.0, 1.1, 1.2)
 CENTRES = ((6, 7, 8), (13, 16, 20))
-FLAGS = IntensityFlags()
+#: Regions that stay where the first prompt puts them: a click is decoded once.
+QUICK = PredictorOptions(zoom=ZoomRule(passes=0), tile_above=0)
 
 
 def voxels(shape=SHAPE, seed: int = 0) -> np.ndarray:
@@ -44,8 +47,8 @@ def small_scan(seed: int = 0) -> Scan:
     return scan_of_array(voxels(seed=seed), SPACING_ZYX, "scan.nii.gz")
 
 
-def small_predictor(seed: int = 1) -> Predictor:
-    return Predictor(small_student(seed), RULE)
+def small_predictor(options: PredictorOptions = QUICK) -> Predictor:
+    return Predictor(small_student(), RULE, options=options)
 
 
 def open_session(scan: Scan | None = None) -> Session:

@@ -123,7 +123,7 @@ def _on_defect(error: Exception) -> Response:
     return error_response(500, "defect", message)
 
 
-def _closing_unused(context: Context):
+def _closing_unused(context: Context) -> "Lifespan[Starlette]":
     """Return the app's lifespan: unused sessions are closed until the server ends."""
 
     async def look() -> None:
