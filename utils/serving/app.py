@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from http import HTTPStatus
 
 from starlette.applications import Starlette
@@ -18,14 +18,16 @@ from utils.errors import InputError, is_out_of_memory
 from utils.run.failures import release_memory
 from utils.serving.context import Context
 from utils.serving.frames import json_response
-from utils.serving.nninteractive import NNInteractive
+from utils.serving.nninteractive import LEASE, NNInteractive
 from utils.serving.page_api import PageApi
 from utils.serving.page_files import PageFiles
 from utils.serving.page_images import PageImages
 from utils.serving.refusals import Refusal
 from utils.serving.safety import Guard
+from utils.serving.slicer_legacy import SlicerLegacy
 
 SECONDS_BETWEEN_LOOKS = 5
+Handler = Callable[[Request], Awaitable[Response]]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ def build_app(
         Route("/static/{path:path}", files.static),
         *PageApi(context, files).routes(),
         *PageImages(context).routes(),
-        *NNInteractive(context).routes(),
+        *either_lease_or_not(NNInteractive(context), SlicerLegacy(context)),
     ]
     app = Starlette(
         routes=routes,
@@ -60,6 +62,31 @@ def build_app(
         middleware=[Middleware(Defects)],
     )
     return Guard(app, host=host, names=names, token=token, cookie=f"fastsam3d_{port}")
+
+
+def either_lease_or_not(leased: NNInteractive, legacy: SlicerLegacy) -> list[Route]:
+    """Return the paths of two protocols that share four of them, told apart by the lease."""
+    handlers = {
+        "/add_point_interaction": legacy.add_point,
+        "/add_bbox_interaction": legacy.add_box,
+        "/add_scribble_interaction": legacy.add_drawing,
+        "/add_lasso_interaction": legacy.add_drawing,
+    }
+    routes = []
+    for route in leased.routes():
+        other = handlers.get(route.path)
+        if other is None:
+            routes.append(route)
+        else:
+            routes.append(Route(route.path, _by_lease(route.endpoint, other), methods=["POST"]))
+    return [*routes, *legacy.routes()]
+
+
+def _by_lease(leased: Handler, other: Handler) -> Handler:
+    async def handler(request: Request) -> Response:
+        return await (leased if LEASE in request.headers else other)(request)
+
+    return handler
 
 
 def error_response(

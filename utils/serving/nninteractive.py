@@ -302,7 +302,7 @@ class NNInteractive:
             )  # fmt: skip
         needed = array[0].size * voxel_bytes(array.itemsize)
         self.context.registry.require_room(needed, instead_of=each)
-        return array.copy() if array.shape[0] == 1 else array[:1].copy()
+        return array if array.shape[0] == 1 else array[:1].copy()
 
     def _lease(
         self, request: Request, *, uses: bool = True, missing_too: bool = False
