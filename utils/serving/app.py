@@ -18,6 +18,8 @@ from utils.errors import InputError, is_out_of_memory
 from utils.run.failures import release_memory
 from utils.serving.context import Context
 from utils.serving.frames import json_response
+from utils.serving.itksnap import ITKSnap
+from utils.serving.monailabel import MonaiLabel
 from utils.serving.nninteractive import LEASE, NNInteractive
 from utils.serving.page_api import PageApi
 from utils.serving.page_files import PageFiles
@@ -50,6 +52,8 @@ def build_app(
         *PageApi(context, files).routes(),
         *PageImages(context).routes(),
         *either_lease_or_not(NNInteractive(context), SlicerLegacy(context)),
+        *ITKSnap(context).routes(),
+        *MonaiLabel(context).routes(),
     ]
     app = Starlette(
         routes=routes,
@@ -110,7 +114,8 @@ async def _on_http_error(request: Request, error: HTTPException) -> Response:
     if error.status_code in (404, 405):
         message = (
             f"{request.method} {request.url.path[:100]} is none of this server's. It is FastSAM3D, "
-            "and serves its page and the protocol of nnInteractive: see docs/serving.md."
+            "and serves its page and clients of nnInteractive, SlicerNNInteractive, ITK-SNAP and "
+            "MONAI Label: see docs/serving.md."
         )
         return error_response(error.status_code, "no_such_path", message, error.headers)
     name = HTTPStatus(error.status_code).phrase

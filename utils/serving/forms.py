@@ -19,10 +19,11 @@ GZIP_WINDOW = 31  # zlib's code for a gzip stream
 
 
 class Form(NamedTuple):
-    """The fields of a form, and the content of its files."""
+    """The fields of a form, and the content of its files with the names that the client gives."""
 
     fields: Mapping[str, str]
     files: Mapping[str, bytes]
+    names: Mapping[str, str]
 
 
 async def form_of(request: Request, most: int) -> Form:
@@ -43,14 +44,14 @@ async def form_of(request: Request, most: int) -> Form:
         )
         async with parsed as form:
             fields = {name: value for name, value in form.items() if isinstance(value, str)}
-            files = {
-                name: await value.read()
-                for name, value in form.items()
-                if isinstance(value, UploadFile)
+            sent_files = {
+                name: value for name, value in form.items() if isinstance(value, UploadFile)
             }
+            files = {name: await value.read() for name, value in sent_files.items()}
+            names = {name: value.filename or "" for name, value in sent_files.items()}
     except (HTTPException, ValueError) as error:
         raise bad_form(getattr(error, "detail", str(error))) from error
-    return Form(fields, files)
+    return Form(fields, files, names)
 
 
 def bad_form(found: str) -> Refusal:

@@ -28,6 +28,7 @@ PATIENCE = {
     "nninteractive": Patience(60, 600),
     "slicer_legacy": Patience(3600, 3600),
     "itksnap": Patience(3600, 3600),
+    "monailabel": Patience(3600, 3600),
 }
 
 
