@@ -5,6 +5,7 @@
 tries thousands of requests; without the variable there are a few hundred.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -106,12 +107,8 @@ def test_made_up_images(page, data, suffix):
 @MADE_UP
 @given(st.data())
 def test_made_up_envelopes(data):
-    try:
-        found = unpack(changed(data, ARRAY), 2**20)
-    except Refusal as error:
-        assert error.status in (400, 413)
-    else:
-        assert found.nbytes <= 2**20
+    with contextlib.suppress(Refusal):  # any other error fails the test
+        assert unpack(changed(data, ARRAY), 2**20).nbytes <= 2**20
 
 
 @pytest.fixture(scope="module")
