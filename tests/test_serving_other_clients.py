@@ -103,7 +103,8 @@ HOSTILE_ARRAYS = {
     "complex": npy(np.zeros((2, 2, 2), complex)),
     "cut-off": npy(np.zeros((9, 9, 9)))[:-8],
     "too-long": npy(np.zeros((9, 9, 9))) + b"x",
-    "declares-more": npy(np.zeros((9, 9, 9))).replace(b"(9, 9, 9)", b"(999999, 999999, 9999)"[:9]),
+    "declares-more": npy(np.zeros((9, 9, 9))).replace(b"(9, 9, 9)", b"(9, 9,99)"),
+    "no-literal": npy(np.zeros((9, 9, 9))).replace(b"(9, 9, 9)", b"(9, 9, 9,"),
     "header-bomb": b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535,
     "not-finite": npy(np.full((2, 2, 2), np.nan)),
 }

@@ -11,6 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from utils.files.safe_read import UNREADABLE
 from utils.serving.refusals import Refusal
 from utils.serving.uploads import JSON_BYTES, read_body, too_large
 
@@ -106,7 +107,7 @@ def npy_array(content: bytes, max_voxels: int) -> np.ndarray:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, by_columns, dtype = read_header(file)
-    except (ValueError, KeyError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+    except (*UNREADABLE, RecursionError) as error:
         raise bad_form(f"a file is no .npy file ({type(error).__name__})") from error
     start, count = file.tell(), math.prod(shape)
     if dtype.kind not in KINDS or dtype.itemsize > 8 or len(shape) != 3 or count < 1:
