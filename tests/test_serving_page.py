@@ -12,6 +12,7 @@ from serving_helpers import (
     client_of,
     plain_masks,
     small_context,
+    small_predictor,
     small_scan,
     voxels,
 )
@@ -19,6 +20,7 @@ from small_networks import save_student
 
 import predict
 from utils.files.nifti import read_nifti, write_nifti
+from utils.prediction.session import PredictorOptions
 from utils.prompts.kinds import BoxPrompt, Click
 from utils.serving.server import fresh_predictor
 from utils.volumes.geometry import affine_from_spacing
@@ -45,7 +47,8 @@ def upload(page, path, name="scan.nii.gz", **query):
 
 
 def test_a_session_from_upload_to_file_gives_the_file_of_predict(tmp_path, scan_file):
-    with client_of(small_context(tmp_path)) as client:
+    predictor = small_predictor(PredictorOptions())
+    with client_of(small_context(tmp_path, predictor=predictor)) as client:
         answer = client.post("/api/sessions", json={})
         assert answer.json()["image"] is None
         page = PageClient.__new__(PageClient)
@@ -258,8 +261,6 @@ def test_sessions_share_the_network_and_nothing_else(tmp_path):
 
 
 def test_a_fresh_predictor_computes_what_the_shared_network_does():
-    from serving_helpers import small_predictor
-
     base = small_predictor()
     fresh = fresh_predictor(base)
     assert fresh.network is base.network

@@ -1,30 +1,35 @@
 """The server's app: all protocols on one port, behind the checks of safety.py."""
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from http import HTTPStatus
 
-import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from utils.errors import InputError, is_out_of_memory
 from utils.run.failures import release_memory
 from utils.serving.context import Context
 from utils.serving.frames import json_response
+from utils.serving.itksnap import ITKSnap
+from utils.serving.monailabel import MonaiLabel
+from utils.serving.nninteractive import LEASE, NNInteractive
 from utils.serving.page_api import PageApi
 from utils.serving.page_files import PageFiles
 from utils.serving.page_images import PageImages
 from utils.serving.refusals import Refusal
 from utils.serving.safety import Guard
+from utils.serving.slicer_legacy import SlicerLegacy
 
 SECONDS_BETWEEN_LOOKS = 5
+Handler = Callable[[Request], Awaitable[Response]]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +51,9 @@ def build_app(
         Route("/static/{path:path}", files.static),
         *PageApi(context, files).routes(),
         *PageImages(context).routes(),
+        *either_lease_or_not(NNInteractive(context), SlicerLegacy(context)),
+        *ITKSnap(context).routes(),
+        *MonaiLabel(context).routes(),
     ]
     app = Starlette(
         routes=routes,
@@ -58,6 +66,31 @@ def build_app(
         middleware=[Middleware(Defects)],
     )
     return Guard(app, host=host, names=names, token=token, cookie=f"fastsam3d_{port}")
+
+
+def either_lease_or_not(leased: NNInteractive, legacy: SlicerLegacy) -> list[Route]:
+    """Return the paths of two protocols that share four of them, told apart by the lease."""
+    handlers = {
+        "/add_point_interaction": legacy.add_point,
+        "/add_bbox_interaction": legacy.add_box,
+        "/add_scribble_interaction": legacy.add_drawing,
+        "/add_lasso_interaction": legacy.add_drawing,
+    }
+    routes = []
+    for route in leased.routes():
+        other = handlers.get(route.path)
+        if other is None:
+            routes.append(route)
+        else:
+            routes.append(Route(route.path, _by_lease(route.endpoint, other), methods=["POST"]))
+    return [*routes, *legacy.routes()]
+
+
+def _by_lease(leased: Handler, other: Handler) -> Handler:
+    async def handler(request: Request) -> Response:
+        return await (leased if LEASE in request.headers else other)(request)
+
+    return handler
 
 
 def error_response(
@@ -81,7 +114,8 @@ async def _on_http_error(request: Request, error: HTTPException) -> Response:
     if error.status_code in (404, 405):
         message = (
             f"{request.method} {request.url.path[:100]} is none of this server's. It is FastSAM3D, "
-            "and serves its page and the protocol of nnInteractive: see docs/serving.md."
+            "and serves its page and clients of nnInteractive, SlicerNNInteractive, ITK-SNAP and "
+            "MONAI Label: see docs/serving.md."
         )
         return error_response(error.status_code, "no_such_path", message, error.headers)
     name = HTTPStatus(error.status_code).phrase
@@ -121,19 +155,18 @@ def _on_defect(error: Exception) -> Response:
     return error_response(500, "defect", message)
 
 
-def _closing_unused(context: Context):
+def _closing_unused(context: Context) -> "Lifespan[Starlette]":
     """Return the app's lifespan: unused sessions are closed until the server ends."""
+
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            context.registry.close_unused()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async def look() -> None:
-            while True:
-                await anyio.sleep(SECONDS_BETWEEN_LOOKS)
-                context.registry.close_unused()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(look)
-            yield
-            tasks.cancel_scope.cancel()
+        looking = asyncio.create_task(look())
+        yield
+        looking.cancel()
 
     return lifespan

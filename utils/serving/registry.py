@@ -21,8 +21,15 @@ class Patience:
     idle: float  # without a request that does something
 
 
-#: By kind of client. A page in a background tab may send nothing for minutes.
-PATIENCE = {"page": Patience(900, 12 * 3600), "nninteractive": Patience(60, 600)}
+#: By kind of client. A page in a background tab may send nothing for minutes; the others beside
+#: nnInteractive's never say that they are there.
+PATIENCE = {
+    "page": Patience(900, 12 * 3600),
+    "nninteractive": Patience(60, 600),
+    "slicer_legacy": Patience(3600, 3600),
+    "itksnap": Patience(3600, 3600),
+    "monailabel": Patience(3600, 3600),
+}
 
 
 @dataclass(eq=False)
@@ -135,8 +142,9 @@ class Registry:
         Raises:
             Refusal: it does not fit.
         """
-        others = (each for each in list(self._open.values()) if each is not instead_of)
-        taken = sum(each.session.nbytes for each in others)
+        others = [each.session for each in list(self._open.values()) if each is not instead_of]
+        scans = {id(each.scan): each.scan.nbytes for each in others if each.scan is not None}
+        taken = sum(scans.values()) + sum(each.mask_bytes for each in others)
         if taken + needed_bytes > self.memory_bytes:
             raise full(
                 f"the image needs {needed_bytes / 2**20:,.0f} MiB of memory, and other sessions "

@@ -120,8 +120,13 @@ def scan_of_array(array: np.ndarray, spacing_zyx: tuple[float, float, float], na
     Raises:
         InputError: the voxels hold NaN or infinity, or values too large for the network.
     """
-    require_network_input(array, "the image")
-    volume = Volume(array, affine_from_spacing(np.array(spacing_zyx[::-1])))
+    affine = affine_from_spacing(np.array(spacing_zyx[::-1]))
+    return scan_of_volume(Volume(array, affine), name)
+
+
+def scan_of_volume(volume: Volume, name: str) -> Scan:
+    """Return the scan of a volume that a client sent without a file; see `scan_of_array`."""
+    require_network_input(volume.array, "the image")
     return _scan(name, volume, IntensityFlags(), None, "")
 
 

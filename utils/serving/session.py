@@ -19,6 +19,8 @@ from utils.serving.scan import Scan
 
 #: The prompts that a session holds at most, of all targets; and the steps back.
 MOST_PROMPTS, MOST_STEPS = 2000, 20_000
+#: Of the image embeddings that a session keeps, tens of cubes; a script on one image may keep more.
+EMBEDDING_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class Session:
         return self._label_map.labels
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the image and the masks."""
-        return 0 if self.scan is None else self.scan.nbytes + self._masks.nbytes
+    def mask_bytes(self) -> int:
+        """Bytes of the masks; the image, which sessions may share, has its own."""
+        return 0 if self._masks is None else self._masks.nbytes
 
     def voxels(self, target: int) -> int:
         """Return the number of voxels of a target's mask."""
@@ -89,6 +91,7 @@ class Session:
             InputError: the image cannot be used.
         """
         self.predictor.set_image(scan.image, affine=scan.volume.affine, hounsfield=scan.hounsfield)
+        self.predictor.decoder.embedding_bytes = EMBEDDING_BYTES
         self.scan = scan
         self._restart()
         self._changed()
