@@ -22,7 +22,7 @@ export class Files {
     element("image-file").accept = [...formats, ".gz"].join(",");
     element("formats").textContent = formats.join(", ");
     element("save-to-folder").hidden = !folder;
-    element("save-folder").textContent = folder ? `Folder: ${folder}` : "";
+    element("save-folder").textContent = folder ?? "";
     this._listenToDrops();
     document.addEventListener("click", (event) => {
       for (const menu of document.querySelectorAll("details[open]")) {
