@@ -57,7 +57,11 @@ export class Session extends EventTarget {
   sendImage(file, onProgress) {
     const path = `image?name=${encodeURIComponent(file.name)}`;
     return this._queue(async () => {
-      const { state } = await sendFile(`${this.path}/${path}`, file, onProgress);
+      const sent = sendFile(`${this.path}/${path}`, file, onProgress);
+      const { state } = await sent.catch((error) => {
+        error.message = `${file.name}: ${error.message}`;
+        throw error;
+      });
       this._take(state, true);
     });
   }
