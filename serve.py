@@ -10,6 +10,9 @@ The server prints the address of its page when it is ready, and ends on Ctrl-C. 
 tells how to connect 3D Slicer and napari, and how to use it from another machine.
 """
 
+import utils.run.threads  # noqa: F401  before torch
+
+# isort: split
 import argparse
 import logging
 import re

@@ -153,6 +153,10 @@ def test_each_carrier_of_the_token_is_taken(with_token):
     headers = {"Authorization": f"Bearer {TOKEN}"}
     assert with_token.get("/api/status", headers=headers).status_code == 200
     assert with_token.get(f"/t/{TOKEN}/api/status").status_code == 200
+    assert with_token.get("/api/status", auth=("anyone", TOKEN)).status_code == 200
+    answer = with_token.get(f"/t/{TOKEN}", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, f"/t/{TOKEN}/")
+    assert with_token.get("/t/wrong", follow_redirects=False).status_code == 401
     answer = with_token.get("/", params={"token": TOKEN})
     assert answer.status_code == 200
     cookie = answer.headers["set-cookie"]
