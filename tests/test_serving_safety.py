@@ -143,6 +143,8 @@ def test_without_the_token_nothing_but_its_form_is_shown(with_token, headers):
     refused(with_token.post("/api/sessions", headers=headers, json={}), 401, "token")
     refused(with_token.get("/t/wrong-horse-battery/api/status", headers=headers), 401, "token")
     refused(with_token.get("/api/status", params={"token": TOKEN}, headers=headers), 401, "token")
+    page = with_token.get(f"/?{'a=1&' * 50}token={TOKEN}", headers=headers)
+    assert page.status_code == 401
     page = with_token.get("/", headers=headers)
     assert page.status_code == 401
     assert "token" in page.text

@@ -135,9 +135,7 @@ class Guard:
         shown = [scope.get("path_token", ""), _authorized(headers), self._cookie(headers)]
         if any(self._is_right(text) for text in shown):
             return True
-        query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=20)
-        in_query = query.get("token", [""])[0] if scope["path"] == "/" else ""
-        scope["sets_cookie"] = self._is_right(in_query)
+        scope["sets_cookie"] = scope["path"] == "/" and self._is_right(_in_query(scope))
         return scope["sets_cookie"]
 
     def _is_right(self, shown: str) -> bool:
@@ -176,6 +174,15 @@ def _is_foreign(headers: Headers, host: str) -> bool:
 def _is_origin_of(origin: str, host: str) -> bool:
     scheme, _, rest = origin.partition("://")
     return scheme in ("http", "https") and rest.lower() == host.lower()
+
+
+def _in_query(scope: Scope) -> str:
+    """Return the token in a request's address."""
+    try:
+        query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=20)
+    except ValueError:  # too many fields
+        return ""
+    return query.get("token", [""])[0]
 
 
 def _authorized(headers: Headers) -> str:
