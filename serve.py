@@ -10,6 +10,9 @@ The server prints the address of its page when it is ready, and ends on Ctrl-C. 
 tells how to connect 3D Slicer and napari, and how to use it from another machine.
 """
 
+import utils.run.threads  # noqa: F401  before torch
+
+# isort: split
 import argparse
 import logging
 import re
@@ -175,7 +178,7 @@ def port(text: str) -> int:
 
 def token(text: str) -> str:
     """Parse the value of a flag: a secret of at least 16 characters that fit into a URL."""
-    if text and not re.fullmatch(r"[A-Za-z0-9._~-]{16,200}", text):
+    if text not in ("", NEW_TOKEN) and not re.fullmatch(r"[A-Za-z0-9._~-]{16,200}", text):
         raise argparse.ArgumentTypeError(
             "expected 16 or more letters, digits, or . _ ~ -; without a value one is made"
         )

@@ -85,6 +85,46 @@ def test_made_up_bodies(page, method, path, body):
     assert answer.status_code < 500 or answer.status_code == 503
 
 
+NUMBERS = st.lists(st.integers(-(2**70), 2**70) | st.floats() | st.integers(-3, 30), max_size=4)
+INTERACTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "coordinates": NUMBERS,
+        "bbox_coords": st.lists(NUMBERS, max_size=3),
+        "voxel_coord": NUMBERS,
+        "positive_click": JSON,
+        "include_interaction": st.booleans() | JSON,
+        "run_prediction": st.booleans() | JSON,
+        "interaction_bbox": st.lists(NUMBERS, max_size=3),
+    },
+)
+OTHERS = (
+    "/add_point_interaction", "/add_bbox_interaction", "/add_scribble_interaction", "/undo",
+    "/add_initial_seg_interaction", "/set_target_buffer", "/set_image", "/predict", "/heartbeat",
+    "/upload_image", "/upload_segment", "/infer/fastsam3d", "/upload_raw/x",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def leased(tmp_path_factory):
+    with client_of(small_context(tmp_path_factory.mktemp("server"))) as client:
+        lease = {"X-Lease-Token": client.post("/claim").json()["lease_token"]}
+        answer = client.post("/set_image", content=ARRAY, headers=lease)
+        assert answer.json() == {"original_image_shape": [1, *voxels().shape]}
+        yield client, lease
+        assert client.post("/heartbeat", json={}, headers=lease).status_code == 200
+
+
+@MADE_UP
+@given(st.sampled_from(OTHERS), INTERACTIONS | JSON, st.booleans())
+def test_made_up_requests_of_other_clients(leased, path, body, with_lease):
+    client, lease = leased
+    text = json.dumps(body)
+    headers = {"X-Meta": text} | (lease if with_lease else {})
+    answer = client.post(path, content=text, headers=headers)
+    assert answer.status_code < 500 or answer.status_code == 503, answer.text
+
+
 def changed(data, content):
     """Change, insert or cut some bytes of a file."""
     content = bytearray(content)

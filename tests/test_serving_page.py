@@ -131,6 +131,21 @@ def test_earlier_work_on_the_same_image_is_offered_and_taken_up(tmp_path, page, 
         assert other.state["undo"] == 1
 
 
+def test_the_same_image_opened_again_offers_what_was_done_on_it(tmp_path, page, scan_file):
+    upload(page, scan_file)
+    page.click(CENTRES[0])
+    before = page.labels.copy()
+    other = tmp_path / "other.nii.gz"
+    write_nifti(other, voxels(seed=9), AFFINE)
+    upload(page, other)
+    upload(page, scan_file)
+    page.click(CENTRES[1])
+    assert not np.array_equal(page.labels, before)
+    (earlier,) = PageClient(page.client, resume=page.state["session"]).state["earlier"]
+    page.send("POST", "earlier", {"id": earlier["id"]})
+    np.testing.assert_array_equal(page.labels, before)
+
+
 def test_a_damaged_autosave_is_no_obstacle(tmp_path, page):
     page.click(CENTRES[0])
     (saved,) = (tmp_path / "saved" / "autosave").glob("*.json")

@@ -143,6 +143,8 @@ def test_without_the_token_nothing_but_its_form_is_shown(with_token, headers):
     refused(with_token.post("/api/sessions", headers=headers, json={}), 401, "token")
     refused(with_token.get("/t/wrong-horse-battery/api/status", headers=headers), 401, "token")
     refused(with_token.get("/api/status", params={"token": TOKEN}, headers=headers), 401, "token")
+    page = with_token.get(f"/?{'a=1&' * 50}token={TOKEN}", headers=headers)
+    assert page.status_code == 401
     page = with_token.get("/", headers=headers)
     assert page.status_code == 401
     assert "token" in page.text
@@ -153,6 +155,10 @@ def test_each_carrier_of_the_token_is_taken(with_token):
     headers = {"Authorization": f"Bearer {TOKEN}"}
     assert with_token.get("/api/status", headers=headers).status_code == 200
     assert with_token.get(f"/t/{TOKEN}/api/status").status_code == 200
+    assert with_token.get("/api/status", auth=("anyone", TOKEN)).status_code == 200
+    answer = with_token.get(f"/t/{TOKEN}", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, f"/t/{TOKEN}/")
+    assert with_token.get("/t/wrong", follow_redirects=False).status_code == 401
     answer = with_token.get("/", params={"token": TOKEN})
     assert answer.status_code == 200
     cookie = answer.headers["set-cookie"]

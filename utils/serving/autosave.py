@@ -9,6 +9,7 @@ import base64
 import json
 import logging
 import re
+import secrets
 import time
 import zlib
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Autosaves:
 
     def write(self, session_id: str, session: Session) -> None:
         """Write a session's prompts; a failure is logged once and does not stop the session."""
-        path = self.folder / f"{session.scan.digest}_{session_id}.json"
+        path = self._path(session.scan.digest, session_id)
         try:
             if not any(session.prompts.values()):
                 path.unlink(missing_ok=True)
@@ -88,12 +89,15 @@ class Autosaves:
             found.append(Saved(path, session_id, saved, len(targets), prompts))
         return found
 
-    def digest_of(self, session_id: str) -> str | None:
-        """Return the digest of the image of an autosave; None if there is none of this id."""
-        if not ID.fullmatch(session_id) or not self.folder.is_dir():
-            return None
-        names = (NAME.fullmatch(path.name) for path in self.folder.glob(f"*_{session_id}.json"))
-        return next((name[1] for name in names if name), None)
+    def has(self, digest: str, session_id: str) -> bool:
+        """Tell whether there is an autosave of this image and session."""
+        return bool(ID.fullmatch(session_id)) and self._path(digest, session_id).is_file()
+
+    def set_aside(self, digest: str, session_id: str) -> None:
+        """Give another id to a session's autosave of an image that the session opens anew."""
+        if self.has(digest, session_id):
+            other = self._path(digest, secrets.token_hex(16))
+            self._path(digest, session_id).replace(other)
 
     def restore(self, session_id: str, session: Session) -> tuple[Change, list[str]]:
         """Replace a session's targets and prompts by those of an autosave of its image.
@@ -107,7 +111,7 @@ class Autosaves:
         session.require_image()
         if not ID.fullmatch(session_id):
             raise Refusal(404, "no_such_path", "there is no such autosave. Choose one of the list.")
-        path = self.folder / f"{session.scan.digest}_{session_id}.json"
+        path = self._path(session.scan.digest, session_id)
         content = read_json(path, "an autosave of this image", dict)
         try:
             targets, prompts = _targets_of(content, session.scan.shape)
@@ -120,6 +124,9 @@ class Autosaves:
         if content.get("network") == self.network:
             return change, []
         return change, ["These prompts were saved with another network, so the masks may differ."]
+
+    def _path(self, digest: str, session_id: str) -> Path:
+        return self.folder / f"{digest}_{session_id}.json"
 
 
 def _content(session: Session, network: str) -> bytes:

@@ -84,7 +84,7 @@ class PageApi:
         if registry.has(wanted):
             return await self._state(registry.get(wanted, "page"), 201)
         scan = context.first_scan
-        is_saved = scan is not None and context.autosaves.digest_of(wanted) == scan.digest
+        is_saved = scan is not None and context.autosaves.has(scan.digest, wanted)
         each = registry.open("page", wanted if is_saved else None)
         await context.open_first(each)
         if is_saved:

@@ -71,6 +71,7 @@ class PageImages:
                 scan = await asyncio.to_thread(self._read, path, name, flags, each)
 
         def job(session: Session) -> bytes:
+            context.autosaves.set_aside(scan.digest, each.id)
             session.set_scan(scan)
             took = {"ms": milliseconds_since(start), "network_ms": 0.0}
             return frame(state_of(context, each, anew=True) | took, NO_CHANGE)

@@ -6,6 +6,7 @@ to point to this machine (DNS rebinding). So a request must name this server by 
 and must not come from another page.
 """
 
+import base64
 import hmac
 import ipaddress
 import json
@@ -17,6 +18,7 @@ from pathlib import PurePosixPath
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -58,7 +60,8 @@ class Guard:
             return await self._app(scope, receive, send)
         if scope["type"] != "http":
             return None  # no WebSockets here: uvicorn then refuses the handshake
-        if match := PREFIX.fullmatch(scope["path"]):
+        given, match = scope["path"], PREFIX.fullmatch(scope["path"])
+        if match:
             path = match[2] or "/"
             scope = {**scope, "path": path, "raw_path": path.encode(), "path_token": match[1]}
         fault = self._fault(scope)
@@ -74,6 +77,10 @@ class Guard:
 
         if fault is not None:
             return await _refuse(send_with_headers, *fault)
+        if match and not match[2] and scope["path"] == "/":
+            # The page's relative addresses need the slash.
+            response = RedirectResponse(f"{given}/", 307)
+            return await response(scope, receive, send_with_headers)
         return await self._app(scope, receive, send_with_headers)
 
     def _fault(self, scope: Scope) -> tuple[int, str, str] | None:
@@ -125,12 +132,10 @@ class Guard:
         """Tell whether a request shows the token; in the page's address it sets a cookie."""
         if not self._token:
             return True
-        shown = [scope.get("path_token", ""), _bearer(headers), self._cookie(headers)]
+        shown = [scope.get("path_token", ""), _authorized(headers), self._cookie(headers)]
         if any(self._is_right(text) for text in shown):
             return True
-        query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=20)
-        in_query = query.get("token", [""])[0] if scope["path"] == "/" else ""
-        scope["sets_cookie"] = self._is_right(in_query)
+        scope["sets_cookie"] = scope["path"] == "/" and self._is_right(_in_query(scope))
         return scope["sets_cookie"]
 
     def _is_right(self, shown: str) -> bool:
@@ -171,9 +176,26 @@ def _is_origin_of(origin: str, host: str) -> bool:
     return scheme in ("http", "https") and rest.lower() == host.lower()
 
 
-def _bearer(headers: Headers) -> str:
+def _in_query(scope: Scope) -> str:
+    """Return the token in a request's address."""
+    try:
+        query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=20)
+    except ValueError:  # too many fields
+        return ""
+    return query.get("token", [""])[0]
+
+
+def _authorized(headers: Headers) -> str:
+    """Return the secret of the header Authorization: a bearer's, or the password after a name."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
-    return value.strip() if scheme.lower() == "bearer" else ""
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(value, validate=True).decode("utf-8", "replace").partition(":")[2]
+    except ValueError:
+        return ""
 
 
 async def _refuse(send: Send, status: int, code: str, message: str) -> None:
