@@ -162,7 +162,7 @@ def test_an_image_is_opened_and_prompts_are_loaded_from_files(chromium, tmp_path
         assert "28 \N{MULTIPLICATION SIGN} 24" in shown
 
 
-def test_a_new_tab_sees_masks_of_the_last_visit_after_a_reload(chromium, tmp_path, scan_file):
+def test_a_reloaded_page_shows_the_masks_again(chromium, tmp_path, scan_file):
     with served(context_of(tmp_path, scan_file)) as url, browser(chromium, tmp_path) as tab:
         user = User(tab, url)
         before = user.click(CENTRES[0])
