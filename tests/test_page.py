@@ -91,6 +91,7 @@ def test_a_session_by_mouse_saves_the_file_of_predict(chromium, tmp_path, scan):
             target["voxels"] for target in state["targets"]
         ]
         assert all(target["voxels"] for target in state["targets"])
+        assert len({target["color"] for target in state["targets"]} - {""}) == 2
         assert "Mask in" in tab.text_content("#answer")
         prompts = user.download("save-prompts", "prompts-menu")
         saved = user.download("save-labels", "save-menu")

@@ -163,6 +163,16 @@ def test_ct_in_hounsfield_units_gets_the_usual_windows_and_other_images_their_ow
     assert challenge == mr == [2, {"low": 10, "high": 90}]
 
 
+def test_targets_without_a_colour_get_twelve_different_ones():
+    code = """
+        import { colorOf } from "./colors.js";
+        result = Array.from({ length: 255 }, (_, k) => colorOf(k + 1));
+    """
+    colours = in_node(code)
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
+    assert len(set(colours)) == len(set(colours[:12])) == 12
+
+
 def test_the_elements_that_the_modules_name_are_in_the_page():
     all_ids = re.findall(r'\bid="([\w-]+)"', HTML)
     ids = set(all_ids)

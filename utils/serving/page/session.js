@@ -8,6 +8,7 @@
  */
 
 import { ApiError, OfflineError, getFrame, getJson, sendFile } from "./api.js";
+import { colorOf } from "./colors.js";
 
 const HEARTBEAT_MS = 15000;
 const RETRY_MS = 3000;
@@ -114,6 +115,7 @@ export class Session extends EventTarget {
   _take(state, isNew = false) {
     const before = this.state;
     this.state = state;
+    for (const target of state.targets) target.color ||= colorOf(target.id);
     this._tell("state", state);
     const isOther = !before || before.image?.digest !== state.image?.digest;
     if (isNew || isOther) this._tell("image", state.image);
