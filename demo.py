@@ -132,7 +132,7 @@ def train(pipeline: Pipeline, folders: Sequence[Path], out: Path, steps: int) ->
         *["preparelabel.py", "--network", "tiny", "--fit-spacing", "--img-datas", *folders],
         *["--num-clicks", 3, "--start-clicks", 1, "--loss-size", 64, "--decoder-lr-scale", 1],
         *["--region-share", 0.3, "--flip-share", 0, "--stored-clicks", 3],
-        *["--lr-schedule", "cosine", "--store-layers", 2, 4, 6],
+        *["--optimizer", "muon", "--lr-schedule", "cosine", "--store-layers", 2, 4, 6],
         *["--steps", steps, "--out-dir", out / "teacher", *shared],
     )
     pipeline.step(

@@ -44,6 +44,7 @@ from segment_anything import (
 )
 from utils.errors import InputError, exit_on_input_error
 from utils.files.answers import require_distinct_files
+from utils.run.checkpoint_flags import FROM_HUB, checkpoint_file, with_local_files
 from utils.run.flags import non_negative_float, positive_int, share
 from utils.run.folder import write_flags
 from utils.run.network import open_network, trained_on
@@ -128,8 +129,8 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     )
     network.add_argument(
         "--checkpoint",
-        type=Path,
-        help="start from the encoder of this student (default: none)",
+        type=checkpoint_file,
+        help=f"start from the encoder of this student: a path, {FROM_HUB} (default: none)",
     )
     network.add_argument(
         "--init-from-teacher",
@@ -268,6 +269,7 @@ def _beside(config: SamConfig, teacher: SamConfig, trained: bool) -> SamConfig:
 
 def run(args: argparse.Namespace) -> StudentReport:
     """Distil with the flags ``args``; return the losses and the path of the student."""
+    args = with_local_files(args)
     inputs = [args.teacher_dir / TEACHER, *([args.checkpoint] if args.checkpoint else [])]
     require_distinct_files([args.out_dir / name for name in (*WRITES, STUDENT)], inputs)
     with owning(args.out_dir):

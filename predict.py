@@ -2,7 +2,9 @@
 
 Reads   --input       a challenge NPZ (imgs, spacing, boxes, clicks); a NIfTI, NRRD or MetaImage
                       file; a folder of DICOM slices; or a folder of any of these
-        --checkpoint  a file of this project (student.pth), or a released file with --network
+        --checkpoint  a file of this project (student.pth), or a released file with --network;
+                      a path, or hf://OWNER/REPO/FILE[@REVISION] on the Hugging Face hub; without
+                      it, the student that ships: weights/student.pth
         --prompts     for images: JSON in the format of utils/prompts/files.py; or --fg, --bg, --box
 Writes  --output      <name>.npz with segs (D, H, W): the k-th entry of the prompts has the value k;
                       for images <name>.nii.gz (or --format nrrd) on their grid: the targets' ids
@@ -11,8 +13,8 @@ Inputs are never written to. An answer replaces only an unchanged answer of this
 of its name are kept unless --overwrite is given. A case that cannot be answered is named, the other
 cases are answered, and the exit code is 1; tracebacks go to OUTPUT/errors_<time>.log.
 
+    python predict.py --input ct.nii.gz --output out --fg 40,210,260
     python predict.py --input inputs --output outputs --checkpoint student.pth
-    python predict.py --input ct.nii.gz --output out --checkpoint student.pth --fg 40,210,260
 """
 
 import utils.run.threads  # noqa: F401  before torch
@@ -49,6 +51,7 @@ class PredictReport(NamedTuple):
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from utils.prompts.files import add_prompt_arguments, protect_minus
+    from utils.run.checkpoint_flags import FROM_HUB, checkpoint_file
     from utils.run.flags import add_device_arguments, add_engine_arguments
     from utils.volumes.intensity import add_intensity_arguments
 
@@ -58,9 +61,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--input", type=Path, required=True, help="a file, or a folder of them; never written to")
     add("--output", type=Path, required=True, help="folder for the answers; made if missing")
-    add("--checkpoint", type=Path, required=True)
+    add(
+        "--checkpoint",
+        type=checkpoint_file,
+        help=f"file of the network, {FROM_HUB} (default: weights/student.pth)",
+    )
     add("--network", help="name of the network in a released file, such as vit_b_ori")
-    add("--teacher", type=Path, help="take prompt encoder and mask decoder from this file")
+    teacher = "take prompt encoder and mask decoder from this file"
+    add("--teacher", type=checkpoint_file, help=teacher)
     add_prompt_arguments(parser)
     add_intensity_arguments(parser)
     add("--series", metavar="UID", help="DICOM series to read, for folders that hold several")
@@ -101,9 +109,13 @@ def run(args: argparse.Namespace, clock: "Clock | None" = None) -> PredictReport
         from utils.cases.inputs import find_inputs, require_safe_answers
         from utils.files.atomic import WriteError, make_folder
         from utils.prediction.predictor import ready_predictor
+        from utils.run.checkpoint_flags import with_local_files
         from utils.run.failures import explain, new_log, release_memory
         from utils.run.network import open_network
+        from utils.run.shipped import checkpoint_or_default
     paths = find_inputs(args.input, args.output)
+    args = with_local_files(args)
+    args.checkpoint = checkpoint_or_default(args.checkpoint, "student")
     require_safe_answers(paths, args)
     make_folder(args.output)
     with clock.part("weights"):

@@ -41,6 +41,7 @@ from segment_anything import (
 from utils.errors import InputError, exit_on_input_error
 from utils.files.answers import require_distinct_files
 from utils.files.atomic import make_folder
+from utils.run.checkpoint_flags import with_local_files
 from utils.run.device import pick_precision
 from utils.run.folder import write_flags
 from utils.run.network import open_network, trained_on
@@ -147,6 +148,7 @@ def run(args: argparse.Namespace) -> TeacherReport:
             "--resume: nothing to resume where --steps is 0; expected --checkpoint with the "
             "network whose outputs are to be stored. Leave --resume out."
         )
+    args = with_local_files(args)
     outputs = [args.out_dir / name for name in WRITES if args.steps != 0]
     outputs.append(args.teacher_dir / TEACHER)
     require_distinct_files(outputs, [args.checkpoint] if args.checkpoint else [])

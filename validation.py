@@ -1,7 +1,8 @@
 """Step 5: validate the teacher with simulated clicks.
 
 Reads   --val-datas     prepared <organ>/<data set> folders (utils/data_paths.py: val_datas)
-        --checkpoint    ours (last.pt, teacher.pt), or a released file with --network
+        --checkpoint    ours (last.pt, teacher.pt), or a released file with --network; without it,
+                        work_dir/teacher_outputs/teacher.pt or else weights/teacher.pth
 Writes  --out-dir       report.html, cases.csv, organs.csv, thickness.csv, summary.json, dsc.png,
                         nsd.png, and the folders cases, predictions and pictures; with
                         --image-check also image_check.csv
@@ -25,17 +26,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import exit_on_input_error
+from utils.run.log import start_log
+from utils.run.shipped import checkpoint_or_default
 from utils.validation.arguments import show, validation_parser, with_out_dir
 from utils.validation.protocol import Summary
 from utils.validation.run import validate
 
 OUT_DIR = Path("work_dir/validation_teacher")
+OWN = Path("work_dir/teacher_outputs/teacher.pt")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = validation_parser(
         __doc__,
-        checkpoint=Path("work_dir/teacher_outputs/teacher.pt"),
+        checkpoint=f"{OWN} if it is there, else weights/teacher.pth",
         out_dir=OUT_DIR,
         released="vit_b_ori for sam_med3d_turbo.pth",
     )
@@ -44,11 +48,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> Summary:
     """Validate the teacher as ``args`` say."""
+    args.checkpoint = checkpoint_or_default(args.checkpoint, "teacher", own=OWN)
     return validate(args)
 
 
 @exit_on_input_error
 def main() -> int:
+    start_log()
     return show(run(parse_args()))
 
 

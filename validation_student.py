@@ -2,6 +2,8 @@
 
 Reads   --val-datas     prepared <organ>/<data set> folders (utils/data_paths.py: val_datas)
         --checkpoint    ours (student.pth), or the released fastsam3d.pth with --network and
+                        --teacher; without it, work_dir/student/student.pth or else
+                        weights/student.pth
         --teacher       the file whose prompt encoder and mask decoder the student uses
 Writes  --out-dir       report.html, cases.csv, organs.csv, thickness.csv, summary.json, dsc.png,
                         nsd.png, and the folders cases, predictions and pictures; with
@@ -27,23 +29,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import exit_on_input_error
+from utils.run.checkpoint_flags import checkpoint_file
+from utils.run.log import start_log
+from utils.run.shipped import checkpoint_or_default
 from utils.validation.arguments import show, validation_parser, with_out_dir
 from utils.validation.protocol import Summary
 from utils.validation.run import validate
 
 OUT_DIR = Path("work_dir/validation_student")
+OWN = Path("work_dir/student/student.pth")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = validation_parser(
         __doc__,
-        checkpoint=Path("work_dir/student/student.pth"),
+        checkpoint=f"{OWN} if it is there, else weights/student.pth",
         out_dir=OUT_DIR,
         released="fastsam3d for fastsam3d.pth",
     )
     parser.add_argument(
         "--teacher",
-        type=Path,
+        type=checkpoint_file,
         help="take prompt encoder and mask decoder from this file (default: the student's file)",
     )
     return with_out_dir(parser.parse_args(argv), OUT_DIR)
@@ -51,11 +57,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> Summary:
     """Validate the student as ``args`` say."""
+    args.checkpoint = checkpoint_or_default(args.checkpoint, "student", own=OWN)
     return validate(args)
 
 
 @exit_on_input_error
 def main() -> int:
+    start_log()
     return show(run(parse_args()))
 
 

@@ -8,7 +8,7 @@ mode=${1:-}
 
 teachers=0 others=0 names=
 for file in weights/*; do
-    if [ ! -f "$file" ]; then continue; fi
+    if [ ! -f "$file" ] || [ "${file%.sha256}" != "$file" ]; then continue; fi
     names="$names $file"
     case "$file" in
         weights/teacher.pth | weights/teacher.pt) teachers=$((teachers + 1)) teacher=$file ;;

@@ -96,7 +96,7 @@ TINY = SamConfig(
         click_likeness=True,
         boxes=True,
     ),
-    decoder=DecoderConfig(mlp_dim=512, form="pyramid", refine_strength=0.3),
+    decoder=DecoderConfig(mlp_dim=512, form="pyramid", refine_strength=1.0, mask_bias=1.0),
 )
 
 TINY_FASTSAM3D = dataclasses.replace(

@@ -10,8 +10,9 @@ layouts:
 
 A bare state dict is accepted too, and so are other layouts and prefixes of training scripts
 (segment_anything/checkpoint_keys.py). Our files carry ``config``, the `SamConfig` as a dictionary.
-Files are read without running code from them (``weights_only``). Weights are compared with the
-network's before they are loaded: segment_anything/checkpoint_fit.py.
+Files are read without running code from them (``weights_only``). Where ``NAME.sha256`` lies beside
+a file, as for the weights that ship, the file's SHA-256 must be the one written there. Weights are
+compared with the network's before they are loaded: segment_anything/checkpoint_fit.py.
 """
 
 import argparse
@@ -44,11 +45,15 @@ from segment_anything.checkpoint_keys import (
 )
 from segment_anything.modeling import Sam3D
 
+#: Of the file beside a checkpoint with its SHA-256, in the form of sha256sum.
+HASH_SUFFIX = ".sha256"
+_LFS_POINTER = b"version https://git-lfs.github.com/"
+
 #: Fields that the config got later, and what networks without them had.
 LATER_FIELDS = {
     "encoder": {"detail": "stem"},
     "prompt": {"click_diffusion": False, "click_likeness": False, "boxes": False},
-    "decoder": {"form": "sam", "refine_strength": 0.0},
+    "decoder": {"form": "sam", "refine_strength": 0.0, "mask_bias": 0.0},
 }
 
 
@@ -75,7 +80,8 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
     """Read everything in a checkpoint file, onto the CPU and without running code from it.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or not a dictionary of plain data.
+        CheckpointError: the file is missing, damaged, not a dictionary of plain data, or not the
+            one whose SHA-256 lies beside it.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -83,6 +89,8 @@ def read_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
             f"{path}: no such file, expected a checkpoint written by torch.save.\n"
             "Check the path; relative ones start from the working directory."
         )
+    _require_content(path)
+    _require_hash(path)
     try:
         with torch.serialization.safe_globals(_plain_data_types()):
             mmap = zipfile.is_zipfile(path)  # older files cannot be mapped
@@ -132,6 +140,15 @@ def open_checkpoint(path: str | pathlib.Path | Checkpoint) -> Checkpoint:
     facts = {k: v for k, v in content.items() if WEIGHTS in content and not is_state_dict(v)}
     notes = tuple(f"{path}: {note}" for note in (*notes, *more))
     return Checkpoint(path, weights, config if is_ours else None, facts, notes)
+
+
+def sha256_of(path: pathlib.Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def student_num_heads(state_dict: Mapping[str, Tensor], source: str = "the weights") -> int:
@@ -228,6 +245,39 @@ def _joined(weights: dict[str, Tensor], decoder: dict[str, Tensor]) -> dict[str,
             "expected each once.\nSave the weights under one of them."
         )
     return weights | decoder
+
+
+def _require_content(path: pathlib.Path) -> None:
+    """Refuse the few lines that Git LFS puts in the place of a file it has not downloaded."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) != _LFS_POINTER:
+            return
+    raise CheckpointError(
+        f"{path}: is a pointer of Git LFS of {path.stat().st_size} bytes, expected the checkpoint "
+        "itself.\nDownload it: git lfs pull."
+    )
+
+
+def _require_hash(path: pathlib.Path) -> None:
+    """Compare a file with the SHA-256 in the file beside it, where there is one."""
+    beside = path.with_name(path.name + HASH_SUFFIX)
+    if not beside.is_file():
+        return
+    with beside.open("rb") as file:
+        words = file.read(1024).decode("ascii", "replace").split()
+    expected = words[0].lower() if words else ""
+    if not re.fullmatch("[0-9a-f]{64}", expected):
+        raise CheckpointError(
+            f"{beside}: begins with {expected[:80]!r}, expected the 64 hexadecimal digits of the "
+            f"SHA-256 of {path.name}.\nTake both files from their source again, or remove this one."
+        )
+    found = sha256_of(path)
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: {path.stat().st_size:,} bytes with the SHA-256 {found}, expected {expected}, "
+            f"which {beside.name} holds.\nThe file is damaged or was replaced: take both files "
+            f"from their source again (git checkout), or remove {beside.name} if you replaced it."
+        )
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segment_anything.decoding import NO_CLICK, Interaction, box_points, first_decoded, no_mask
+from segment_anything.decoding import (
+    NO_CLICK,
+    Interaction,
+    box_points,
+    first_decoded,
+    no_mask,
+    require_boxes,
+)
 from segment_anything.engine import Engine, InferenceEngine
 from segment_anything.modeling import Sam3D
 
@@ -133,6 +140,8 @@ class CropPredictor:
     def _points(self, target: Prompted) -> tuple[Tensor, Tensor]:
         """Return the points to give: coordinates (1, N, 3) and labels (1, N), on the CPU."""
         config, box = self.model.config, target.box
+        if box is not None:
+            require_boxes(config)
         clicks = [(tuple(place), int(is_foreground)) for place, is_foreground in target.clicks]
         if not clicks or box is not None:
             # In training a box comes in a turn of its own, without a click.
@@ -140,11 +149,6 @@ class CropPredictor:
         places, labels = zip(*clicks[first_decoded(config.given_clicks) :], strict=True)
         coords, labels = torch.tensor([places], dtype=torch.float32), torch.tensor([labels])
         if not config.prompt.boxes:
-            if box is not None:
-                raise ValueError(
-                    f"network '{config.network}': got a box, expected a network with prompt.boxes: "
-                    "give a click in the box's middle and the box as a mask"
-                )
             return coords, labels
         boxes = torch.tensor([box or [[0.0] * 3] * 2], dtype=torch.float32)
         corners, kinds = box_points(boxes, torch.tensor([box is not None]))

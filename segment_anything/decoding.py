@@ -16,8 +16,9 @@ from torch import Tensor
 
 from segment_anything.config import SamConfig
 from segment_anything.modeling import PyramidPromptEncoder3D, Sam3D
+from segment_anything.modeling.boxes3D import CORNERS
 from segment_anything.modeling.common import upsample, wide
-from segment_anything.modeling.diffusion3D import CORNERS, guided_mask
+from segment_anything.modeling.diffusion3D import guided_mask
 from segment_anything.modeling.pyramid3D import image_of
 
 #: The label of a padding point, which the prompt encoder does not treat as a click.
@@ -30,6 +31,15 @@ Decode = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 def no_mask(model: Sam3D, batch: int = 1, device: torch.device | None = None) -> Tensor:
     """Return the mask prompt before the first click: zeros (B, 1, m, m, m), as released."""
     return torch.zeros(batch, 1, *[model.config.low_res_size] * 3, device=device)
+
+
+def require_boxes(config: SamConfig) -> None:
+    """Raise a `ValueError` for a box if the network takes none."""
+    if not config.prompt.boxes:
+        raise ValueError(
+            f"network '{config.network}': got a box, expected a network with prompt.boxes: give a "
+            "click in the box's middle and the box as a mask"
+        )
 
 
 def box_points(boxes: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,11 +129,12 @@ class Interaction:
     def __init__(
         self, model: Sam3D, image_embedding: Tensor, *, decode: Decode | None = None
     ) -> None:
-        self.low_res_masks = no_mask(model, len(image_embedding), image_embedding.device)
+        self._masks = no_mask(model, len(image_embedding), image_embedding.device)
+        self._unfinished: tuple[Tensor, Tensor] | None = None  # the clicks of raw masks
         self._embedding = image_embedding
         self._history = ClickHistory(model.config.given_clicks)
-        self._network, self._takes_boxes = model.config.network, model.config.prompt.boxes
-        if self._takes_boxes:
+        self._model = model
+        if model.config.prompt.boxes:
             batch, device = len(image_embedding), image_embedding.device
             none = torch.zeros(batch, dtype=torch.bool, device=device)
             self.give_boxes(torch.zeros(batch, 2, 3, device=device), none)
@@ -146,18 +157,26 @@ class Interaction:
         Raises:
             ValueError: the network takes no boxes, or the shapes do not fit the embedding's batch.
         """
+        require_boxes(self._model.config)
         batch = len(self._embedding)
-        if not self._takes_boxes:
-            raise ValueError(
-                f"network '{self._network}': got boxes, expected a network with prompt.boxes: give "
-                "a click in the box's middle and the box as a mask"
-            )
         if boxes.shape != (batch, 2, 3) or given.shape != (batch,):
             raise ValueError(
                 f"give_boxes: got boxes {tuple(boxes.shape)} and flags {tuple(given.shape)}, "
                 f"expected ({batch}, 2, 3) and ({batch},), one box for each embedding"
             )
         self._history.boxes = box_points(boxes, given)
+
+    @property
+    def low_res_masks(self) -> Tensor:
+        if self._unfinished is not None:
+            embedding = self._embedding.detach()
+            self._masks = finish_masks(self._model, self._masks, embedding, *self._unfinished)
+            self._unfinished = None
+        return self._masks
+
+    @low_res_masks.setter
+    def low_res_masks(self, masks: Tensor) -> None:
+        self._masks, self._unfinished = masks, None
 
     def click(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Add one click a sample and decode.
@@ -182,8 +201,16 @@ class Interaction:
         self._history.add(coords, labels)
         clicks = self._history.decoded()
         logits, iou = self._decode(self._embedding, *clicks, self.low_res_masks)
-        self.low_res_masks = logits.detach().float()
+        masks = logits.detach().float()
+        if self._model.training:  # the loss needs raw logits, but the next click masks as in use
+            self.keep_raw(masks)
+        else:
+            self.low_res_masks = masks
         return logits, iou
+
+    def keep_raw(self, masks: Tensor) -> None:
+        """Keep raw masks (B, 1, m, m, m) of the last click; `finish_masks` is applied when read."""
+        self._masks, self._unfinished = masks, self._history.decoded()
 
 
 def decode_points(
@@ -194,7 +221,7 @@ def decode_points(
     low_res_masks: Tensor,
     dense_pe: Tensor,
     *,
-    refine: bool = True,
+    finish: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Run prompt encoder and mask decoder once: tensors in, tensors out.
 
@@ -206,8 +233,8 @@ def decode_points(
         point_labels: (B, N) in {1, 0, NO_CLICK}; 2 and 3 for the corners of a box.
         low_res_masks: (B, 1, m, m, m) logits.
         dense_pe: (1, C, g, g, g), the prompt encoder's ``get_dense_pe``.
-        refine: Refine the masks where the network is in eval mode and its
-            ``DecoderConfig.refine_strength`` is above 0.
+        finish: In eval mode, return the masks of `finish_masks`. Otherwise masks are raw: what the
+            network's loss is computed on.
 
     Returns:
         low-resolution logits (B, 1, m, m, m) and predicted IoU (B, 1).
@@ -222,12 +249,29 @@ def decode_points(
         masks = upsample(wide(masks), config.low_res_size)
     else:
         masks, iou = _decode(model, *inputs, dense_pe)
-    strength = config.decoder.refine_strength
-    if strength and refine and not model.training:
-        image = wide(image_of(image_embedding))
-        size = config.encoder.img_size
-        masks = guided_mask(masks, image, point_coords, point_labels, size, strength)
+    if finish and not model.training:
+        masks = finish_masks(model, masks, image_embedding, point_coords, point_labels)
     return masks, iou
+
+
+def finish_masks(
+    model: Sam3D, masks: Tensor, image_embedding: Tensor, coords: Tensor, labels: Tensor
+) -> Tensor:
+    """Smooth raw masks along the edges of the image, and add ``DecoderConfig.mask_bias``.
+
+    The bias makes up for masks that are too small. Where a network is unsure, the mask of the
+    highest expected DSC takes all cells whose probability is above half of that DSC, not above 0.5
+    (Lipton et al., arXiv:1402.1892); the smoothing makes masks smaller as well.
+
+    Args:
+        masks: (B, 1, m, m, m) logits.
+        image_embedding, coords, labels: as in `decode_points`.
+    """
+    decoder = model.config.decoder
+    if decoder.refine_strength:
+        image, size = wide(image_of(image_embedding)), model.config.encoder.img_size
+        masks = guided_mask(masks, image, coords, labels, size, decoder.refine_strength)
+    return masks + decoder.mask_bias if decoder.mask_bias else masks
 
 
 def _without_refinement(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils.prompts.box import LOOSENESS, PEAK_LOGIT, Box, box_around, ellipsoid_logits
+from utils.prompts.box import LOOSENESS, ON_ONE_SLICE, PEAK_LOGIT, Box, box_around, ellipsoid_logits
 
 
 def block(start=(4, 8, 12), stop=(12, 20, 28), size=32):
@@ -57,11 +57,18 @@ def test_box_thinner_than_a_cell_still_marks_one():
     assert (ellipsoid_logits(Box((5, 5, 5), (6, 6, 6)), 32, 8) > 0).sum() == 1
 
 
-def test_drawn_boxes_take_two_numbers_of_the_generator_for_each_axis():
-    wider = np.random.default_rng(5).uniform(0, LOOSENESS, (3, 2)) * np.array([[8], [12], [16]])
-    box = box_around(block(), np.random.default_rng(5))
-    np.testing.assert_allclose(box.start, np.subtract((4, 8, 12), wider[:, 0]))
-    np.testing.assert_allclose(box.stop, np.add((12, 20, 28), wider[:, 1]))
+def test_boxes_drawn_in_3d_take_two_numbers_of_the_generator_for_each_axis():
+    looser = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        wider = rng.uniform(0, LOOSENESS, (3, 2)) * np.array([[8], [12], [16]])
+        if rng.random() < ON_ONE_SLICE:
+            continue
+        looser += 1
+        box = box_around(block(), np.random.default_rng(seed))
+        np.testing.assert_allclose(box.start, np.subtract((4, 8, 12), wider[:, 0]))
+        np.testing.assert_allclose(box.stop, np.add((12, 20, 28), wider[:, 1]))
+    assert 3 < looser < 17
 
 
 def test_the_logits_of_an_ellipsoid_fall_with_the_square_of_the_distance():

@@ -101,3 +101,28 @@ def test_a_teacher_that_takes_boxes_is_stored_with_clicks_alone():
     outputs = teacher_outputs(model, sample["image"], sample["label"], 2, rngs)
     assert outputs["click_labels"].shape == (2, 2)
     assert set(outputs["click_labels"].flatten().tolist()) <= {0, 1}
+
+
+def test_half_of_the_random_boxes_are_drawn_on_the_middle_slice():
+    label = np.zeros((40, 40, 40), bool)
+    label[10:20, 10:20, 8:24] = True
+    label[5:30, 5:30, 8:10] = True  # wide in two slices far from the middle one
+    boxes = [box_around(label, np.random.default_rng(seed)) for seed in range(200)]
+    on_one_slice = [box for box in boxes if box.start[0] > 5]
+
+    assert 70 < len(on_one_slice) < 130
+    for box in on_one_slice:  # 1.2 times the 10 voxels of the middle slice
+        np.testing.assert_allclose(np.transpose(box), [[9, 21], [9, 21], [8, 24]])
+    for box in boxes:
+        if box not in on_one_slice:
+            assert all(np.less_equal(box.start, (5, 5, 8)))
+            assert all(np.greater_equal(box.stop, (30, 30, 24)))
+
+
+def test_a_target_without_a_voxel_in_its_middle_slice_gets_a_whole_box():
+    label = np.zeros((16, 16, 16), bool)
+    label[4:8, 4:8, 2] = label[4:8, 4:8, 12] = True
+    for seed in range(20):
+        box = box_around(label, np.random.default_rng(seed))
+        assert all(np.less_equal(box.start, (4, 4, 2)))
+        assert all(np.greater_equal(box.stop, (8, 8, 13)))

@@ -19,8 +19,9 @@ from segment_anything import (
     checkpoint_payload,
     network_configs,
 )
+from segment_anything.modeling.boxes3D import box_of, core, share_inside, surroundings
 from segment_anything.modeling.common import unfold_cells
-from segment_anything.modeling.diffusion3D import boxed, diffused_clicks, guided_mask
+from segment_anything.modeling.diffusion3D import diffused_clicks, guided_mask
 
 CONFIG = dataclasses.replace(PLAIN, prompt=dataclasses.replace(PLAIN.prompt, boxes=True))
 BOX_MAP = 2 + 5 + 2  # behind the maps of clicks
@@ -81,40 +82,103 @@ def test_a_boxes_map_is_the_share_of_each_cell_in_the_box(model):
     torch.testing.assert_close(found, expected)
 
 
-def test_corners_are_no_clicks_for_the_maps_of_clicks(model):
+def test_beside_a_positive_click_a_box_changes_what_spreads_from_outside_and_its_own_map(model):
     corners = box_points(torch.tensor([[[8.0, 16, 4], [40, 50, 64]]]), YES)
-    with_box = _maps(model, *corners)
-    without = _maps(model, corners[0], torch.full((1, 2), NO_CLICK))
-    changed = [n for n in range(len(with_box)) if not torch.equal(with_box[n], without[n])]
-    assert changed == [2 + 1, 2 + 3, BOX_MAP]  # negative ones, at both ranges, and the box
+    click = torch.tensor([[[20.0, 30, 30]]]), torch.tensor([[1]])
+    coords, labels = (torch.cat(pair, 1) for pair in zip(corners, click, strict=True))
+    padding = torch.full((1, 2), NO_CLICK)
+    with_box = _maps(model, coords, labels)
+    without = _maps(model, coords, torch.cat([padding, click[1]], 1))
+    changed = [n for n in range(len(with_box)) if (with_box[n] - without[n]).abs().max() > 1e-6]
+    # Positive clicks now end at the cells outside, which are negative, as the walker does.
+    assert changed == [2, 3, 4, 5, 6, BOX_MAP]
 
 
 @pytest.mark.parametrize("size", [8, 16, 32])
 def test_a_box_thinner_than_a_cell_holds_a_cell_on_every_grid(size):
     coords, labels = box_points(torch.tensor([[[20.0, 20, 20], [21, 21, 60]]]), YES)
-    share, outside = boxed(coords, labels, size, SIZE)
+    box = box_of(coords, labels, SIZE)
+    share, middle = share_inside(box, size), core(box, size)
     assert (share > 0).any()
-    assert torch.equal(outside, share == 0)
+    assert middle.any()
+    assert (share[middle] > 0).all()
 
 
-def test_one_corner_alone_is_no_box():
+def test_the_core_is_an_ellipsoid_of_a_part_of_the_boxs_diameter():
+    coords, labels = box_points(torch.tensor([[[0.0, 32, 64], [128, 96, 96]]]), YES)
+    found = core(box_of(coords, labels, SIZE), SIZE).view(SIZE, SIZE, SIZE)
+    extents = [(place.min().item(), place.max().item() + 1) for place in found.nonzero().T]
+    for (first, last), middle, edge in zip(extents, (64, 64, 80), (128, 64, 32), strict=True):
+        assert first + last == pytest.approx(2 * middle, abs=1)
+        assert last - first == pytest.approx(0.6 * edge, abs=1.1)
+
+
+def test_surroundings_are_about_the_box_and_not_in_it():
+    coords, labels = box_points(torch.tensor([[[48.0, 48, 48], [80, 80, 80]]]), YES)
+    found = surroundings(box_of(coords, labels, SIZE), SIZE).view(SIZE, SIZE, SIZE)
+    expected = torch.zeros_like(found)
+    expected[40:88, 40:88, 40:88] = True
+    expected[48:80, 48:80, 48:80] = False
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("corner", [0, 1])
+def test_one_corner_alone_is_no_box(corner):
     coords, labels = box_points(torch.tensor([BOX]), YES)
-    for only in (0, 1):
-        share, outside = boxed(coords[:, [only]], labels[:, [only]], CELLS, SIZE)
-        assert not share.any()
-        assert not outside.any()
+    box = box_of(coords[:, [corner]], labels[:, [corner]], SIZE)
+    for cells in (share_inside(box, CELLS), core(box, CELLS)):
+        assert not cells.any()
+    assert not box.given.any()
 
 
-def test_in_a_bent_target_what_the_box_reaches_is_the_ground_and_the_middle_is_not_positive(bent):
+def test_in_a_bent_target_what_the_box_reaches_is_the_ground(bent):
     image, inside = bent
-    maps = diffused_clicks(image, *box_points(torch.tensor([BOX]), YES), SIZE)[0]
-    positive, negative = maps[[0, 2, 4]], maps[1]
-    assert not positive.any()
+    negative = diffused_clicks(image, *box_points(torch.tensor([BOX]), YES), SIZE)[0, 1]
     within = torch.zeros_like(inside)
     within[4:28, 6:26, 4:28] = True
     assert (negative[~within] == 1).all()
-    assert negative[within & ~inside].mean() > 2 * negative[inside].mean()
-    assert negative[15, 15, 20] > negative[15, 15, 6]  # the middle, and the bend
+    assert negative[within & ~inside].mean() > 1.5 * negative[inside].mean()
+
+
+def test_the_middle_of_a_box_counts_as_positive_until_there_is_a_positive_click(bent):
+    coords, labels = box_points(torch.tensor([BOX]), YES)
+    found = core(box_of(coords, labels, SIZE), CELLS).view(CELLS, CELLS, CELLS)
+    alone = diffused_clicks(bent[0], coords, labels, SIZE)[0]
+    click = torch.tensor([[[20.5, 60.5, 60.5]]])  # in the bright target, outside of the core
+    coords = torch.cat([coords, click], 1)
+    clicked, denied = (
+        diffused_clicks(bent[0], coords, torch.cat([labels, torch.tensor([[kind]])], 1), SIZE)[0]
+        for kind in (1, 0)
+    )
+    for positive in (0, 2, 4):
+        assert (alone[positive][found] == 1).all()
+        assert (denied[positive][found] == 1).all()
+        assert (clicked[positive][found] < 1).any()
+
+
+def test_a_negative_click_in_the_middle_of_a_box_is_not_positive(bent):
+    coords, labels = box_points(torch.tensor([BOX]), YES)
+    middle = torch.tensor([[[64.0, 64, 64]]])
+    coords, labels = torch.cat([coords, middle], 1), torch.cat([labels, torch.tensor([[0]])], 1)
+    maps = diffused_clicks(bent[0], coords, labels, SIZE)[0, :, 16, 16, 16]
+    assert maps.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_a_boxs_middle_and_surroundings_are_likened_to_until_there_is_a_positive_click(model):
+    grid = torch.zeros(1, 2, 16, 16, 16)
+    grid[:, 1] = 1  # the ground; the target has the other direction
+    grid[:, :, 4:12, 4:12, 4:12] = torch.tensor([1.0, 0])[None, :, None, None, None]
+    coords, labels = box_points(torch.tensor([[[16.0, 16, 16], [48, 48, 48]]]), YES)
+    alone = model.prompt_encoder.likeness_maps(grid, coords, labels)[0]
+    inside = grid[0, 0] == 1
+    assert torch.equal(alone[0] > 0.5, inside)
+    assert torch.equal(alone[1] > 0.5, ~inside)
+
+    click = torch.tensor([[[2.0, 2, 2]]])
+    coords, labels = torch.cat([coords, click], 1), torch.cat([labels, torch.tensor([[1]])], 1)
+    clicked = model.prompt_encoder.likeness_maps(grid, coords, labels)[0]
+    assert torch.equal(clicked[0] > 0.5, ~inside)
+    assert (clicked[1] == -1).all()
 
 
 def test_no_cell_of_a_refined_mask_is_fixed_by_a_box(bent):

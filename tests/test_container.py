@@ -83,9 +83,28 @@ def copy_weights(folder, patterns, target):
             shutil.copy(path, target / path.name)
 
 
+def stages(**build_args):
+    """Return the steps of the stage that stands for the named folder, and those of the image."""
+    recipe = instructions(**build_args)
+    first, second = [n for n, (name, _) in enumerate(recipe) if name == "FROM"]
+    assert recipe[first] == ("FROM", "scratch AS weights")
+    return recipe[first:second], recipe[second:]
+
+
+def shipped_folder(context, folder):
+    """Follow the COPY lines of the stage that takes the named folder's place; return ``folder``."""
+    folder.mkdir()
+    for name, words in stages()[0]:
+        if name == "COPY":
+            source, target = words
+            assert target == "/"
+            copy(context, source, folder)
+    return folder
+
+
 def build(workspace, weights, **build_args):
     """Follow the recipe's COPY lines into ``workspace``, with a folder of weights."""
-    for name, words in instructions(**build_args):
+    for name, words in stages(**build_args)[1]:
         if name != "COPY":
             continue
         *sources, target = words
@@ -161,7 +180,8 @@ def test_every_module_and_package_it_may_import_is_there(workspace):
         waiting += mine - ours
         ours |= mine
         packages |= {other.split(".")[0] for other in names - mine}
-    packages -= {*sys.stdlib_module_names, "flash_attn", "SimpleITK"}  # the last two are optional
+    optional = {"flash_attn", "SimpleITK", "huggingface_hub"}
+    packages -= {*sys.stdlib_module_names, *optional}
     assert {"torch", "nibabel"} <= packages
     assert {packages_distributions()[name][0] for name in packages} <= required
 
@@ -230,6 +250,9 @@ def test_base_image_and_packages_have_exact_versions():
         ("utils/student.pth", True),
         ("segment_anything/modeling/last.pt", True),
         ("student.pth", True),
+        ("weights/student.pth", False),
+        ("weights/student.pth.sha256", False),
+        ("weights/teacher.pth", True),
         ("work_dir/student/student.pth", True),
         ("work_dir/teacher_outputs/teacher.pt", True),
         ("work_dir/student/run.log", True),
@@ -259,6 +282,28 @@ def test_only_the_named_checkpoint_and_its_teacher_enter(tmp_path, beside, enter
         (weights / name).touch()
     build(tmp_path / "workspace", weights, CHECKPOINT="student.pth")
     assert sorted(path.name for path in (tmp_path / "workspace/weights").iterdir()) == entered
+
+
+def test_the_sha256_beside_the_checkpoint_enters_with_it(tmp_path):
+    weights = tmp_path / "work_dir"
+    weights.mkdir()
+    for name in ("student.pth", "student.pth.sha256", "last.pt.sha256"):
+        (weights / name).touch()
+    build(tmp_path / "workspace", weights, CHECKPOINT="student.pth")
+    entered = sorted(path.name for path in (tmp_path / "workspace/weights").iterdir())
+    assert entered == ["student.pth", "student.pth.sha256"]
+
+
+def test_without_a_named_folder_the_student_that_ships_enters_alone(tmp_path):
+    """Nothing of it lies in the root of this repository: the files are made up."""
+    context = tmp_path / "clone"
+    (context / "weights").mkdir(parents=True)
+    for name in ("student.pth", "student.pth.sha256", "teacher.pth", "teacher.pth.sha256"):
+        (context / "weights" / name).write_text(name)
+    folder = shipped_folder(context, tmp_path / "stage")
+    build(tmp_path / "workspace", folder)
+    entered = {path.name: path.read_text() for path in (tmp_path / "workspace/weights").iterdir()}
+    assert entered == {name: name for name in ("student.pth", "student.pth.sha256")}
 
 
 def test_a_checkpoint_that_is_not_in_the_folder_ends_the_build(tmp_path):
@@ -307,6 +352,16 @@ def test_weights_without_a_folder_are_said(workspace, tmp_path):
     scene = with_weights(workspace, tmp_path)
     (scene / "weights").rmdir()
     assert "found 0 checkpoints ()" in run_sh(scene, "sh predict.sh --check").stderr
+
+
+def test_a_sha256_is_no_checkpoint_and_is_compared(workspace, tmp_path):
+    scene = with_weights(workspace, tmp_path)
+    shutil.copy(workspace / "weights" / "student.pth", scene / "weights" / "student.pth")
+    (scene / "weights" / "student.pth.sha256").write_text("0" * 64)
+    ended = run_sh(scene, "sh predict.sh --check")
+    assert ended.returncode == 1
+    assert "weights/student.pth:" in ended.stderr
+    assert f"expected {'0' * 64}" in ended.stderr
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])

@@ -71,7 +71,8 @@ def test_two_ranks_distil_through_all_stages_as_one_with_the_whole_batch(crops, 
 
 def test_ranks_whose_clocks_differ_take_the_same_steps_in_the_minutes(crops, tmp_path):
     """The clock of rank 1 goes 51 times as fast."""
-    result = on_two_ranks(crops, tmp_path / "run", "--minutes", "0.05")
+    # Nine seconds: on a busy machine a step may take two.
+    result = on_two_ranks(crops, tmp_path / "run", "--minutes", "0.15")
 
     assert result.returncode == 0, result.stderr
     first, second = (torch.load(tmp_path / f"run/rank_{rank}.pt") for rank in (0, 1))

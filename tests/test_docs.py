@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 NAMES = sorted(set(re.findall(r"`((?:\w+\.){1,4}\w+)`", ARCHITECTURE)))
 NAMES = [name for name in NAMES if not name.endswith((".py", ".md"))]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "weights/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -56,7 +56,15 @@ OF_STUDENT = OF_TRAINING | {
 SCRIPTS = [
     (preparelabel, OF_TEACHER),
     (distillation, OF_STUDENT),
-    (validation, {"seed": ["-1", "4294967296"], "num-clicks": ["0"], "pictures": ["-1"]}),
+    (
+        validation,
+        {
+            "seed": ["-1", "4294967296"],
+            "num-clicks": ["0"],
+            "pictures": ["-1"],
+            "cases": ["0", "1.5"],
+        },
+    ),
     (demo, {"steps": ["0", "-3", "x"]}),
 ]
 CASES = [

@@ -1,9 +1,12 @@
 """Phantoms: the challenge's form, the table's class ids, one case a seed and number."""
 
+import sys
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from utils.cases import phantoms as command
 from utils.cases.challenge import read_challenge_case
 from utils.cases.phantoms import CT_CLASSES, MR_CLASSES, ct_phantom, mr_phantom, write_phantoms
 from utils.errors import InputError
@@ -157,3 +160,17 @@ def test_abdomens_have_boxes_that_hold_the_middle_slices_organ(phantoms):
 
 def test_hearts_have_no_boxes(phantoms):
     assert read_challenge_case(phantoms[1]).prompts == []
+
+
+def test_the_command_writes_and_prints_the_cases_of_its_seed(tmp_path, monkeypatch, capsys):
+    words = ["--out", str(tmp_path / "made"), "--cases", "2", "--seed", "5"]
+    monkeypatch.setattr(sys, "argv", ["phantoms", *words])
+    with pytest.raises(SystemExit, match="0"):
+        command.main()
+    expected = write_phantoms(tmp_path / "expected", 2, seed=5)
+    made = sorted((tmp_path / "made").iterdir())
+    assert [path.name for path in made] == [path.name for path in expected]
+    assert capsys.readouterr().out.splitlines() == [str(path) for path in made]
+    for path, other in zip(made, expected, strict=True):
+        with np.load(path) as own, np.load(other) as theirs:
+            np.testing.assert_array_equal(own["imgs"], theirs["imgs"])

@@ -119,12 +119,30 @@ def test_masks_are_refined_outside_of_training_only(model):
     assert (_logits(other.eval(), _volume()) - plain).abs().max() > 1e-2
 
 
+def test_in_training_the_next_click_gets_the_masks_that_it_gets_in_use():
+    torch.manual_seed(0)
+    config = dataclasses.replace(
+        CONFIG, decoder=dataclasses.replace(CONFIG.decoder, refine_strength=0.05)
+    )
+    model = build_sam3D(config)
+    prompts, logits = [], []
+    for is_training in (True, False):
+        model.train(is_training)
+        interaction = Interaction(model, model.image_encoder(_volume()).detach())
+        logits.append(interaction.click(*CLICK)[0])
+        prompts.append(interaction.low_res_masks)
+    assert logits[0].requires_grad
+    assert not prompts[0].requires_grad
+    torch.testing.assert_close(prompts[0], prompts[1])
+    assert (logits[0] - prompts[0]).abs().max() > 1e-2  # the loss is of the network's own masks
+
+
 def test_without_maps_the_network_has_fewer_prompt_channels():
     plain = dataclasses.replace(CONFIG, prompt=PromptConfig(click_memory="all"))
     shapes = [
         build_sam3D(config).mask_decoder.prompt_cells.weight.shape[1] for config in (plain, CONFIG)
     ]
-    assert shapes == [2 + 8 + 4, 2 + 5 + 2 + 8 + 4]
+    assert shapes == [2 + 8, 2 + 5 + 2 + 8]
 
 
 @pytest.mark.parametrize(

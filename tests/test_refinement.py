@@ -139,7 +139,7 @@ def test_the_network_itself_gets_the_last_click_and_masks_of_its_own_grid():
     embedding, dense_pe = encode_image(sharp, crop), model.prompt_encoder.get_dense_pe()
     coords, labels = torch.tensor([[[25.0, 9.0, 5.0], [16.0, 14.0, 18.0]]]), torch.tensor([[0, 1]])
     masks = 3 * torch.randn(1, 1, SIZE, SIZE, SIZE)
-    found, _ = decode_points(sharp, embedding, coords, labels, masks, dense_pe, refine=False)
+    found, _ = decode_points(sharp, embedding, coords, labels, masks, dense_pe, finish=False)
 
     own = F.avg_pool3d(masks, 2)
     inputs = model.image_encoder(crop), coords[:, 1:], labels[:, 1:], own, dense_pe

@@ -28,7 +28,7 @@ STUDENT = {
     "logit-weight": 2, "truth-weight": 0.5,
 }  # fmt: skip
 BOTH = {
-    "steps": 8, "minutes": 8, "batch-size": 1, "accumulation": 2, "lr": 1e-2,
+    "steps": 8, "minutes": 8, "batch-size": 1, "accumulation": 2, "optimizer": "muon", "lr": 1e-2,
     "lr-schedule": "constant", "warmup": 0.5, "weight-decay": 9, "clip": 7, "validate-every": 2,
     "patience": 3, "seed": 5, "precision": "bfloat16", "checkpoint": "other.pt",
     "network": "fastsam3d",

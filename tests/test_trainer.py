@@ -86,11 +86,12 @@ def test_training_lowers_the_loss_and_writes_each_step_down(index, tmp_path):
     assert (tmp_path / "run/loss.png").stat().st_size > 1000
 
 
-def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(index, tmp_path):
-    whole, _ = train(index, tmp_path / "whole")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(index, tmp_path, optimizer):
+    whole, _ = train(index, tmp_path / "whole", optimizer=optimizer)
     with pytest.raises(KeyboardInterrupt):
-        train(index, tmp_path / "killed", stop_after=4, save_minutes=0)
-    resumed, _ = train(index, tmp_path / "killed", resume=True)
+        train(index, tmp_path / "killed", stop_after=4, save_minutes=0, optimizer=optimizer)
+    resumed, _ = train(index, tmp_path / "killed", resume=True, optimizer=optimizer)
     assert torch.equal(weights(resumed), weights(whole))
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "killed")
 

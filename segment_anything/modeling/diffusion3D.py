@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segment_anything.modeling.boxes3D import box_of, core, share_inside
+
 SHARPNESS = 13.0  # weight of an edge: exp(-SHARPNESS d^2), d the step in intensity
 LEAST_WEIGHT = 1e-3  # of an edge, so that no cell is cut off
 INTENSITIES = 3.0  # z-normalised intensities are clamped to this magnitude
@@ -25,10 +27,8 @@ CLICK_STEPS = {4: 24, 2: 16, 1: 12}
 CLICK_FADING = (0.003, 0.003, 0.06, 0.06, 0.0)
 CLICK_MAPS = len(CLICK_FADING)
 FAINTEST = 1e-4  # value of a diffused click that is 0 on the log scale
-MASK_STEPS = 25
+MASK_STEPS = 16
 LEAST_SURE = 0.02  # share of its weight that a cell has where the probability is one half
-#: Labels of the points at a box's start and stop, its lowest and its highest corner.
-CORNERS = (2, 3)
 #: Of the Jacobi iteration, as the acceleration assumes it; below 1.
 SPECTRAL_RADIUS = 0.98
 
@@ -98,27 +98,6 @@ def marked(cells: Tensor, chosen: Tensor, grid: Tensor) -> Tensor:
     return marks[:, None, :-1]
 
 
-def boxed(coords: Tensor, labels: Tensor, size: int, img_size: int) -> tuple[Tensor, Tensor]:
-    """Return the share of each cell that lies in the sample's box, and the cells outside of it.
-
-    Args:
-        coords, labels: points, as in `diffused_clicks`.
-        size: cells along each axis.
-
-    Returns:
-        (B, 1, s^3) float in [0, 1], and (B, 1, s^3) bool; zeros and False without a box.
-    """
-    corners = [(labels == label)[..., None] for label in CORNERS]
-    start = torch.where(corners[0], coords, math.inf).amin(1)[..., None]  # (B, 3, 1)
-    stop = torch.where(corners[1], coords, -math.inf).amax(1)[..., None]
-    faces = torch.arange(size + 1, device=coords.device) * (img_size / size) - 0.5
-    along = torch.minimum(faces[1:], stop) - torch.maximum(faces[:-1], start)
-    z, y, x = (along.clamp(min=0) * (size / img_size)).unbind(1)
-    share = (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]).flatten(1)[:, None]
-    given = (stop > start).all(1, keepdim=True)
-    return share, (share == 0) & given
-
-
 def diffused_clicks(image: Tensor, coords: Tensor, labels: Tensor, img_size: int) -> Tensor:
     """Diffuse clicks through an image.
 
@@ -133,16 +112,20 @@ def diffused_clicks(image: Tensor, coords: Tensor, labels: Tensor, img_size: int
         (B, `CLICK_MAPS`, s, s, s) in [0, 1]: maps that are 1 at the positive or at the negative
         clicks, each at two ranges (`CLICK_FADING`), and the random walker's share of positive
         clicks, against the negative ones and the border of the crop. All cells outside of a box
-        count as negative clicks, as in GrabCut (Rother et al., ACM TOG 23, 2004).
+        count as negative clicks, as in GrabCut (Rother et al., ACM TOG 23, 2004), and the cells in
+        its middle as positive ones while the sample has no positive click.
     """
-    maps = None
+    box, maps = box_of(coords, labels, img_size), None
+    is_clicked = (labels == 1).any(1)[:, None, None]
     for factor, steps in CLICK_STEPS.items():
         size = image.shape[-1] // factor
         grid = F.avg_pool3d(image, factor)
         edges, cells = edge_weights(grid), click_cells(coords, size, img_size)
-        positive = marked(cells, labels == 1, grid)
-        outside = boxed(coords, labels, size, img_size)[1].to(grid.dtype)
-        negative = torch.maximum(marked(cells, labels == 0, grid), outside) * (1 - positive)
+        outside = (share_inside(box, size) == 0) & box.given
+        negative = torch.maximum(marked(cells, labels == 0, grid), outside.to(grid.dtype))
+        middle = core(box, size) & ~is_clicked & (negative == 0)
+        positive = torch.maximum(marked(cells, labels == 1, grid), middle.to(grid.dtype))
+        negative = negative * (1 - positive)
         source = torch.cat([positive, negative, positive, negative, positive], 1)
         free = 1 - positive - negative
         inner = free * _inside(size, free.device)  # the walker ends at the border
@@ -205,5 +188,6 @@ def guided_mask(
     weight = strength * ((2 * own - 1).square() + LEAST_SURE)
     scale = free / (edges.total + weight)
     source = torch.addcmul(positive, scale, weight * own)
-    refined = solve(own, edges, scale, source, MASK_STEPS)
+    start = torch.addcmul(positive, free, own)  # fixed cells begin with their value, and keep it
+    refined = solve(start, edges, scale, source, MASK_STEPS)
     return torch.logit(refined, eps=1e-4).view_as(logits)

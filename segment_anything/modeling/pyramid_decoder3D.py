@@ -112,8 +112,8 @@ class PyramidMaskDecoder3D(nn.Module):
         # 4. Up to the half cells, with image and mask prompt
         mask = unfold_image(maps[:, -IMAGE_CELLS:].detach())
         fine = self.fine_prompt(_dense_last(torch.cat([image.to(maps.dtype), mask], dim=1)))
-        fine = F.relu(self.to_fine(cells) + fine)
-        fine = F.relu(self.fine_conv(fine))
+        fine = F.relu(self.to_fine(cells) + fine, inplace=True)
+        fine = F.relu(self.fine_conv(fine), inplace=True)
 
         # 5. Masks: the mask token against every cell and half cell
         coarse, finest = (

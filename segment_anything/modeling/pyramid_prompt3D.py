@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segment_anything.config import PromptConfig
+from segment_anything.modeling.boxes3D import CORNERS, box_of, core, share_inside, surroundings
 from segment_anything.modeling.common import fold_cells, wide
 from segment_anything.modeling.diffusion3D import (
     CLICK_MAPS,
-    CORNERS,
-    boxed,
     click_cells,
     diffused_clicks,
     on_log_scale,
@@ -96,7 +95,7 @@ class PyramidPromptEncoder3D(PointEmbeddings3D):
         if self.config.click_likeness:
             maps.append(self.likeness_maps(self.cell_directions(detail), coords, labels))
         if self.config.boxes:
-            share, _ = boxed(coords, labels, self.cells_size, self.img_size)
+            share = share_inside(box_of(coords, labels, self.img_size), self.cells_size)
             maps.append(share.unflatten(2, detail.shape[2:]).to(detail.dtype))
         if masks is None:
             masks = detail.new_zeros(coords.shape[0], 1, *[self.low_res_size] * 3)
@@ -164,11 +163,22 @@ class PyramidPromptEncoder3D(PointEmbeddings3D):
     def likeness_maps(self, directions: Tensor, coords: Tensor, labels: Tensor) -> Tensor:
         """Return each cell's cosine to the positive, and negative, clicked cell it is most like.
 
+        With a box and without a positive click, the mean over the box's middle counts as one, and
+        the mean over its surroundings as a negative one.
+
         Returns:
             (B, 2, 4g, 4g, 4g) in [-1, 1].
         """
+        flat = directions.flatten(2)
         clicked = features_at(directions, coords, self.img_size)
-        cosines = clicked @ directions.flatten(2)  # (B, N, cells)
+        if self.config.boxes:
+            box = box_of(coords, labels, self.img_size)
+            parts = [part(box, self.cells_size).to(flat.dtype) for part in (core, surroundings)]
+            means = F.normalize(torch.cat(parts, 1) @ flat.transpose(1, 2), dim=2)
+            counts = box.given[:, 0] & ~(labels == 1).any(1, keepdim=True)
+            kinds = torch.where(counts, torch.tensor([1, 0], device=labels.device), -1)
+            clicked, labels = torch.cat([clicked, means], 1), torch.cat([labels, kinds], 1)
+        cosines = clicked @ flat  # (B, points, cells)
         kinds = [(labels == kind)[..., None] for kind in (1, 0)]
         nearest = [torch.where(kind, cosines, UNLIKE).amax(1) for kind in kinds]
         return torch.stack(nearest, dim=1).unflatten(2, directions.shape[2:])

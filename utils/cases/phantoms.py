@@ -13,8 +13,11 @@ Organs differ in size and form, so that no ball of one radius about a click cove
 ellipsoids, tubes and plates bent by smooth random fields; pose, size, contrast, noise, bias and
 spacing differ from case to case. Axes grow as in the challenge's files: z to superior, y to
 posterior, x to the patient's left. Scores on phantoms do not predict scores on patients.
+
+    python -m utils.cases.phantoms --out phantoms --cases 3
 """
 
+import argparse
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,8 +26,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from utils.errors import InputError
+from utils.errors import InputError, exit_on_input_error, printable
 from utils.files.atomic import atomic_path
+from utils.run.flags import positive_int, seed
 
 #: Class ids, as in the class table.
 CT_CLASSES = {
@@ -353,3 +357,24 @@ def _holds(path: Path, arrays: dict[str, np.ndarray]) -> bool:
             )
     except (OSError, ValueError, zipfile.BadZipFile):
         return False  # incomplete or another file: written again
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
+    parser.add_argument("--cases", type=positive_int, default=3, help="(default: 3)")
+    parser.add_argument("--seed", type=seed, default=2, help="0 and 1: the demo's (default: 2)")
+    return parser.parse_args(argv)
+
+
+@exit_on_input_error
+def main() -> None:
+    args = parse_args()
+    for path in write_phantoms(args.out, args.cases, args.seed):
+        print(printable(str(path)))
+
+
+if __name__ == "__main__":
+    main()

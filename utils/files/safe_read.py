@@ -1,5 +1,6 @@
 """Open files that may be damaged, unreadable or not regular; every error names the file."""
 
+import hashlib
 import stat
 import struct
 import tokenize
@@ -13,6 +14,8 @@ from typing import BinaryIO
 from isal import isal_zlib
 
 from utils.errors import InputError
+
+BLOCK = 2**20  # bytes read at once
 
 # zipfile, ISA-L and NumPy raise these on damaged files; `OSError` covers permissions too.
 UNREADABLE = (
@@ -59,3 +62,13 @@ def reading(path: Path, expected: str, also: tuple[type[Exception], ...] = ()) -
             f"{path}: cannot be read ({type(error).__name__}: {error}).\n"
             f"Expected {expected}: copy or download it again, and check that it may be read."
         ) from error
+
+
+def sha256_of(path: Path, expected: str) -> tuple[int, str]:
+    """Return the bytes of a file and their SHA-256 in hexadecimal; ``expected`` as in `reading`."""
+    digest, size = hashlib.sha256(), 0
+    with reading(path, expected), open_regular(path) as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from utils.errors import require_number
+from utils.prompts.box import IN_PLANE
 from utils.prompts.kinds import BoxPrompt
 from utils.volumes.geometry import CropGrid, CropRule, Triple, bounding_box, spacing_zyx
 
@@ -30,7 +31,7 @@ class ZoomRule:
     least_fill: float = 0.15  # a mask of a smaller share gets a smaller region
     growth: float = 1.5  # factor on the mask's extent for each side that touches the border
     passes: int = 2  # moves of the region after each prompt, at most
-    in_plane: float = 1.2  # the target's extent along y and x, over that in the middle slice
+    in_plane: float = IN_PLANE  # the target's extent along y and x, over the middle slice's
     finest: float = 0.5  # smallest spacing, as a multiple of the image's finest voxel
     coarsest: float = 4.0  # largest spacing, over the network's; more if the image needs it
     same: float = 0.1  # a move that changes spacing and centre by a smaller share is skipped

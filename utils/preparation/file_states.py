@@ -1,15 +1,12 @@
 """The state of files, by which a changed source or a foreign output is noticed."""
 
-import hashlib
 import os
 from pathlib import Path
 
 from isal import isal_zlib
 
 from utils.files.atomic import WriteError
-from utils.files.safe_read import open_regular, reading
-
-BLOCK = 2**20
+from utils.files.safe_read import BLOCK, open_regular, reading
 
 
 def identity_of(path: Path, status: os.stat_result) -> dict:
@@ -34,15 +31,6 @@ def remove_file(path: Path) -> None:
             f"{path}: cannot be removed ({error}), though its case no longer has it. Expected a "
             "folder that can be written to: fix the permissions, then run again."
         ) from error
-
-
-def sha256_of(path: Path) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
-    with reading(path, "a file of the case"), open_regular(path) as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-            size += len(block)
-    return size, digest.hexdigest()
 
 
 def fingerprint_of(path: Path) -> list[int]:

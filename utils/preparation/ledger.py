@@ -29,7 +29,7 @@ from pathlib import Path
 from utils.errors import InputError
 from utils.files.atomic import atomic_path
 from utils.files.names import is_inside
-from utils.files.safe_read import open_regular, reading
+from utils.files.safe_read import open_regular, reading, sha256_of
 from utils.files.strict_json import JsonError, parse_json
 from utils.preparation.entry import CaseJob, Entry
 from utils.preparation.file_states import (
@@ -37,7 +37,6 @@ from utils.preparation.file_states import (
     identity_of,
     pairs_of,
     remove_file,
-    sha256_of,
 )
 from utils.preparation.records import (
     COLUMNS,
@@ -146,7 +145,7 @@ class Ledger:
         began = time.time_ns() - CLOCK_MARGIN_NS
         sources = {}
         for role, path in job.sources.items():
-            size, sha256 = sha256_of(path)
+            size, sha256 = sha256_of(path, "a file of the case")
             sources[role] = {**self._place_of(path), "bytes": size, "sha256": sha256}
         return Entry(self, job, sources, began)
 

@@ -18,6 +18,11 @@ from utils.volumes.geometry import bounding_box
 PEAK_LOGIT = 6.0
 #: A random box is wider than the target by up to this share of its extent, on each side.
 LOOSENESS = 0.1
+#: Share of the random boxes that are drawn on the middle slice alone, as the challenge's are.
+ON_ONE_SLICE = 0.5
+#: A target's extent in the slices' plane, as a multiple of its extent in the middle slice.
+IN_PLANE = 1.2
+SLICES = 2  # the network's axis along which axial slices follow each other
 
 
 class Box(NamedTuple):
@@ -39,17 +44,28 @@ class Box(NamedTuple):
 
 
 def box_around(label: np.ndarray, rng: np.random.Generator | None = None) -> Box:
-    """Return the tight box around the True voxels of ``label`` (S, S, S), or a looser one.
+    """Return the tight box around the True voxels of ``label`` (S, S, S), or a random one.
+
+    Random boxes are of two kinds. One is looser on each side, as a box drawn by hand in 3D. The
+    other has the target's slices from first to last and, in their plane, `IN_PLANE` times the
+    extent in the middle slice: what a predictor makes of the challenge's boxes. It may cut off a
+    part of the target.
 
     Args:
         label: bool, with at least one True voxel.
-        rng: widens each side at random, as hand-drawn boxes are; None: tight.
+        rng: chooses the kind, and how loose the box is; None: tight.
     """
-    start, stop = [], []
-    for first, end, size in zip(*bounding_box(label), label.shape, strict=True):
-        wider = rng.uniform(0, LOOSENESS, 2) * (end - first) if rng else (0, 0)
-        start.append(max(0.0, float(first - wider[0])))
-        stop.append(min(float(size), float(end + wider[1])))
+    extents = np.transpose(bounding_box(label)).astype(float)  # (3, 2)
+    if rng is not None:
+        middle = label.take([int(extents[SLICES].sum() - 1) // 2], SLICES)
+        looser = rng.uniform(0, LOOSENESS, (3, 2)) * np.diff(extents)
+        if rng.random() < ON_ONE_SLICE and middle.any():
+            plane = np.transpose(bounding_box(middle)).astype(float)[:SLICES]
+            looser = np.zeros((3, 2))
+            looser[:SLICES] = (IN_PLANE - 1) / 2 * np.diff(plane)
+            extents[:SLICES] = plane
+        extents += looser * [-1, 1]
+    start, stop = np.clip(extents, 0.0, np.array(label.shape, float)[:, None]).T.tolist()
     return Box(tuple(start), tuple(stop))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from utils.errors import InputError
 from utils.files.atomic import atomic_path
+from utils.files.hub import address_of
 from utils.files.strict_json import read_json
 
 FLAGS = "args.json"
@@ -50,8 +51,9 @@ def require_own_folder(folder: Path, script: str, writes: Iterable[str]) -> None
 
 
 def write_flags(args: argparse.Namespace, folder: Path, script: str) -> None:
-    """Write the flags of a run to ``args.json``."""
+    """Write the flags of a run to ``args.json``; a file of the hub as its address with commit."""
     values: dict[str, Any] = {"script": script}
-    values |= {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()}
+    for key, value in vars(args).items():
+        values[key] = address_of(value) or str(value) if isinstance(value, Path) else value
     with atomic_path(folder / FLAGS) as temporary:
         temporary.write_text(json.dumps(values, indent=1, default=str))

@@ -46,6 +46,10 @@ class NetworkFile:
             self.path, self.network, self.decoder, encoder=self.encoder, refine=self.refine
         )
 
+    def trained_on(self) -> set[str] | None:
+        """Return the "organ/data set" folders of the training; see `trained_on`."""
+        return trained_on(self.path)
+
 
 def open_network(
     path: Path,

@@ -26,6 +26,7 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
     "steps": lambda done: 1.0 if done < 0.6 else 0.1 if done < 0.9 else 0.01,
 }
+OPTIMIZERS = ("adamw", "muon")
 #: Equal parts of a run with ``--minutes``, on which its schedule is defined. In a run with
 #: ``--steps`` each step is a part.
 TIME_PARTS = 1000
@@ -46,6 +47,7 @@ class FitConfig:
     lr: float
     accumulation: int = 1
     weight_decay: float = 0.1
+    optimizer: str = "adamw"
     lr_schedule: str = "cosine"
     warmup: float = 0.05
     clip: float = 1.0
@@ -78,11 +80,12 @@ class FitConfig:
         require_number("--save-minutes", self.save_minutes, 0)
         require_number("--workers", self.workers, 0, whole=True)
         require_number("--seed", self.seed, 0, MAX_SEED, whole=True)
-        if self.lr_schedule not in LR_SCHEDULES:
-            raise InputError(
-                f"--lr-schedule: found {self.lr_schedule!r}, expected one of "
-                f"{', '.join(LR_SCHEDULES)}."
-            )
+        for name, choices in (("lr_schedule", LR_SCHEDULES), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"--{name.replace('_', '-')}: found {getattr(self, name)!r}, expected one of "
+                    f"{', '.join(choices)}."
+                )
 
     @property
     def parts(self) -> int:
@@ -144,7 +147,14 @@ def _add_rate_arguments(training: argparse._ArgumentGroup, lr: float, lr_schedul
         "--lr",
         type=positive_float,
         default=lr,
-        help="learning rate of AdamW (default: %(default)s)",
+        help="learning rate (default: %(default)s)",
+    )
+    training.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default=FitConfig.optimizer,
+        help="muon: Muon for the weights of linear layers and convolutions, AdamW for the rest; "
+        "better for short trainings from scratch (default: %(default)s)",
     )
     training.add_argument(
         "--lr-schedule",
@@ -164,7 +174,7 @@ def _add_rate_arguments(training: argparse._ArgumentGroup, lr: float, lr_schedul
         "--weight-decay",
         type=non_negative_float,
         default=FitConfig.weight_decay,
-        help="weight decay of AdamW (default: %(default)s)",
+        help="weight decay (default: %(default)s)",
     )
     training.add_argument(
         "--clip",

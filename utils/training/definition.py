@@ -40,7 +40,7 @@ def definition(
         samples: the crops to train on, in their order, which decides what is drawn.
         more: further values, of the task, the crops and the validation.
     """
-    names = ("steps", "minutes", "lr", "lr_schedule", "warmup", "weight_decay", "clip")
+    names = ("steps", "minutes", "optimizer", "lr", "lr_schedule", "warmup", "weight_decay", "clip")
     names += ("validate_every", "patience", "seed")
     flags = {flag_of(name): getattr(config, name) for name in names}
     return {

@@ -248,9 +248,8 @@ class EncoderDistillation(Task):
         for k in range(teacher_masks.shape[1]):
             click = batch["click_coords"][:, k], batch["click_labels"][:, k]
             logits, _ = interaction.click(*click)
-            interaction.low_res_masks = teacher_masks[:, k : k + 1]
-            teacher_target = torch.sigmoid(interaction.low_res_masks)
-            to_teacher.append(dice_ce(logits.float(), teacher_target))
+            interaction.keep_raw(teacher_masks[:, k : k + 1])
+            to_teacher.append(dice_ce(logits.float(), teacher_masks[:, k : k + 1].sigmoid()))
             to_truth.append(dice_ce(logits.float(), target))
         ours, theirs = (
             mask > self.model.mask_threshold for mask in (logits, teacher_masks[:, -1:])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from segment_anything import network_configs
 from utils.data_paths import img_datas
+from utils.run.checkpoint_flags import FROM_HUB, checkpoint_file
 from utils.run.flags import (
     millimetres,
     non_negative_float,
@@ -70,9 +71,9 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     )
     network.add_argument(
         "--checkpoint",
-        type=Path,
+        type=checkpoint_file,
         help="start from these weights: a file of this project, or sam_med3d_turbo.pth with "
-        "--network vit_b_ori (default: from scratch)",
+        f"--network vit_b_ori; a path, {FROM_HUB} (default: from scratch)",
     )
     network.add_argument(
         "--set",

@@ -47,16 +47,17 @@ def teacher_outputs(
         return encoded
     coarse = coarsen(label, teacher.config.encoder.cells_size)
     full = label[:, 0].cpu().numpy()
-    # Masks as in training: the student learns what the network computes, not its refinement.
+    # Raw masks: the student learns what the network computes, not its refinement.
     dense_pe = teacher.prompt_encoder.get_dense_pe()
-    decode = partial(decode_points, teacher, dense_pe=dense_pe, refine=False)
+    decode = partial(decode_points, teacher, dense_pe=dense_pe, finish=False)
     interaction = Interaction(teacher, embedding, decode=decode)
     masks, ious, coords, labels = [], [], [], []
     for _ in range(num_clicks):
         points, point_labels = simulate_clicks(interaction.low_res_masks, coarse, full, rngs)
         points, point_labels = points.to(image.device), point_labels.to(image.device)
-        _, iou = interaction.click(points, point_labels)
-        masks.append(interaction.low_res_masks[:, 0])
+        logits, iou = interaction.click(points, point_labels)
+        interaction.keep_raw(logits.float())
+        masks.append(logits[:, 0].float())
         ious.append(iou[:, 0].float())
         coords.append(points)
         labels.append(point_labels)

@@ -7,6 +7,7 @@ from pathlib import Path
 from segment_anything import sam_model_registry3D
 from utils.data_paths import val_datas
 from utils.errors import printable
+from utils.run.checkpoint_flags import FROM_HUB, checkpoint_file
 from utils.run.flags import (
     add_engine_arguments,
     add_run_arguments,
@@ -19,13 +20,13 @@ from utils.validation.run import PROTOCOLS
 
 
 def validation_parser(
-    manual: str, *, checkpoint: Path, out_dir: Path, released: str
+    manual: str, *, checkpoint: str, out_dir: Path, released: str
 ) -> argparse.ArgumentParser:
     """Return the parser of a validation script.
 
     Args:
         manual: the script's docstring.
-        checkpoint: default of ``--checkpoint``.
+        checkpoint: the file that is taken without ``--checkpoint``, in words.
         out_dir: default of ``--out-dir`` in protocol "clicks"; see `with_out_dir`.
         released: which ``--network`` the released file holds.
     """
@@ -35,7 +36,9 @@ def validation_parser(
     parser.set_defaults(teacher=None)
     files = parser.add_argument_group("files")
     files.add_argument(
-        "--checkpoint", type=Path, default=checkpoint, help=f"(default: {checkpoint})"
+        "--checkpoint",
+        type=checkpoint_file,
+        help=f"file of the network, {FROM_HUB} (default: {checkpoint})",
     )
     files.add_argument(
         "--network",
@@ -47,12 +50,17 @@ def validation_parser(
         type=Path,
         help=f"(default: {out_dir}, with --protocol challenge {challenge_dir(out_dir)})",
     )
-    _add_protocol(parser)
-    _add_clicks(parser)
-    _add_challenge(parser)
+    add_protocol_arguments(parser)
     add_engine_arguments(parser)
     add_run_arguments(parser)
     return parser
+
+
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--protocol``, the flags of both protocols, and those of the output."""
+    _add_protocol(parser)
+    _add_clicks(parser)
+    _add_challenge(parser)
 
 
 def with_out_dir(args: argparse.Namespace, out_dir: Path) -> argparse.Namespace:
@@ -78,6 +86,12 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
     )
     protocol.add_argument(
         "--num-clicks", type=positive_int, default=5, help="clicks on each target (default: 5)"
+    )
+    protocol.add_argument(
+        "--cases",
+        type=positive_int,
+        help="score this many cases, evenly spaced in their order, the first and the last among "
+        "them (default: all)",
     )
     protocol.add_argument(
         "--workers",

@@ -7,18 +7,20 @@ not depend on the number of workers. Times do, and are those of the run that sco
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from utils.errors import InputError
 from utils.files.answers import require_distinct_files
+from utils.files.hub import address_of
 from utils.files.names import require_inside
+from utils.run.checkpoint_flags import with_local_files
 from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.run.executor import cpu_count
 from utils.run.folder import write_flags
-from utils.run.network import NetworkFile, trained_on
+from utils.run.network import NetworkFile
 from utils.run.start import owning, start_run
 from utils.validation.protocol import (
     Finished,
@@ -51,19 +53,28 @@ PROTOCOLS: dict[str, type[ValidationProtocol]] = {
 }
 
 
-def validate(args: argparse.Namespace) -> Summary:
+def validate(
+    args: argparse.Namespace,
+    network: NetworkFile | None = None,
+    protocols: Mapping[str, type[ValidationProtocol]] = PROTOCOLS,
+) -> Summary:
     """Validate a network by the flags; write all outputs to ``args.out_dir``.
 
     Args:
         args: from `utils.validation.arguments.validation_parser`.
+        network: in place of the one that the flags name.
+        protocols: in place of this project's own; by the values of ``--protocol``.
 
     Raises:
         InputError: the network or the flags cannot be used, no case could be scored, or another run
             writes to the folder.
         WriteError: an output cannot be written.
     """
-    protocol = PROTOCOLS[args.protocol](args)
-    network = NetworkFile(args.checkpoint, args.network, args.teacher, args.encoder, args.refine)
+    protocol = protocols[args.protocol](args)
+    args = with_local_files(args)
+    if network is None:
+        flags = (args.checkpoint, args.network, args.teacher, args.encoder, args.refine)
+        network = NetworkFile(*flags)
     _, rule, facts = open_once(network)
     settings = _settings(network, facts, rule, args, protocol)
     jobs = protocol.jobs(settings)
@@ -156,7 +167,7 @@ def _trained_on(network: NetworkFile, args: argparse.Namespace) -> set[str] | No
     """Return the "organ/data set" folders of the training, from flag or file; None if unknown."""
     if args.trained_on:
         return {f"{folder.parent.name}/{folder.name}" for folder in args.trained_on}
-    return trained_on(network.path)
+    return network.trained_on()
 
 
 def _shown(settings: RunSettings, rule: CropRule, protocol: ValidationProtocol) -> dict[str, str]:
@@ -164,7 +175,7 @@ def _shown(settings: RunSettings, rule: CropRule, protocol: ValidationProtocol) 
     network, fit = settings.network, ", finer where the whole volume fits" if rule.fit else ""
     device = f"{settings.device}, {settings.precision}, {settings.engine}"
     return {
-        "checkpoint": network.path.name,
+        "checkpoint": address_of(network.path) or network.path.name,
         **({"encoder": network.encoder.name} if network.encoder else {}),
         **({} if network.refine is None else {"refinement": f"strength {network.refine:g}"}),
         "crops": f"{rule.size}³ voxels of {rule.spacing_mm:g} mm{fit}",

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import torch
 
 from utils.cases.challenge import ChallengeCase, read_challenge_case, write_segs
 from utils.cases.label_table import LabelTableError, modality_of, read_label_table
 from utils.cases.prepared import require_usable_names
 from utils.errors import InputError
 from utils.files.npz import read_npz
-from utils.prediction.predictor import Predictor, ready_predictor
+from utils.prediction.predictor import Predictor
 from utils.prediction.session import PredictorOptions
 from utils.results.figures import png_bytes
 from utils.results.overlays import overlay_figure
@@ -27,6 +29,7 @@ from utils.validation.protocol import (
     ScoreJob,
     Summary,
     ValidationProtocol,
+    evenly_spaced,
 )
 from utils.validation.scores import CHALLENGE, CaseScore, TargetScore
 from utils.validation.tables import (
@@ -51,6 +54,7 @@ class ChallengeJob(ScoreJob):
     label_path: Path
     class_file: Path
     boxes: bool  # begin with the boxes, if the case has any
+    options: PredictorOptions
 
     @property
     def prediction_path(self) -> Path:
@@ -69,11 +73,11 @@ class ChallengeJob(ScoreJob):
 
     def make_ready(self) -> None:
         """Make the run's predictor."""
-        _predictor(self.settings)
+        _predictor(self.settings, self.options)
 
     def score(self) -> CaseScore:
         """Run the protocol on the whole volume; write the prediction."""
-        predictor = _predictor(self.settings)
+        predictor = _predictor(self.settings, self.options)
         case = read_challenge_case(self.image_path)
         truth = self._read_truth(case)
         class_ids, _ = ranked(truth)
@@ -197,6 +201,8 @@ class ChallengeSummary(Summary):
 class ChallengeProtocol(ValidationProtocol):
     """Whole volumes of ``--images`` from prompts alone, by the challenge's rules."""
 
+    predictor_options: ClassVar[PredictorOptions] = PredictorOptions()
+
     def __init__(self, args: argparse.Namespace) -> None:
         if args.images is None:
             raise InputError(
@@ -208,13 +214,13 @@ class ChallengeProtocol(ValidationProtocol):
     @property
     def options(self) -> list:
         """The predictor's options, and whether boxes are given."""
-        return [asdict(PredictorOptions()), self.args.boxes]
+        return [asdict(self.predictor_options), self.args.boxes]
 
     @property
     def shown(self) -> dict[str, str]:
         """Prompts, and the predictor's options."""
         boxes = "boxes where there are any, then " if self.args.boxes else ""
-        options = asdict(PredictorOptions())
+        options = asdict(self.predictor_options)
         options = options.pop("zoom") | options
         return {
             "prompts": f"{boxes}{self.args.num_clicks} clicks",
@@ -232,8 +238,11 @@ class ChallengeProtocol(ValidationProtocol):
                 settings=settings,
                 class_file=self.args.json.resolve(),
                 boxes=self.args.boxes,
+                options=self.predictor_options,
             )
-            for image, label in find_challenge_cases(self.args.images, self.args.labels)
+            for image, label in evenly_spaced(
+                find_challenge_cases(self.args.images, self.args.labels), self.args.cases
+            )
         ]
 
     def finish(self, run: Finished) -> ChallengeSummary:
@@ -278,13 +287,14 @@ def find_challenge_cases(images: Path, labels: Path | None) -> list[tuple[Path, 
 
 
 @lru_cache(maxsize=1)
-def _predictor(settings: RunSettings) -> Predictor:
+def _predictor(settings: RunSettings, options: PredictorOptions) -> Predictor:
     """Return the run's predictor, made once in each process."""
-    return ready_predictor(
+    return Predictor(
         *opened(settings),
-        device=settings.device,
-        precision=settings.precision,
+        device=torch.device(settings.device),
+        precision=getattr(torch, settings.precision),
         engine=settings.engine,
+        options=options,
     )
 
 

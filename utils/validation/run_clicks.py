@@ -30,6 +30,7 @@ from utils.validation.protocol import (
     RunSettings,
     ScoreJob,
     ValidationProtocol,
+    evenly_spaced,
 )
 from utils.validation.scores import CLICKS, CaseScore, TargetScore
 from utils.validation.tables import (
@@ -136,9 +137,10 @@ class ClicksProtocol(ValidationProtocol):
     def jobs(self, settings: RunSettings) -> list[ScoreJob]:
         """Return a job for each case; the drawn cases are evenly spaced in their order."""
         cases = find_cases(self.args.val_datas)
-        count = min(self.args.pictures, len(cases))
-        drawn = {int(i) for i in np.linspace(0, len(cases) - 1, count)}
         others = other_cases(cases) if self.args.image_check else [None] * len(cases)
+        pairs = evenly_spaced(list(zip(cases, others, strict=True)), self.args.cases)
+        count = min(self.args.pictures, len(pairs))
+        drawn = {int(i) for i in np.linspace(0, len(pairs) - 1, count)}
         return [
             ClicksJob(
                 case=case.sample_id,
@@ -151,7 +153,7 @@ class ClicksProtocol(ValidationProtocol):
                 ceiling=self.args.ceiling,
                 check=ImageCheck(other) if self.args.image_check else None,
             )
-            for number, (case, other) in enumerate(zip(cases, others, strict=True))
+            for number, (case, other) in enumerate(pairs)
         ]
 
     def finish(self, run: Finished) -> ClicksSummary:
