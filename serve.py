@@ -1,9 +1,12 @@
 """Click on a scan and see the mask: a local server with a page, and for clients of nnInteractive.
 
 Reads   --image        the scan that the page opens; without it, a phantom. Never written to
+        --checkpoint   a file of this project (student.pth), or a released file with --network;
+                       a path, or hf://OWNER/REPO/FILE[@REVISION] on the Hugging Face hub; without
+                       it, the student that ships: weights/student.pth, or else that of make demo
 Writes  --save-dir     masks that you save, and after each click the prompts (autosave)
 
-    python serve.py --image ct.nii.gz --checkpoint student.pth --open
+    python serve.py --image ct.nii.gz --open
     python serve.py --checkpoint student.pth --host 0.0.0.0 --token
 
 The server prints the address of its page when it is ready, and ends on Ctrl-C. docs/serving.md
@@ -18,9 +21,11 @@ import logging
 import re
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from utils.errors import InputError, exit_on_input_error
+from utils.run.checkpoint_flags import FROM_HUB, checkpoint_file, with_local_files
 from utils.run.flags import add_device_arguments, add_engine_arguments, positive_int
 from utils.run.log import start_log
 from utils.volumes.intensity import add_intensity_arguments
@@ -38,9 +43,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     files = parser.add_argument_group("files")
     files.add_argument("--image", type=Path, help="NIfTI, NRRD, MetaImage or a DICOM folder")
-    files.add_argument("--checkpoint", type=Path, help="the network (default: the demo's student)")
+    files.add_argument(
+        "--checkpoint",
+        type=checkpoint_file,
+        help=f"file of the network, {FROM_HUB} (default: weights/student.pth, else the demo's)",
+    )
     files.add_argument("--network", help="name of the network in a released file, as vit_b_ori")
-    files.add_argument("--teacher", type=Path, help="file of prompt encoder and mask decoder")
+    teacher = "take prompt encoder and mask decoder from this file"
+    files.add_argument("--teacher", type=checkpoint_file, help=teacher)
     files.add_argument("--classes", type=Path, help="text file of target names, one a line")
     files.add_argument(
         "--save-dir",
@@ -96,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
     secret = secrets.token_urlsafe(24) if args.token == NEW_TOKEN else args.token
     address = Address(args.host, args.port, secret, args.allow_host)
     address.require_safe()
+    args = with_local_files(args)
     checkpoint = args.checkpoint or default_checkpoint()
     make_folder(args.save_dir)
     scan = open_scan(args.image, args, args.max_voxels) if args.image else phantom_scan()
@@ -135,16 +146,21 @@ def with_packages() -> None:
 
 
 def default_checkpoint() -> Path:
-    """Return the newest student of the demo, for a server without ``--checkpoint``.
+    """Return the student that ships, or else the newest of the demo; log which.
 
     Raises:
-        InputError: there is none.
+        InputError: there is neither.
     """
+    from utils.run.shipped import WEIGHTS, checkpoint_or_default
+
+    with suppress(InputError):
+        return checkpoint_or_default(None, "student")
     found = sorted(Path().glob(DEMO_STUDENTS), key=lambda path: path.stat().st_mtime)
     if not found:
         raise InputError(
-            f"found no --checkpoint, and no {DEMO_STUDENTS}. Expected a network: name its file "
-            "with --checkpoint FILE, or type make demo, which trains a small one in minutes."
+            f"found no --checkpoint, no {WEIGHTS / 'student.pth'} and no {DEMO_STUDENTS}. Expected "
+            "a network: name its file with --checkpoint FILE, take weights/ from a complete copy "
+            "of the repository, or type make demo, which trains a small network in minutes."
         )
     logger.warning(
         "%s: a network of the demo, trained on phantoms for minutes. For patients' images name "

@@ -10,11 +10,12 @@ pytest.importorskip(
 )
 
 from page_helpers import User, browser, require_browser, served
-from serving_helpers import CENTRES, SHAPE, small_context, voxels
+from serving_helpers import CENTRES, SHAPE, small_context, small_predictor, voxels
 from small_networks import save_student
 
 import predict
 from utils.files.nifti import write_nifti
+from utils.prediction.session import PredictorOptions
 from utils.serving.scan import IntensityFlags, open_scan
 
 SPACING_XYZ = (1.2, 1.1, 1.0)
@@ -47,9 +48,9 @@ def write_scan(folder, affine):
     return path
 
 
-def context_of(folder, scan_file=None):
+def context_of(folder, scan_file=None, **changes):
     scan = scan_file and open_scan(scan_file, IntensityFlags(), 10**6)
-    return small_context(folder, scan)
+    return small_context(folder, scan, **changes)
 
 
 def predicted(folder, scan_file, prompts: bytes) -> bytes:
@@ -65,7 +66,8 @@ def predicted(folder, scan_file, prompts: bytes) -> bytes:
 def test_a_session_by_mouse_saves_the_file_of_predict(chromium, tmp_path, scan):
     affine, view = SCANS[scan]
     scan_file = write_scan(tmp_path, affine)
-    context = context_of(tmp_path, scan_file)
+    # With predict.py's options, not the quick ones of other tests.
+    context = context_of(tmp_path, scan_file, predictor=small_predictor(PredictorOptions()))
     first, second = CENTRES
     with served(context) as url, browser(chromium, tmp_path) as tab:
         user = User(tab, url)

@@ -1,6 +1,7 @@
 """serve.py: its flags, its messages, and a whole run as a process from ready line to Ctrl-C."""
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from test_pipeline import Watched
 import serve
 from utils.errors import InputError
 from utils.files.nifti import write_nifti
+from utils.run import shipped
 from utils.serving import server
 from utils.volumes.geometry import affine_from_spacing
 
@@ -32,18 +34,42 @@ def student(tmp_path):
     return save_student(tmp_path / "student.pth")
 
 
-def test_without_any_network_one_message_says_what_to_type(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"--checkpoint FILE, or type make demo"):
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """Return an empty folder in the place of weights/; the working directory is empty, too."""
+    folder = tmp_path / "clone" / "weights"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(shipped, "WEIGHTS", folder)
+    monkeypatch.chdir(folder.parent)
+    return folder
+
+
+def save_demo_student(folder, steps):
+    folder = folder / "work_dir" / "demo" / f"{steps}_steps" / "student"
+    folder.mkdir(parents=True)
+    return save_student(folder / "student.pth")
+
+
+def test_without_any_network_one_message_says_what_to_type(weights):
+    with pytest.raises(InputError, match=r"--checkpoint FILE, .*, or type make demo"):
         serve.run(parsed())
 
 
-def test_the_newest_student_of_the_demo_is_taken_without_checkpoint(tmp_path, monkeypatch, caplog):
-    monkeypatch.chdir(tmp_path)
+def test_the_shipped_student_is_taken_before_that_of_the_demo(weights, monkeypatch, caplog):
+    path = save_student(weights / "student.pth")
+    save_demo_student(weights.parent, 2000)
+    opened = []
+    monkeypatch.setattr(server, "serve", lambda served, *_, **__: opened.append(served))
+    with caplog.at_level(logging.INFO):
+        serve.run(parsed("--device", "cpu"))
+    assert opened[0].digest == server.file_digest(path)
+    assert [text for text in caplog.messages if str(path) in text]
+    assert "demo" not in caplog.text
+
+
+def test_the_newest_student_of_the_demo_is_taken_where_no_student_ships(weights, caplog):
     for steps in (120, 2000):
-        folder = tmp_path / "work_dir" / "demo" / f"{steps}_steps" / "student"
-        folder.mkdir(parents=True)
-        save_student(folder / "student.pth")
+        save_demo_student(weights.parent, steps)
         time.sleep(0.02)
     assert "2000_steps" in str(serve.default_checkpoint())
     assert "trained on phantoms" in caplog.text
