@@ -107,7 +107,7 @@ class ITKSnap:
         meta = _metadata(form.fields.get("metadata", ""))
         async with self.context.decoding:
             count = math.prod(meta.dimensions)
-            if not 0 < count <= self.context.max_voxels or min(meta.dimensions) < 1:
+            if count > self.context.max_voxels:
                 raise Refusal(
                     413, "too_large",
                     f"the image has {count:,} voxels. Expected 1 to {self.context.max_voxels:,}: "
@@ -175,7 +175,8 @@ def _metadata(text: str) -> Metadata:
     except (JsonError, msgspec.ValidationError) as error:
         raise bad_form(f"its metadata: {error}") from error
     numbers = (*meta.spacing, *meta.origin, *meta.direction)
-    if len(meta.direction) != 9 or not all(map(math.isfinite, numbers)):
+    is_grid = all(0 < n < 2**31 for n in meta.dimensions) and all(map(math.isfinite, numbers))
+    if len(meta.direction) != 9 or not is_grid:
         raise bad_form("its metadata holds no grid")
     if meta.components_per_pixel != 1 or meta.component_type.lower() not in ("float", "float32"):
         raise bad_form(f"it has {meta.components_per_pixel} components of {meta.component_type}")

@@ -109,7 +109,7 @@ def spacing_of(meta: ImageMeta) -> Triple:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _converted(text: str | bytes, kind: type[Body], what: str) -> Body:

@@ -1,7 +1,7 @@
 """Take in what a client sends: bounded before and while it is read, and while it is inflated.
 
 An uploaded image lies in a private folder until it is read, under a name of ours. Its header may
-not name other files, since these would be read from this machine.
+not name other files, since these would be read from this machine: see also meta_header.py.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from utils.errors import InputError
 from utils.files.images import image_suffix
 from utils.files.itk import read_itk_grid
 from utils.files.nifti import GZIP_MAGIC, HEADER_SIZE
+from utils.serving.meta_header import MAX_HEADER, rewrite_header
 from utils.serving.refusals import Refusal
 from utils.serving.scan import IntensityFlags, Scan, open_upload
 
@@ -29,14 +30,15 @@ UPLOAD_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 JSON_BYTES = 2**20
 SLACK_BYTES = 2**20  # of header extensions and padding, beyond an image's voxels
 MAX_ITEMSIZE = 8
-MAX_HEADER = 2**16
 BLOCK = 2**20
 SECONDS_WITHOUT_BYTES = 60
 NRRD_HEADER = re.compile(rb"\ANRRD000.*?\r?\n\r?\n", re.S)
-#: Header lines by which a file names another one; readers allow blanks that the formats do not.
-NRRD_DATA_FILE = re.compile(rb"^[ \t]*data[ \t]*file[ \t]*:", re.I | re.M)
-META_DATA_FILE = re.compile(rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*(.*?)[ \t]*\r?$", re.I | re.M)
-META_COMPRESSED = re.compile(rb"^[ \t]*CompressedData[ \t]*=[ \t]*T", re.I | re.M)
+#: The key by which a NRRD header names other files, wherever it stands: readers find it in more
+#: places than the format says. So they do after the bytes that end lines for them alone.
+NRRD_DATA_FILE = re.compile(rb"data\s*file", re.I)
+ODD_BYTES = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
+META_END = b"\nElementDataFile = LOCAL\n"
+META_COMPRESSED = re.compile(rb"^CompressedData = T", re.I | re.M)
 
 
 def most_bytes(max_voxels: int) -> int:
@@ -123,7 +125,10 @@ def declared_voxels(path: Path, max_voxels: int) -> int:
     """
     if path.suffix.lower() in (".gz", ".nii"):
         return _nifti_voxels(path, max_voxels)
-    _require_own_voxels(path)
+    if path.suffix.lower() == ".mha":
+        rewrite_header(path)
+    else:
+        _require_own_voxels(path)
     count = math.prod(read_itk_grid(path).shape)
     _require_voxels(count, max_voxels)
     if path.suffix.lower() == ".mha":
@@ -184,7 +189,12 @@ def _declared(front: bytes) -> tuple[int, int]:
             f"the image has no NIfTI header that can be read ({type(error).__name__}). Expected a "
             "NIfTI-1 or NIfTI-2 file: export it again."
         ) from error
-    return voxels, max(offset, 0) + max(voxels, 0) * itemsize
+    if not 0 <= offset <= SLACK_BYTES:
+        raise InputError(
+            f"the voxels of the image begin at byte {offset:.4g}. Expected 0 to {SLACK_BYTES:,}: "
+            "export it again."
+        )
+    return voxels, offset + max(voxels, 0) * min(itemsize, MAX_ITEMSIZE)
 
 
 def _copy(front: bytes, stream: BinaryIO, target: Path, most: int) -> None:
@@ -210,16 +220,10 @@ def _require_voxels(count: int, max_voxels: int) -> None:
 
 
 def _require_own_voxels(path: Path) -> None:
-    """Refuse a header that names another file, or whose end is not found."""
+    """Refuse a NRRD header that names another file, or whose end is not found."""
     with path.open("rb") as file:
-        front = file.read(MAX_HEADER)
-    if path.suffix.lower() == ".nrrd":
-        header = NRRD_HEADER.match(front)
-        alone = header is not None and not NRRD_DATA_FILE.search(header[0])
-    else:
-        named = META_DATA_FILE.findall(front.partition(b"LOCAL")[0] + b"LOCAL")
-        alone = b"LOCAL" in front and named == [b"LOCAL"]
-    if not alone:
+        header = NRRD_HEADER.match(file.read(MAX_HEADER))
+    if header is None or NRRD_DATA_FILE.search(header[0]) or ODD_BYTES.search(header[0]):
         raise InputError(
             f"{path}: has no header of at most {MAX_HEADER:,} bytes with the voxels behind it. "
             "Expected header and voxels in one file: write the image as .nrrd, .mha or .nii.gz."
@@ -227,13 +231,12 @@ def _require_own_voxels(path: Path) -> None:
 
 
 def _require_bounded(path: Path, most: int) -> None:
-    """Refuse compressed voxels of a MetaImage that inflate to more than ``most`` bytes."""
+    """Refuse compressed voxels that inflate to more than ``most`` bytes; see `rewrite_header`."""
     with path.open("rb") as file:
-        front = file.read(MAX_HEADER)
-        match = META_DATA_FILE.search(front)
-        if not META_COMPRESSED.search(front[: match.end()]):
+        header, end, _ = file.read(MAX_HEADER).partition(META_END)
+        if not META_COMPRESSED.search(header):
             return
-        file.seek(match.end() + 1)
+        file.seek(len(header) + len(end))
         stream, count = zlib.decompressobj(47), 0
         while not stream.eof and (part := stream.unconsumed_tail or file.read(BLOCK)):
             try:
