@@ -156,6 +156,20 @@ def test_a_damaged_autosave_is_no_obstacle(tmp_path, page):
         assert again.state["targets"][0]["prompts"] == []
 
 
+def test_an_autosave_that_cannot_be_taken_up_now_is_kept(tmp_path, page):
+    page.click(CENTRES[0])
+    (saved,) = (tmp_path / "saved" / "autosave").glob("*.json")
+    content = saved.read_text().replace('"at"', '"where"')
+    page.client.delete(page.path)
+    saved.write_text(content)
+    again = PageClient(page.client, resume=page.state["session"])
+    assert "could not be taken up" in again.state["notes"][0]
+    again.click(CENTRES[1])
+    kept = [path.read_text() for path in (tmp_path / "saved" / "autosave").glob("*.json")]
+    assert content in kept
+    assert len(kept) == 2
+
+
 def test_prompts_saved_by_the_page_are_loaded_by_it(page):
     page.send("POST", "targets", {"name": "second"})
     page.click(CENTRES[1], target=2)
@@ -261,6 +275,73 @@ def test_an_image_too_large_for_memory_is_refused(tmp_path, scan_file):
         answer = client.post(f"{page.path}/image?name=a.nii.gz", content=content)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "full")
         page.click(CENTRES[1])
+
+
+def test_uploads_that_come_at_the_same_time_share_the_memory(tmp_path, scan_file):
+    context = small_context(tmp_path)
+    registry, content = context.registry, scan_file.read_bytes()
+    voxels_bytes = 2 * (np.prod(SHAPE) * 10)
+    registry.memory_bytes = len(content) + voxels_bytes
+    with client_of(context) as client:
+        page = client.post("/api/sessions", json={}).json()["session"]
+        path = f"/api/sessions/{page}/image?name=a.nii.gz"
+        with registry.intake() as other:
+            other.receive(len(content))
+            answer = client.post(path, content=content)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "full")
+        registry.memory_bytes = len(content) - 1
+        answer = client.post(path, content=content)
+        assert "the upload needs" in answer.json()["error"]["message"]
+        registry.memory_bytes = len(content) + voxels_bytes
+        assert client.post(path, content=content).status_code == 200
+
+
+def test_a_session_is_not_closed_while_its_image_comes(tmp_path):
+    context = small_context(tmp_path)
+    registry, now = context.registry, [0.0]
+    registry._clock = lambda: now[0]
+    each = registry.open("page")
+    with registry.intake(each):
+        now[0] = 5000.0
+        registry.close_unused()
+        assert registry.has(each.id)
+    registry.close_unused()
+    assert registry.has(each.id)
+    now[0] = 6000.0
+    registry.close_unused()
+    assert not registry.has(each.id)
+
+
+def test_a_client_that_leaves_sessions_behind_does_not_shut_others_out(tmp_path):
+    context = small_context(tmp_path)
+    registry, now = context.registry, [0.0]
+    registry._clock = lambda: now[0]
+    left = [registry.open("itksnap") for now[0] in (1.0, 0.0)]
+    page = registry.open("page")
+    now[0] = 200.0
+    with pytest.raises(Refusal, match="3 sessions are open"):
+        registry.open("page")
+    now[0] = 400.0
+    new = registry.open("page")
+    assert [registry.has(each.id) for each in (*left, page, new)] == [True, False, True, True]
+
+
+def test_a_session_that_is_closed_meanwhile_answers_so(tmp_path):
+    context = small_context(tmp_path, small_scan())
+    with client_of(context) as client:
+        page = PageClient(client)
+        each = context.registry.get(page.state["session"], "page")
+        context.registry.close(each.id)
+        with pytest.raises(Refusal, match="there is no such session"):
+            client.portal.call(context.registry.run, each, len_of_undo)
+
+
+def test_a_session_that_cannot_be_set_up_keeps_no_place(tmp_path):
+    context = small_context(tmp_path, small_scan())
+    with client_of(context) as client:
+        context.registry.worker.waiting = 64
+        assert client.post("/api/sessions", json={}).status_code == 429
+        assert len(context.registry) == 0
 
 
 def test_sessions_share_the_network_and_nothing_else(tmp_path):

@@ -12,6 +12,7 @@ import zlib
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from serving_helpers import (
     CENTRES,
     SHAPE,
@@ -27,6 +28,7 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from utils.errors import InputError
+from utils.files.images import read_image
 from utils.files.nifti import write_nifti
 from utils.prompts.kinds import Click
 from utils.serving import uploads
@@ -239,6 +241,10 @@ HOSTILE = {
     "four-axes": (image_bytes(dim=FOUR), ".nii"),
     "bits": (image_bytes(dtype=OBJECTS), ".nii"),
     "far-offset": (image_bytes(offset=(108, struct.pack("<f", 3e38))), ".nii"),
+    "a-bomb-behind-a-far-offset": (
+        gzip.compress(image_bytes(offset=(108, struct.pack("<f", 1e9))) + bytes(2**24)),
+        ".nii.gz",
+    ),
     "offset-not-a-number": (image_bytes(offset=(108, struct.pack("<f", np.nan))), ".nii"),
     "cut-off": (image_bytes()[:-100], ".nii"),
     "voxels-not-finite": (image_bytes(np.full(SHAPE, np.nan, np.float32)), ".nii"),
@@ -247,6 +253,8 @@ HOSTILE = {
     "nrrd-data-file": (nrrd(["data file: /etc/passwd"]), ".nrrd"),
     "nrrd-datafile": (nrrd(["datafile: /etc/passwd"]), ".nrrd"),
     "nrrd-list": (nrrd(["data file: LIST\n/etc/passwd"]), ".nrrd"),
+    "nrrd-carriage-return": (nrrd(["# x\rdata file: /etc/passwd"]), ".nrrd"),
+    "nrrd-blanks": (nrrd(["data  \t file: /etc/passwd"]), ".nrrd"),
     "nrrd-without-end": (nrrd()[:60], ".nrrd"),
     "nrrd-huge": (nrrd().replace(b"2 2 2", b"99999 99999 9999"), ".nrrd"),
     "nrrd-too-short": (nrrd(data=b"\0"), ".nrrd"),
@@ -254,10 +262,59 @@ HOSTILE = {
     "meta-tab": (meta(last="\tElementDataFile\t=\t/etc/passwd"), ".mha"),
     "meta-two": (meta("ElementDataFile = /etc/passwd"), ".mha"),
     "meta-comment": (meta("Comment = LOCAL", last="ElementDataFile = /etc/passwd"), ".mha"),
+    "meta-header-size": (meta("HeaderSize = -1"), ".mha"),
+    "meta-few-numbers": (meta("Offset = 1", "ElementDataFile = LOCAL", last="x"), ".mha"),
+    "meta-no-numbers": (meta("Offset = x y z"), ".mha"),
+    "meta-huge-axes": (meta().replace(b"NDims = 3", b"NDims = 99999"), ".mha"),
+    "meta-axes-last": (meta("NDims = 3").replace(b"NDims = 3\n", b"", 1), ".mha"),
+    "meta-no-word": (meta("Modality = MET_MOD_CT; x"), ".mha"),
     "meta-huge": (meta().replace(b"2 2 2", b"99999 99999 9999"), ".mha"),
     "meta-bomb": (meta("CompressedData = True", data=zlib.compress(bytes(2**24))), ".mha"),
     "header-too-long": (nrrd(["# " + "x" * 70000]), ".nrrd"),
 }
+
+
+#: Lines that the package for MetaImages takes for the name of a file, or that swallow the next one.
+TRICKS = {
+    "colon": "ElementDataFile: {}",
+    "blank": "\x0bElementDataFile = {}",
+    "carriage-return": "Comment = x\rElementDataFile = {}",
+    "no-key": "Foo",
+    "no-number": "Offset =",
+    "long": "Comment = " + "x" * 600,
+}
+
+
+@pytest.mark.parametrize("name", TRICKS)
+def test_no_line_of_a_meta_image_leads_to_another_file(page, tmp_path, name):
+    secret = tmp_path / "secret.txt"
+    secret.write_bytes(b"SECRET78")
+    data = f"ElementDataFile = {secret}\n".encode()
+    content = meta(TRICKS[name].format(secret), data=data)
+    state = page.send("POST", "image?name=a.mha", content=content)
+    assert state["image"]["shape_zyx"] == [2, 2, 2]
+    assert page.client.get(f"{page.path}/image.nii").content[-8:] == data[:8]
+
+
+def test_a_meta_images_grid_and_modality_are_kept(page, tmp_path):
+    turned = AFFINE @ np.array([[0.8, -0.6, 0, 3], [0.6, 0.8, 0, -9.5], [0, 0, 1, 7], [0, 0, 0, 1]])
+    image = sitk.GetImageFromArray(voxels().astype(np.int16) - 900)
+    lps = np.diag([-1, -1, 1, 1]) @ turned
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetMetaData("0008|0060", "CT")
+    image.SetMetaData("0010|0010", "A^Name = x: y")
+    for compressed in (False, True):
+        path = tmp_path / f"{compressed}.mha"
+        sitk.WriteImage(image, str(path), useCompression=compressed)
+        state = page.send("POST", "image?name=a.mha", content=path.read_bytes())
+        expected = read_image(path)
+        np.testing.assert_array_equal(state["image"]["affine"], expected.affine)
+        voxels_sent = page.client.get(f"{page.path}/image.nii").content[-2 * expected.array.size :]
+        assert voxels_sent == expected.array.tobytes()
+        assert "ct by its header, CT" in state["image"]["mapping"]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -360,6 +417,20 @@ def test_no_body_makes_the_server_fail(page, path):
 
 def test_after_all_of_them_the_next_click_is_right(page):
     check_next_click(page)
+
+
+@pytest.mark.parametrize("target", ["0", "256", "9" * 5000, "-1", "x"])
+def test_an_unknown_target_of_an_address_is_refused(page, target):
+    for method in ("PATCH", "DELETE"):
+        answer = page.client.request(method, f"{page.path}/targets/{target}", content=b"{}")
+        refused(answer, 404, "no_target")
+
+
+def test_the_cookie_opens_the_page_alone(with_token):
+    with_token.get("/", params={"token": TOKEN})
+    assert with_token.get("/api/status").status_code == 200
+    for path in ("/start_session", "/status", "/info/"):
+        refused(with_token.get(path), 401, "token")
 
 
 @pytest.mark.parametrize("session", ["x", "..", "0" * 32, "%00", "a" * 5000, "\u00e9"])

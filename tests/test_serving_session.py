@@ -235,3 +235,49 @@ def test_there_are_as_many_targets_as_a_label_map_holds():
     with pytest.raises(Refusal, match="there are 255 targets"):
         session.add_target()
     assert session.targets[255].name == "target 255"
+
+
+def test_an_id_is_used_again_where_all_were_used_and_targets_were_removed():
+    session = open_session()
+    for _ in range(254):
+        session.add_target()
+    session.remove_target(7)
+    assert session.add_target("again") == 7
+    assert session.targets[7].name == "again"
+
+
+def test_a_target_that_cannot_be_added_leaves_no_name(monkeypatch):
+    session = open_session()
+    monkeypatch.setattr(session_module, "MOST_STEPS", 0)
+    with pytest.raises(PromptError):
+        session.add_target("second")
+    assert session.targets.keys() == session.prompts.keys() == {1}
+
+
+def test_masks_in_the_history_take_bounded_memory_and_the_newest_steps_stay(monkeypatch):
+    monkeypatch.setattr(session_module, "MASK_BYTES", 300)
+    session = open_session()
+    for shift in range(20):
+        session.add(1, MaskPrompt(ball(SHAPE, (6 + shift % 3, 8, 8), 4)), run=False)
+        session.add(1, OUTSIDE, run=False)
+    steps = 0
+    while session.undo() is not None:
+        steps += 1
+    assert 2 <= steps < 20
+    assert session.prompts[1]  # the oldest steps are gone, and with them the empty start
+
+
+def test_an_image_that_finds_no_memory_changes_nothing(monkeypatch):
+    session = open_session()
+    session.add(1, INSIDE[0])
+    before = session.labels.copy()
+
+    def no_room(shape):
+        raise MemoryError
+
+    monkeypatch.setattr(session_module, "LabelMap", no_room)
+    with pytest.raises(MemoryError):
+        session.set_scan(small_scan(seed=5))
+    np.testing.assert_array_equal(session.labels, before)
+    session.add(1, OUTSIDE)
+    check(session, session.labels)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from http import HTTPStatus
@@ -140,7 +141,7 @@ class Defects:
         try:
             await self._app(scope, receive, watched_send)
         except Exception as error:
-            logger.error("%s failed", scope.get("path", "")[:100], exc_info=error)
+            logger.error("%a failed", scope.get("path", "")[:100], exc_info=error)
             if has_begun or scope["type"] != "http":
                 raise
             await _on_defect(error)(scope, receive, send)
@@ -150,6 +151,9 @@ def _on_defect(error: Exception) -> Response:
     if is_out_of_memory(error):
         release_memory()
         message = "there is not enough memory for this. Crop or resample the image."
+        return error_response(503, "full", message)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        message = "the server's disk is full. Free space there, then try again."
         return error_response(503, "full", message)
     message = f"the server has a defect ({type(error).__name__}); its log says more."
     return error_response(500, "defect", message)

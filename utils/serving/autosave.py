@@ -66,7 +66,7 @@ class Autosaves:
                 return
             with atomic_path(path) as temporary:
                 temporary.write_bytes(_content(session, self.network))
-        except (InputError, OSError) as error:
+        except (InputError, OSError, MemoryError) as error:
             if not self._warned:
                 logger.warning("prompts are not saved: %s", error)
             self._warned = True
@@ -94,7 +94,7 @@ class Autosaves:
         return bool(ID.fullmatch(session_id)) and self._path(digest, session_id).is_file()
 
     def set_aside(self, digest: str, session_id: str) -> None:
-        """Give another id to a session's autosave of an image that the session opens anew."""
+        """Give another id to a session's autosave that the session would write over."""
         if self.has(digest, session_id):
             other = self._path(digest, secrets.token_hex(16))
             self._path(digest, session_id).replace(other)
@@ -115,7 +115,7 @@ class Autosaves:
         content = read_json(path, "an autosave of this image", dict)
         try:
             targets, prompts = _targets_of(content, session.scan.shape)
-        except (LookupError, TypeError, ValueError, zlib.error) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, zlib.error) as error:
             raise InputError(
                 f"{path.name}: is damaged ({error}). Expected an autosave of this program: start "
                 "afresh."

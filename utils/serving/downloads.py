@@ -46,11 +46,16 @@ def save_new(folder: Path, name: str, content: bytes) -> Path:
     for number in range(1, MOST_NUMBER):
         path = folder / (name if number == 1 else f"{stem}_{number}{suffix}")
         try:
-            with path.open("xb") as file:
-                file.write(content)
-            return path
+            file = path.open("xb")
         except FileExistsError:
             continue
+        try:
+            with file:
+                file.write(content)
+        except OSError:
+            path.unlink(missing_ok=True)  # a part of it is no mask
+            raise
+        return path
     raise FileExistsError(f"{folder / name}: {MOST_NUMBER} files have this name and a number")
 
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from utils.files.safe_read import UNREADABLE
 from utils.serving.refusals import Refusal
+from utils.serving.registry import Intake
 from utils.serving.uploads import JSON_BYTES, read_body, too_large
 
 KINDS = "buif"
@@ -27,13 +28,16 @@ class Form(NamedTuple):
     names: Mapping[str, str]
 
 
-async def form_of(request: Request, most: int) -> Form:
+async def form_of(request: Request, most: int, intake: Intake | None = None) -> Form:
     """Return a request's form of at most ``most`` bytes; a Content-Encoding is left unread.
+
+    Args:
+        intake: counts its bytes; for forms with an image.
 
     Raises:
         Refusal: it is too large, or no such form.
     """
-    body = await read_body(request, most)
+    body = await read_body(request, most, intake)
     sent = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> dict:

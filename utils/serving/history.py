@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from utils.prompts.kinds import Prompt
+from utils.prompts.kinds import MaskPrompt, Prompt
 
 #: The prompts of each target, in order. A mask stands first or nowhere. Never changed in place.
 Snapshot = Mapping[int, tuple[Prompt, ...]]
@@ -51,3 +51,21 @@ class History:
         """Go forward to the snapshot that was undone last; there must be one."""
         self._before.append(self.present)
         self.present = self._undone.pop()
+
+    def forget_oldest(self, mask_bytes: int) -> None:
+        """Forget the oldest steps until the masks in all others take at most so many bytes."""
+        seen: set[int] = set()  # masks, each counted once: steps share them
+        taken = sum(_new_mask_bytes(snapshot, seen) for snapshot in (self.present, *self._undone))
+        for number in range(len(self._before) - 1, -1, -1):
+            taken += _new_mask_bytes(self._before[number], seen)
+            if taken > mask_bytes:
+                del self._before[: number + 1]
+                return
+
+
+def _new_mask_bytes(snapshot: Snapshot, seen: set[int]) -> int:
+    """Return the bytes of the masks in a snapshot that are not in ``seen``, and add them to it."""
+    first = [prompts[0] for prompts in snapshot.values() if prompts]
+    masks = [each for each in first if isinstance(each, MaskPrompt) and id(each) not in seen]
+    seen.update(map(id, masks))
+    return sum(mask.nbytes for mask in masks)

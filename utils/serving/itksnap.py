@@ -103,9 +103,9 @@ class ITKSnap:
     async def upload(self, request: Request) -> Response:
         """Take in the image: raw float32, x fastest, gzipped, with its grid beside it."""
         each, most = self._session(request), self.context.max_voxels * 4
-        form = await form_of(request, most + SLACK_BYTES)
-        meta = _metadata(form.fields.get("metadata", ""))
-        async with self.context.decoding:
+        with self.context.registry.intake(each) as intake:
+            form = await form_of(request, most + SLACK_BYTES, intake)
+            meta = _metadata(form.fields.get("metadata", ""))
             count = math.prod(meta.dimensions)
             if count > self.context.max_voxels:
                 raise Refusal(
@@ -113,10 +113,10 @@ class ITKSnap:
                     f"the image has {count:,} voxels. Expected 1 to {self.context.max_voxels:,}: "
                     "crop or resample it.",
                 )  # fmt: skip
-            needed = count * voxel_bytes(MAX_ITEMSIZE // 2)
-            self.context.registry.require_room(needed, instead_of=each)
-            scan = await asyncio.to_thread(_scan_of, file_of(form), meta, count)
-        await self.context.registry.run(each, lambda session: session.set_scan(scan))
+            async with self.context.decoding:
+                intake.promise(count * voxel_bytes(MAX_ITEMSIZE // 2))
+                scan = await asyncio.to_thread(_scan_of, file_of(form), meta, count)
+            await self.context.registry.run(each, lambda session: session.set_scan(scan))
         return json_response({"message": "the image was taken in"})
 
     async def point(self, request: Request) -> Response:

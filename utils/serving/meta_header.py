@@ -62,7 +62,7 @@ def strict_header(front: bytes) -> tuple[bytes, int]:
     found: dict[str, str] = {}
     place = 0
     while (stop := front.find(b"\n", place)) >= 0:
-        key, equals, value = front[place:stop].decode("latin-1").strip(" \t\r").partition("=")
+        key, _, value = front[place:stop].decode("latin-1").strip(" \t\r").partition("=")
         key, value, place = key.rstrip(" \t"), value.strip(" \t"), stop + 1
         if key == END:
             if value != HERE:

@@ -23,7 +23,7 @@ from utils.serving.downloads import target_file
 from utils.serving.forms import bad_form, form_of
 from utils.serving.frames import json_response
 from utils.serving.refusals import Refusal
-from utils.serving.registry import OpenSession
+from utils.serving.registry import Intake, OpenSession
 from utils.serving.scan import IntensityFlags, Scan, voxel_bytes
 from utils.serving.session import Session
 from utils.serving.uploads import (
@@ -98,15 +98,16 @@ class MonaiLabel:
 
     async def open_session(self, request: Request) -> Response:
         """Take in an image and open a session on it."""
-        form = await form_of(request, most_bytes(self.context.max_voxels))
-        if "files" not in form.files:
-            raise bad_form("it has no file 'files'")
-        each = self.context.registry.open(KIND, secrets.token_hex(16))
-        try:
-            await self._open(each, form.names["files"], form.files["files"])
-        except BaseException:
-            self.context.registry.close(each.id)
-            raise
+        with self.context.registry.intake() as intake:
+            form = await form_of(request, most_bytes(self.context.max_voxels), intake)
+            if "files" not in form.files:
+                raise bad_form("it has no file 'files'")
+            each = self.context.registry.open(KIND, secrets.token_hex(16))
+            try:
+                await self._open(each, form.names["files"], form.files["files"], intake)
+            except BaseException:
+                self.context.registry.close(each.id)
+                raise
         return json_response({"session_id": each.id, "session_info": {}})
 
     async def session(self, request: Request) -> Response:
@@ -142,23 +143,23 @@ class MonaiLabel:
             return Response(mask, media_type="application/octet-stream")
         return _two_parts({"label_names": {params.label or "target": 1}}, mask)
 
-    async def _open(self, each: OpenSession, name: str, content: bytes) -> None:
+    async def _open(self, each: OpenSession, name: str, content: bytes, intake: Intake) -> None:
         suffix = upload_suffix(name)
         async with self.context.decoding:
-            with tempfile.TemporaryDirectory(prefix="upload-") as folder:
-                path = Path(folder) / f"image{suffix}"
-                path.write_bytes(content)
-                scan = await asyncio.to_thread(self._read, each, path, name)
+            scan = await asyncio.to_thread(self._read, name, suffix, content, intake)
         await self.context.registry.run(each, lambda session: session.set_scan(scan))
 
-    def _read(self, each: OpenSession, path: Path, name: str) -> Scan:
-        try:
-            voxels = declared_voxels(path, self.context.max_voxels)
-        except InputError as error:
-            raise bad_image(path, name, error) from error
-        needed = voxels * voxel_bytes(MAX_ITEMSIZE // 2)
-        self.context.registry.require_room(needed, instead_of=each)
-        return read_upload(path, name, IntensityFlags(), self.context.max_voxels)
+    def _read(self, name: str, suffix: str, content: bytes, intake: Intake) -> Scan:
+        """Check and read an upload, in a thread beside the network's."""
+        with tempfile.TemporaryDirectory(prefix="upload-") as folder:
+            path = Path(folder) / f"image{suffix}"
+            path.write_bytes(content)
+            try:
+                voxels = declared_voxels(path, self.context.max_voxels)
+            except InputError as error:
+                raise bad_image(path, name, error) from error
+            intake.promise(voxels * voxel_bytes(MAX_ITEMSIZE // 2))
+            return read_upload(path, name, IntensityFlags(), self.context.max_voxels)
 
     def _session(self, session_id: str) -> OpenSession:
         return self.context.registry.get(session_id, KIND)

@@ -9,6 +9,8 @@ is taken, and each frame's own size before it is inflated.
 
 import math
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import blosc2
@@ -40,7 +42,7 @@ def unpack(buffer: bytes, most_bytes: int) -> np.ndarray:
         Refusal: the envelope is damaged or declares another size than it has, or its array is too
             large or of another kind.
     """
-    try:
+    with _damage():
         head = envelope(buffer)
         size = math.prod(head.shape) * head.dtype.itemsize
         if size > most_bytes:
@@ -50,9 +52,27 @@ def unpack(buffer: bytes, most_bytes: int) -> np.ndarray:
                 "the image.",
             )  # fmt: skip
         return _filled(buffer, head, size)
+
+
+def declared(buffer: bytes) -> tuple[tuple[int, ...], int]:
+    """Return the shape that an envelope declares, and the bytes of a voxel.
+
+    Raises:
+        Refusal: its head is damaged, or its array is of another kind.
+    """
+    with _damage():
+        head = envelope(buffer)
+        return head.shape, head.dtype.itemsize
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Turn the errors of a damaged envelope into a `Refusal`."""
+    try:
+        yield
+    except Refusal:
+        raise
     except (struct.error, UnicodeDecodeError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, Refusal):
-            raise
         raise damaged(str(error)) from error
 
 

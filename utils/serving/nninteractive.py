@@ -6,6 +6,7 @@ target. Its array is (Z, Y, X) in the client's own axes, without origin or direc
 
 import asyncio
 import json
+import math
 import secrets
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ from utils.serving.boxes import box_of_sides
 from utils.serving.context import Context
 from utils.serving.frames import json_response
 from utils.serving.label_map import NO_CHANGE, Change
-from utils.serving.nnia import pack, unpack
+from utils.serving.nnia import declared, pack, unpack
 from utils.serving.nninteractive_bodies import (
     AddBox,
     AddPoint,
@@ -34,10 +35,10 @@ from utils.serving.nninteractive_bodies import (
     spacing_of,
 )
 from utils.serving.refusals import Refusal
-from utils.serving.registry import PATIENCE, OpenSession
+from utils.serving.registry import PATIENCE, Intake, OpenSession, Result
 from utils.serving.scan import scan_of_array, voxel_bytes
 from utils.serving.session import Session
-from utils.serving.uploads import MAX_ITEMSIZE, SLACK_BYTES, read_body
+from utils.serving.uploads import MAX_ITEMSIZE, SLACK_BYTES, drop_body, read_body
 
 KIND = "nninteractive"
 LEASE, META = "x-lease-token", "X-Meta"
@@ -143,11 +144,13 @@ class NNInteractive:
         each, meta = self._lease(request), meta_of(request, ImageMeta)
         spacing_zyx = spacing_of(meta)
         most = self.context.max_voxels * MAX_ITEMSIZE + SLACK_BYTES
-        body = await read_body(request, most)
-        async with self.context.decoding:
-            array = await asyncio.to_thread(self._image, body, each)
-            scan = await asyncio.to_thread(scan_of_array, array[0], spacing_zyx, "image.nii.gz")
-        await self.context.registry.run(each, lambda session: session.set_scan(scan))
+        with self.context.registry.intake(each) as intake:
+            body = await read_body(request, most, intake)
+            async with self.context.decoding:
+                array = await asyncio.to_thread(self._image, body, intake)
+                del body
+                scan = await asyncio.to_thread(scan_of_array, array[0], spacing_zyx, "image.nii.gz")
+            await self._run(each, lambda session: session.set_scan(scan))
         each.extra.clear()
         return json_response({"original_image_shape": list(array.shape)})
 
@@ -187,7 +190,7 @@ class NNInteractive:
             if session.scan is not None:
                 session.forget()
 
-        await self.context.registry.run(each, job)
+        await self._run(each, job)
         return json_response({})
 
     async def undo(self, request: Request) -> Response:
@@ -235,7 +238,7 @@ class NNInteractive:
         """Refuse scribbles and lassos, which the capabilities say are not taken."""
         self._lease(request)
         meta_of(request, MaskMeta)
-        await read_body(request, self.context.max_voxels + SLACK_BYTES)
+        await drop_body(request, self.context.max_voxels + SLACK_BYTES)
         raise Refusal(
             400, "bad_prompt",
             "scribbles and lassos are not taken. Expected points or boxes: draw one of these.",
@@ -244,9 +247,11 @@ class NNInteractive:
     async def add_initial_seg(self, request: Request) -> Response:
         """Start from a mask, in place of all prompts before."""
         each, meta = self._lease(request), meta_of(request, SegMeta)
-        body = await read_body(request, self.context.max_voxels * MAX_ITEMSIZE + SLACK_BYTES)
-        most = self.context.max_voxels * MAX_ITEMSIZE
-        mask = await asyncio.to_thread(lambda: unpack(body, most) > 0)
+        each.session.require_image()
+        most = math.prod(each.session.scan.shape) * MAX_ITEMSIZE
+        with self.context.registry.intake(each) as intake:
+            body = await read_body(request, most + SLACK_BYTES, intake)
+            mask = await asyncio.to_thread(lambda: unpack(body, most) > 0)
 
         def job(session: Session) -> tuple[bool, Change]:
             session.require_image()
@@ -273,7 +278,7 @@ class NNInteractive:
         self, each: OpenSession, job: Callable[[Session], tuple[bool, Change]]
     ) -> Response:
         """Run a job; answer with the server's mask in the box that changed."""
-        ran, change = await self.context.registry.run(each, job)
+        ran, change = await self._run(each, job)
         box = change.box if ran else None
         labels = change.labels.astype(each.extra.get("dtype", np.uint8), copy=False)
         meta = {
@@ -286,23 +291,34 @@ class NNInteractive:
         headers = {META: json.dumps(meta), "Cache-Control": "no-store"}
         return Response(body, 200, headers, "application/octet-stream")
 
-    def _image(self, body: bytes, each: OpenSession) -> np.ndarray:
-        most = self.context.max_voxels * MAX_ITEMSIZE
-        array = unpack(body, most)
-        if array.ndim != 4 or 0 in array.shape:
+    async def _run(self, each: OpenSession, job: Callable[[Session], Result]) -> Result:
+        """Run a job of a session; a session that was closed meanwhile counts as expired."""
+        try:
+            return await self.context.registry.run(each, job)
+        except Refusal as error:
+            if error.code != "no_session":
+                raise
+            raise _expired(error) from error
+
+    def _image(self, body: bytes, intake: Intake) -> np.ndarray:
+        """Return the first channel (1, Z, Y, X) of an image."""
+        shape, itemsize = declared(body)
+        if len(shape) != 4 or 0 in shape:
             raise Refusal(
                 400, "bad_image",
-                f"the image has shape {array.shape}. Expected (channels, Z, Y, X), none of them 0.",
+                f"the image has shape {shape}. Expected (channels, Z, Y, X), none of them 0.",
             )  # fmt: skip
-        if array[0].size > self.context.max_voxels:
+        voxels = math.prod(shape[1:])
+        if voxels > self.context.max_voxels:
             raise Refusal(
                 413, "too_large",
-                f"the image has {array[0].size:,} voxels. Expected at most "
-                f"{self.context.max_voxels:,}: crop or resample it.",
+                f"the image has {voxels:,} voxels. Expected at most {self.context.max_voxels:,}: "
+                "crop or resample it.",
             )  # fmt: skip
-        needed = array[0].size * voxel_bytes(array.itemsize)
-        self.context.registry.require_room(needed, instead_of=each)
-        return array if array.shape[0] == 1 else array[:1].copy()
+        others = (shape[0] - 1) * voxels * itemsize
+        intake.promise(voxels * voxel_bytes(itemsize) + others)
+        array = unpack(body, self.context.max_voxels * MAX_ITEMSIZE)
+        return array if shape[0] == 1 else array[:1].copy()
 
     def _lease(
         self, request: Request, *, uses: bool = True, missing_too: bool = False
@@ -321,4 +337,9 @@ class NNInteractive:
         except Refusal as error:
             if missing_too:
                 return None
-            raise Refusal(410, error.code, error.message) from error
+            raise _expired(error) from error
+
+
+def _expired(error: Refusal) -> Refusal:
+    """Return the refusal of a closed session, with the status that the clients know."""
+    return Refusal(410, error.code, error.message)

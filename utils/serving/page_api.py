@@ -45,8 +45,8 @@ class PageApi:
             Route(f"{session}/heartbeat", self.heartbeat),
             Route(f"{session}/earlier", self.take_up, methods=["POST"]),
             Route(f"{session}/targets", self.add_target, methods=["POST"]),
-            Route(f"{session}/targets/{{target:int}}", self.describe_target, methods=["PATCH"]),
-            Route(f"{session}/targets/{{target:int}}", self.remove_target, methods=["DELETE"]),
+            Route(f"{session}/targets/{{target}}", self.describe_target, methods=["PATCH"]),
+            Route(f"{session}/targets/{{target}}", self.remove_target, methods=["DELETE"]),
             Route(f"{session}/prompts", self.add_prompt, methods=["POST"]),
             Route(f"{session}/undo", self.undo, methods=["POST"]),
             Route(f"{session}/redo", self.redo, methods=["POST"]),
@@ -86,10 +86,14 @@ class PageApi:
         scan = context.first_scan
         is_saved = scan is not None and context.autosaves.has(scan.digest, wanted)
         each = registry.open("page", wanted if is_saved else None)
-        await context.open_first(each)
-        if is_saved:
-            await registry.run(each, lambda session: self._restore(each, session))
-        return await self._state(each, 201)
+        try:
+            await context.open_first(each)
+            if is_saved:
+                await registry.run(each, lambda session: self._restore(each, session))
+            return await self._state(each, 201)
+        except BaseException:  # nobody would know the session, which would keep its place
+            registry.close(each.id)
+            raise
 
     async def state(self, request: Request) -> Response:
         """Answer with the session's state."""
@@ -139,7 +143,7 @@ class PageApi:
         body = await bodies.body_of(request, bodies.ChangedTarget)
         name = None if body.name is None else bodies.checked_name(body.name)
         color = None if body.color is None else bodies.checked_color(body.color)
-        target = request.path_params["target"]
+        target = bodies.checked_target(request.path_params["target"])
         if name == "":
             raise Refusal(400, "bad_request", "the name is empty. Expected 1 to 64 characters.")
 
@@ -151,7 +155,7 @@ class PageApi:
 
     async def remove_target(self, request: Request) -> Response:
         """Remove a target with its prompts."""
-        target = request.path_params["target"]
+        target = bodies.checked_target(request.path_params["target"])
         each = self._session(request)
         return await self._run(request, each, lambda session: session.remove_target(target))
 
@@ -233,11 +237,12 @@ class PageApi:
         return frame_response(request, await self.context.registry.run(each, run), status)
 
     def _restore(self, each: OpenSession, session: Session) -> None:
-        """Take up a session's own autosave; what is wrong with it becomes a note."""
+        """Take up a session's own autosave; one that cannot be used is kept for later."""
         try:
             _, notes = self.context.autosaves.restore(each.id, session)
             each.notes += ["Earlier work on this image was taken up again.", *notes]
         except InputError as error:
+            self.context.autosaves.set_aside(session.scan.digest, each.id)
             each.notes.append(f"Earlier work could not be taken up: {error}")
 
 

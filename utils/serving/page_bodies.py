@@ -117,3 +117,16 @@ def checked_color(color: str) -> str:
     if color and not re.fullmatch("#[0-9a-fA-F]{6}", color):
         raise Refusal(400, "bad_request", "the colour is not written as #rrggbb. Give it so.")
     return color
+
+
+def checked_target(text: str) -> int:
+    """Return the id of a target in a request's address.
+
+    Raises:
+        Refusal: no target has such an id.
+    """
+    if not re.fullmatch("[0-9]{1,3}", text):
+        raise Refusal(
+            404, "no_target", f"there is no target {text[:20]!a}. Choose one of the list."
+        )
+    return int(text)

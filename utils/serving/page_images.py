@@ -25,7 +25,7 @@ from utils.serving.label_map import NO_CHANGE
 from utils.serving.page_api import attachment
 from utils.serving.page_state import state_of
 from utils.serving.refusals import Refusal
-from utils.serving.registry import OpenSession
+from utils.serving.registry import Intake, OpenSession
 from utils.serving.safety import is_loopback
 from utils.serving.scan import IntensityFlags, Scan, voxel_bytes
 from utils.serving.session import Session
@@ -64,19 +64,20 @@ class PageImages:
         context, each, start = self.context, self._session(request), time.perf_counter()
         name = request.query_params.get("name", "")[-200:]
         suffix, flags = upload_suffix(name), _flags_of(request)
-        with tempfile.TemporaryDirectory(prefix="upload-") as folder:
-            path = Path(folder) / f"image{suffix}"
-            await save_body(request, path, most_bytes(context.max_voxels))
-            async with context.decoding:
-                scan = await asyncio.to_thread(self._read, path, name, flags, each)
+        with context.registry.intake(each) as intake:
+            with tempfile.TemporaryDirectory(prefix="upload-") as folder:
+                path = Path(folder) / f"image{suffix}"
+                await save_body(request, path, most_bytes(context.max_voxels), intake)
+                async with context.decoding:
+                    scan = await asyncio.to_thread(self._read, path, name, flags, intake)
 
-        def job(session: Session) -> bytes:
-            context.autosaves.set_aside(scan.digest, each.id)
-            session.set_scan(scan)
-            took = {"ms": milliseconds_since(start), "network_ms": 0.0}
-            return frame(state_of(context, each, anew=True) | took, NO_CHANGE)
+            def job(session: Session) -> bytes:
+                context.autosaves.set_aside(scan.digest, each.id)
+                session.set_scan(scan)
+                took = {"ms": milliseconds_since(start), "network_ms": 0.0}
+                return frame(state_of(context, each, anew=True) | took, NO_CHANGE)
 
-        return frame_response(request, await context.registry.run(each, job))
+            return frame_response(request, await context.registry.run(each, job))
 
     async def voxels(self, request: Request) -> Response:
         """Answer with the voxels as uncompressed NIfTI, in a dtype that the page can show."""
@@ -138,15 +139,14 @@ class PageImages:
         except OSError as error:
             raise unwritable(folder / name, error) from error
 
-    def _read(self, path: Path, name: str, flags: IntensityFlags, each: OpenSession) -> Scan:
+    def _read(self, path: Path, name: str, flags: IntensityFlags, intake: Intake) -> Scan:
         """Check and read an upload, in a thread beside the network's."""
         most = self.context.max_voxels
         try:
             voxels = declared_voxels(path, most)
         except InputError as error:
             raise bad_image(path, name, error) from error
-        needed = voxels * voxel_bytes(MAX_ITEMSIZE // 2)
-        self.context.registry.require_room(needed, instead_of=each)
+        intake.promise(voxels * voxel_bytes(MAX_ITEMSIZE // 2))
         return read_upload(path, name, flags, most)
 
     def _session(self, request: Request) -> OpenSession:

@@ -33,6 +33,8 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 PREFIX = re.compile(r"/t/([^/]*)(/.*)?", re.S)
+#: Paths that take the cookie's token: those of the page alone.
+OF_THE_PAGE = re.compile(r"/|/(?:api|static)/.*", re.S)
 #: What a browser needs to show the page that asks for the token.
 WITHOUT_TOKEN = (".css", ".svg")
 
@@ -132,7 +134,9 @@ class Guard:
         """Tell whether a request shows the token; in the page's address it sets a cookie."""
         if not self._token:
             return True
-        shown = [scope.get("path_token", ""), _authorized(headers), self._cookie(headers)]
+        shown = [scope.get("path_token", ""), _authorized(headers)]
+        if OF_THE_PAGE.fullmatch(scope["path"]):
+            shown.append(self._cookie(headers))
         if any(self._is_right(text) for text in shown):
             return True
         scope["sets_cookie"] = scope["path"] == "/" and self._is_right(_in_query(scope))

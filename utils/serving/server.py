@@ -20,6 +20,7 @@ from utils.prediction.predictor import Predictor
 from utils.prompts.kinds import Click
 from utils.serving.app import build_app
 from utils.serving.autosave import Autosaves
+from utils.serving.connections import PatientProtocol
 from utils.serving.context import Context
 from utils.serving.registry import Registry
 from utils.serving.safety import is_loopback
@@ -31,7 +32,7 @@ from utils.serving.worker import Worker
 MEMORY_SHARE = 0.5
 #: uvicorn's settings: what a request may be, and nothing about this machine in an answer.
 UVICORN = {
-    "http": "h11",
+    "http": PatientProtocol,
     "ws": "none",
     "log_config": None,
     "log_level": "warning",
@@ -195,9 +196,10 @@ async def _serve(
     """Answer requests; ``announce`` is called when the network has run once."""
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     seconds = await context.registry.worker.run(lambda: warm_up(served.predictor))
-    context.is_ready = True
-    logger.info("the network is warm after %.1f s on %s", seconds, context.device)
-    announce()
+    if not server.should_exit:  # Ctrl-C may have come meanwhile
+        context.is_ready = True
+        logger.info("the network is warm after %.1f s on %s", seconds, context.device)
+        announce()
     await serving
 
 

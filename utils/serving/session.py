@@ -19,6 +19,8 @@ from utils.serving.scan import Scan
 
 #: The prompts that a session holds at most, of all targets; and the steps back.
 MOST_PROMPTS, MOST_STEPS = 2000, 20_000
+#: Of the masks to start from in all steps back; the oldest steps are forgotten beyond it.
+MASK_BYTES = 2**28
 #: Of the image embeddings that a session keeps, tens of cubes; a script on one image may keep more.
 EMBEDDING_BYTES = 2**28
 
@@ -44,13 +46,13 @@ class Session:
         self.scan: Scan | None = None
         self.revision = 0  # grows with every change
         self.on_change: Callable[[Session], None] = lambda session: None
-        self._restart()
+        self._restart(None)
 
-    def _restart(self) -> None:
+    def _restart(self, label_map: LabelMap | None) -> None:
         self.targets: dict[int, Target] = {1: Target(self._first)}
         self.history = History({1: ()})
         self._applied: Snapshot = {}  # what the predictor holds
-        self._masks: LabelMap | None = None if self.scan is None else LabelMap(self.scan.shape)
+        self._masks = label_map
 
     @property
     def prompts(self) -> Snapshot:
@@ -90,10 +92,11 @@ class Session:
         Raises:
             InputError: the image cannot be used.
         """
+        label_map = LabelMap(scan.shape)  # first: no room for it must change nothing
         self.predictor.set_image(scan.image, affine=scan.volume.affine, hounsfield=scan.hounsfield)
         self.predictor.decoder.embedding_bytes = EMBEDDING_BYTES
         self.scan = scan
-        self._restart()
+        self._restart(label_map)
         self._changed()
 
     def add(self, target: int, prompt: Prompt, *, run: bool = True) -> Change:
@@ -107,8 +110,12 @@ class Session:
             InputError: the prompt does not fit the image, or the network fails.
         """
         self._require_target(target)
-        earlier = () if isinstance(prompt, MaskPrompt) else self.prompts[target]
-        return self._become({**self.prompts, target: (*earlier, prompt)}, self.history.push, run)
+        if not isinstance(prompt, MaskPrompt):
+            after = {**self.prompts, target: (*self.prompts[target], prompt)}
+            return self._become(after, self.history.push, run)
+        change = self._become({**self.prompts, target: (prompt,)}, self.history.push, run)
+        self.history.forget_oldest(MASK_BYTES)
+        return change
 
     def refresh(self) -> Change:
         """Compute the masks of prompts that were added with ``run=False``; return what changed."""
@@ -163,16 +170,18 @@ class Session:
             Refusal: there are as many targets as a label map holds.
         """
         self.require_image()
-        free = next((n for n in range(1, MOST_TARGETS + 1) if n not in self.targets), None)
-        number = max(self.targets) + 1 if max(self.targets) < MOST_TARGETS else free
-        if number is None:
+        number = max(self.targets) + 1
+        if number > MOST_TARGETS:  # then an id that no target has now
+            number = next((n for n in range(1, MOST_TARGETS + 1) if n not in self.prompts), 0)
+        if not number:
             raise Refusal(
                 409, "full_targets",
                 f"there are {MOST_TARGETS} targets. Expected at most as many as a label map "
                 "holds: save these masks and clear the list.",
             )  # fmt: skip
-        self.targets[number] = Target(name or f"target {number}", color)
-        self._become({**self.prompts, number: ()}, self.history.push)
+        self.replace(
+            {number: Target(name or f"target {number}", color)}, {**self.prompts, number: ()}
+        )
         return number
 
     def describe_target(
@@ -205,7 +214,7 @@ class Session:
         """Replace all targets and prompts by others, as one step.
 
         Args:
-            targets: name and colour of each id in ``prompts``.
+            targets: name and colour of each id in ``prompts`` that is new.
 
         Raises:
             Refusal: there are too many prompts.

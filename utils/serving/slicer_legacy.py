@@ -22,10 +22,10 @@ from utils.serving.forms import file_of, form_of, inflated, npy_array
 from utils.serving.frames import json_response
 from utils.serving.nninteractive_bodies import body_of
 from utils.serving.refusals import Refusal
-from utils.serving.registry import OpenSession
+from utils.serving.registry import Intake, OpenSession
 from utils.serving.scan import scan_of_array, voxel_bytes
 from utils.serving.session import Session
-from utils.serving.uploads import MAX_ITEMSIZE, SLACK_BYTES
+from utils.serving.uploads import MAX_ITEMSIZE, SLACK_BYTES, drop_body
 
 KIND = "slicer_legacy"
 TARGET = 1
@@ -65,14 +65,16 @@ class SlicerLegacy:
     async def upload_image(self, request: Request) -> Response:
         """Take in the image, a plain ``.npy`` file (k, j, i)."""
         most = self.context.max_voxels * MAX_ITEMSIZE + SLACK_BYTES
-        each, form = self._session(request, opens=True), await form_of(request, most)
-        async with self.context.decoding:
-            array = await asyncio.to_thread(npy_array, file_of(form), self.context.max_voxels)
-            needed = array.size * voxel_bytes(array.itemsize)
-            self.context.registry.require_room(needed, instead_of=each)
-            # The client does not say the spacing.
-            scan = await asyncio.to_thread(scan_of_array, array, (1.0, 1.0, 1.0), "image.nii.gz")
-        await self.context.registry.run(each, lambda session: session.set_scan(scan))
+        each = self._session(request, opens=True)
+        with self.context.registry.intake(each) as intake:
+            form = await form_of(request, most, intake)
+            async with self.context.decoding:
+                array = await asyncio.to_thread(npy_array, file_of(form), self.context.max_voxels)
+                intake.promise(array.size * voxel_bytes(array.itemsize))
+                # The client does not say the spacing.
+                spacing_zyx = (1.0, 1.0, 1.0)
+                scan = await asyncio.to_thread(scan_of_array, array, spacing_zyx, "image.nii.gz")
+            await self.context.registry.run(each, lambda session: session.set_scan(scan))
         return json_response({"status": "ok"})
 
     async def upload_segment(self, request: Request) -> Response:
@@ -80,7 +82,8 @@ class SlicerLegacy:
         each = self._session(request)
         if each is None:
             return json_response(NO_IMAGE)
-        mask = await self._drawing(request)
+        with self.context.registry.intake(each) as intake:
+            mask = await self._drawing(request, intake)
 
         def job(session: Session) -> None:
             if mask.shape != session.scan.shape:
@@ -114,7 +117,7 @@ class SlicerLegacy:
 
     async def add_drawing(self, request: Request) -> Response:
         """Say that scribbles and lassos are not taken."""
-        await self._drawing(request)
+        await drop_body(request, self.context.max_voxels + SLACK_BYTES)
         return json_response({"status": "error", "message": UNSUPPORTED})
 
     async def _add(self, request: Request, prompt: Callable[[Session], Prompt]) -> Response:
@@ -148,10 +151,10 @@ class SlicerLegacy:
         headers = {"Content-Encoding": "gzip", "Cache-Control": "no-store"}
         return Response(igzip.compress(bits, 1), 200, headers, "application/octet-stream")
 
-    async def _drawing(self, request: Request) -> np.ndarray:
+    async def _drawing(self, request: Request, intake: Intake) -> np.ndarray:
         """Return the mask (k, j, i) bool of a request's form."""
         most = self.context.max_voxels + SLACK_BYTES
-        content = file_of(await form_of(request, most))
+        content = file_of(await form_of(request, most, intake))
         array = await asyncio.to_thread(
             lambda: npy_array(inflated(content, most), self.context.max_voxels)
         )

@@ -23,6 +23,7 @@ from utils.files.itk import read_itk_grid
 from utils.files.nifti import GZIP_MAGIC, HEADER_SIZE
 from utils.serving.meta_header import MAX_HEADER, rewrite_header
 from utils.serving.refusals import Refusal
+from utils.serving.registry import Intake
 from utils.serving.scan import IntensityFlags, Scan, open_upload
 
 #: Formats whose voxels lie in the same file as the header.
@@ -46,24 +47,37 @@ def most_bytes(max_voxels: int) -> int:
     return max_voxels * MAX_ITEMSIZE + SLACK_BYTES
 
 
-async def read_body(request: Request, most: int = JSON_BYTES) -> bytes:
+async def read_body(
+    request: Request, most: int = JSON_BYTES, intake: Intake | None = None
+) -> bytes:
     """Return a request's body.
 
+    Args:
+        intake: counts its bytes; for bodies of more than `JSON_BYTES`.
+
     Raises:
-        Refusal: it is larger than ``most`` bytes, or stops coming.
+        Refusal: it is larger than ``most`` bytes, has no room, or stops coming.
     """
-    parts = [part async for part in bounded_parts(request, most)]
+    parts = [part async for part in bounded_parts(request, most, intake)]
     return b"".join(parts)
 
 
-async def save_body(request: Request, path: Path, most: int) -> None:
+async def save_body(request: Request, path: Path, most: int, intake: Intake) -> None:
     """Write a request's body to a file; see `read_body`."""
     with path.open("xb") as file:
-        async for part in bounded_parts(request, most):
+        async for part in bounded_parts(request, most, intake):
             await asyncio.to_thread(file.write, part)
 
 
-async def bounded_parts(request: Request, most: int) -> AsyncIterator[bytes]:
+async def drop_body(request: Request, most: int) -> None:
+    """Read a request's body, and keep nothing of it: a client may not wait for the refusal."""
+    async for _ in bounded_parts(request, most):
+        pass
+
+
+async def bounded_parts(
+    request: Request, most: int, intake: Intake | None = None
+) -> AsyncIterator[bytes]:
     """Yield the parts of a request's body; refuse it by its length before any part is read.
 
     Raises:
@@ -83,6 +97,8 @@ async def bounded_parts(request: Request, most: int) -> AsyncIterator[bytes]:
         count += len(part)
         if count > most:
             raise too_large(f"more than {most}", most)
+        if part and intake is not None:
+            intake.receive(len(part))
         if part:
             yield part
 
