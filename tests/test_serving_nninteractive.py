@@ -237,7 +237,8 @@ def test_hostile_requests_are_refused_and_the_session_goes_on(remote):
     for content in HOSTILE.values():
         for path in ("/set_image", "/add_initial_seg_interaction"):
             assert client.post(path, content=content).status_code in (400, 413)
-    for meta in ("[]", "{", '{"image_properties": {"spacing": [0, 1, 1]}}', "x" * 5000):
+    huge = '{"image_properties": {"spacing": [1, 1, ' + "9" * 4000 + "]}}"
+    for meta in ("[]", "{", '{"image_properties": {"spacing": [0, 1, 1]}}', huge, "x" * 5000):
         image = pack_array(voxels()[None])
         assert client.post("/set_image", content=image, headers={"X-Meta": meta}).status_code == 400
     for body in ({}, {"coordinates": [1, 2]}, {"coordinates": [1e300, 0, 0]}, [1], "x"):

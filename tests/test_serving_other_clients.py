@@ -170,10 +170,14 @@ def test_itksnap_is_served_a_whole_session(client):
     "changes",
     [
         {"dimensions": [28, 24, 21]}, {"dimensions": [28, 24, -20]}, {"dimensions": [9**9, 9, 9]},
+        {"dimensions": [10**4000] * 3},
         {"spacing": [0, 1, 1]}, {"spacing": [1e400, 1, 1]}, {"direction": [1, 0, 0]},
         {"components_per_pixel": 3}, {"component_type": "int64"},
     ],
-    ids=["more", "negative", "huge", "spacing", "infinite", "direction", "components", "type"],
+    ids=[
+        "more", "negative", "huge", "endless", "spacing", "infinite", "direction", "components",
+        "type",
+    ],
 )  # fmt: skip
 def test_itksnaps_image_of_a_wrong_grid_is_refused(client, changes):
     session = client.get("/start_session").json()["session_id"]

@@ -22,6 +22,8 @@ import predict
 from utils.files.nifti import read_nifti, write_nifti
 from utils.prediction.session import PredictorOptions
 from utils.prompts.kinds import BoxPrompt, Click
+from utils.serving.refusals import Refusal
+from utils.serving.scan import voxel_bytes
 from utils.serving.server import fresh_predictor
 from utils.volumes.geometry import affine_from_spacing
 
@@ -280,8 +282,8 @@ def test_an_image_too_large_for_memory_is_refused(tmp_path, scan_file):
 def test_uploads_that_come_at_the_same_time_share_the_memory(tmp_path, scan_file):
     context = small_context(tmp_path)
     registry, content = context.registry, scan_file.read_bytes()
-    voxels_bytes = 2 * (np.prod(SHAPE) * 10)
-    registry.memory_bytes = len(content) + voxels_bytes
+    needed = len(content) + np.prod(SHAPE) * voxel_bytes(4)
+    registry.memory_bytes = needed
     with client_of(context) as client:
         page = client.post("/api/sessions", json={}).json()["session"]
         path = f"/api/sessions/{page}/image?name=a.nii.gz"
@@ -292,7 +294,7 @@ def test_uploads_that_come_at_the_same_time_share_the_memory(tmp_path, scan_file
         registry.memory_bytes = len(content) - 1
         answer = client.post(path, content=content)
         assert "the upload needs" in answer.json()["error"]["message"]
-        registry.memory_bytes = len(content) + voxels_bytes
+        registry.memory_bytes = needed
         assert client.post(path, content=content).status_code == 200
 
 
