@@ -6,7 +6,10 @@ After all refusals of a test the server answers the next click right.
 import asyncio
 import gzip
 import json
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import nibabel as nib
@@ -32,6 +35,7 @@ from utils.files.images import read_image
 from utils.files.nifti import write_nifti
 from utils.prompts.kinds import Click
 from utils.serving import uploads
+from utils.serving.private_folders import private_folder, remove_abandoned_folders
 from utils.serving.refusals import Refusal
 from utils.serving.server import Address
 from utils.volumes.geometry import affine_from_spacing
@@ -459,3 +463,22 @@ def test_a_body_that_ends_early_is_refused():
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
     with pytest.raises(Refusal, match="the body ended before its end"):
         asyncio.run(uploads.read_body(Request(scope, receive)))
+
+
+def test_folders_of_uploads_are_private_and_removed_after_a_crash(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / f"fastsam3d-{ended.pid}-abc"
+    running = tmp_path / f"fastsam3d-{os.getppid()}-abc"
+    others = [tmp_path / name for name in ("fastsam3d-x-abc", f"other-{ended.pid}-abc")]
+    for folder in (left, running, *others):
+        folder.mkdir()
+    (left / "image.nii").write_bytes(b"x")
+    link = tmp_path / f"fastsam3d-{ended.pid}-link"
+    link.symlink_to(others[0])
+    with private_folder() as own:
+        assert own.stat().st_mode & 0o077 == 0
+        remove_abandoned_folders()
+        assert own.is_dir()
+    assert set(tmp_path.iterdir()) == {running, *others, link}

@@ -1,7 +1,6 @@
 """Masks as files: on the image's grid with its header, as predict.py writes them."""
 
 import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from utils.cases.inputs import FORMATS
 from utils.cases.prediction import PredictionCase
 from utils.files.images import image_stem
 from utils.files.itk import simple_itk
+from utils.serving.private_folders import private_folder
 from utils.serving.refusals import Refusal
 from utils.serving.session import Session
 
@@ -75,5 +75,5 @@ def _content(session: Session, labels: np.ndarray, file_format: str) -> bytes:
     volume = session.scan.volume
     name = f"answer{FORMATS[file_format]}"
     case = PredictionCase(name, labels, volume.affine, {}, False, forms=volume.forms)
-    with tempfile.TemporaryDirectory(prefix="masks-") as folder:
-        return case.write(Path(folder), labels).read_bytes()
+    with private_folder() as folder:
+        return case.write(folder, labels).read_bytes()

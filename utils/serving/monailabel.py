@@ -7,8 +7,6 @@ equal to the list before keeps what was computed. Points are voxels (x, y, z) of
 import asyncio
 import json
 import secrets
-import tempfile
-from pathlib import Path
 
 import msgspec
 from starlette.requests import Request
@@ -22,6 +20,7 @@ from utils.serving.context import Context
 from utils.serving.downloads import target_file
 from utils.serving.forms import bad_form, form_of
 from utils.serving.frames import json_response
+from utils.serving.private_folders import private_folder
 from utils.serving.refusals import Refusal
 from utils.serving.registry import Intake, OpenSession
 from utils.serving.scan import IntensityFlags, Scan, voxel_bytes
@@ -151,8 +150,8 @@ class MonaiLabel:
 
     def _read(self, name: str, suffix: str, content: bytes, intake: Intake) -> Scan:
         """Check and read an upload, in a thread beside the network's."""
-        with tempfile.TemporaryDirectory(prefix="upload-") as folder:
-            path = Path(folder) / f"image{suffix}"
+        with private_folder() as folder:
+            path = folder / f"image{suffix}"
             path.write_bytes(content)
             try:
                 voxels = declared_voxels(path, self.context.max_voxels)

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from utils.serving.frames import accepts_gzip, frame, frame_response, json_respo
 from utils.serving.label_map import NO_CHANGE
 from utils.serving.page_api import attachment
 from utils.serving.page_state import state_of
+from utils.serving.private_folders import private_folder
 from utils.serving.refusals import Refusal
 from utils.serving.registry import Intake, OpenSession
 from utils.serving.safety import is_loopback
@@ -65,8 +65,8 @@ class PageImages:
         name = request.query_params.get("name", "")[-200:]
         suffix, flags = upload_suffix(name), _flags_of(request)
         with context.registry.intake(each) as intake:
-            with tempfile.TemporaryDirectory(prefix="upload-") as folder:
-                path = Path(folder) / f"image{suffix}"
+            with private_folder() as folder:
+                path = folder / f"image{suffix}"
                 await save_body(request, path, most_bytes(context.max_voxels), intake)
                 async with context.decoding:
                     scan = await asyncio.to_thread(self._read, path, name, flags, intake)

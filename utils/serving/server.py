@@ -22,6 +22,7 @@ from utils.serving.app import build_app
 from utils.serving.autosave import Autosaves
 from utils.serving.connections import PatientProtocol
 from utils.serving.context import Context
+from utils.serving.private_folders import remove_abandoned_folders
 from utils.serving.registry import Registry
 from utils.serving.safety import is_loopback
 from utils.serving.scan import Scan, phantom_scan
@@ -130,6 +131,7 @@ def serve(served: Served, address: Address, *, open_browser: bool = False) -> No
         InputError: the port is in use, or the address is not safe.
     """
     address.require_safe()
+    remove_abandoned_folders()
     context = context_of(served)
     with listening_socket(address) as listening:
         address = replace(address, port=listening.getsockname()[1])
