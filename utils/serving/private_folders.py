@@ -1,4 +1,4 @@
-"""Folders for uploads while they are read: private, removed afterwards, and after a crash as well."""
+"""Folders for uploads while they are read: private, and removed, after a crash as well."""
 
 import os
 import re
@@ -21,6 +21,8 @@ def private_folder() -> Iterator[Path]:
 
 def remove_abandoned_folders() -> None:
     """Remove the folders of this user's servers that have ended without doing so."""
+    if os.name != "posix":  # elsewhere a process cannot be asked without harm
+        return
     for path in Path(tempfile.gettempdir()).glob("fastsam3d-*"):
         match = NAME.fullmatch(path.name)
         with suppress(OSError):
