@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segment_anything import DecoderConfig, EncoderConfig, PromptConfig, Sam3D, SamConfig
-from segment_anything.modeling.diffusion3D import CORNERS, INTENSITIES
+from segment_anything.modeling.boxes3D import CORNERS
+from segment_anything.modeling.diffusion3D import INTENSITIES
 from utils.errors import InputError
 from utils.prompts.box import PEAK_LOGIT, Box, ellipsoid_logits
 from utils.run.network import NetworkFile

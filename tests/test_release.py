@@ -10,7 +10,7 @@ from small_networks import RULE, save_student, save_teacher, small_sam, small_st
 
 import distillation
 import preparelabel
-from segment_anything import Interaction, checkpoint_payload, fingerprint, read_checkpoint
+from segment_anything import checkpoint_payload, fingerprint, read_checkpoint
 from utils.errors import InputError
 from utils.run.network import open_network, trained_on
 from utils.training import release
@@ -92,6 +92,7 @@ def test_folders_of_the_machine_do_not_get_into_the_file(tmp_path):
         "crops_dir": "/home/nobody/secret/crops",
         "checkpoint": "/home/nobody/secret/first.pt",
         "json": "/home/nobody/secret/classes.json",
+        "from_hub": "hf://owner/net/first.pth@v1",
         "workers": 3,
         "lr_schedule": "cosine",
     }
@@ -103,6 +104,7 @@ def test_folders_of_the_machine_do_not_get_into_the_file(tmp_path):
         "script": "preparelabel.py",
         "checkpoint": "first.pt",
         "json": "classes.json",
+        "from_hub": "hf://owner/net/first.pth@v1",
         "lr_schedule": "cosine",
     }
     assert b"secret" not in made.path.read_bytes()
@@ -113,6 +115,15 @@ def test_the_flags_in_a_checkpoint_count_where_no_file_holds_them(tmp_path):
     torch.save(payload, tmp_path / "last.pt")
     made = released(tmp_path / "last.pt", tmp_path / "teacher.pth")
     assert read_checkpoint(made.path)["release"]["recipes"] == [{"--seed": 5}]
+
+
+def test_a_release_without_any_flags_is_warned_about(tmp_path, caplog):
+    trained = save_student(tmp_path / "s.pth")
+    made = released(trained, tmp_path / "student.pth")
+    assert read_checkpoint(made.path)["release"]["recipes"] == []
+    (line,) = caplog.messages
+    assert line.startswith(f"{trained}: holds no flags of its training")
+    assert "--recipe" in line
 
 
 @pytest.mark.parametrize("name", ["student.pth", "student.pth.sha256"])
@@ -220,11 +231,3 @@ def test_a_release_file_is_the_start_of_a_distillation(tmp_path):
     student = distillation.build_student(distillation.parse_args(flags), open_network(teacher)[0])
     expected = open_network(made.path)[0].image_encoder.state_dict()
     assert all(torch.equal(t, expected[k]) for k, t in student.image_encoder.state_dict().items())
-
-
-def test_an_interaction_runs_on_a_release_file(tmp_path):
-    model, _ = open_network(released(save_student(tmp_path / "s.pth"), tmp_path / "r.pth").path)
-    with torch.inference_mode():
-        loop = Interaction(model.eval(), model.image_encoder(torch.randn(1, 1, 32, 32, 32)))
-        logits, _ = loop.click(torch.full((1, 3), 16.0), torch.tensor([1]))
-    assert bool(torch.isfinite(logits).all())

@@ -19,7 +19,7 @@ VALIDATIONS = {
     "teacher": (validation, "work_dir/teacher_outputs/teacher.pt"),
     "student": (validation_student, "work_dir/student/student.pth"),
 }
-PLAIN = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7574468\n"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7574468\n"
 
 
 @pytest.fixture
@@ -159,6 +159,6 @@ def test_the_forms_of_sha256sum_are_read(weights, line):
 
 def test_a_pointer_of_git_lfs_is_named_with_the_command_that_helps(weights):
     path = weights / "student.pth"
-    path.write_text(PLAIN)
+    path.write_text(POINTER)
     with pytest.raises(InputError, match=r"pointer of Git LFS of \d+ bytes.*\n.*git lfs pull"):
         open_network(path)

@@ -364,8 +364,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
-    parser.add_argument("--cases", type=positive_int, default=3, help="(default: 3)")
-    parser.add_argument("--seed", type=seed, default=2, help="0 and 1: the demo's (default: 2)")
+    parser.add_argument("--cases", type=positive_int, default=3, help="files to write (default: 3)")
+    parser.add_argument(
+        "--seed", type=seed, default=2, help="0 and 1 give the cases of the demo (default: 2)"
+    )
     return parser.parse_args(argv)
 
 

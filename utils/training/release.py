@@ -19,6 +19,7 @@ the code that wrote it.
 
 import argparse
 import copy
+import logging
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ from segment_anything.checkpoint import HASH_SUFFIX, sha256_of
 from utils.errors import InputError, exit_on_input_error
 from utils.files.answers import require_distinct_files
 from utils.files.atomic import atomic_path
+from utils.files.hub import is_address
 from utils.files.strict_json import read_json
 from utils.prompts.click_method import challenge_click
 from utils.results.metrics import dsc
@@ -57,6 +59,8 @@ KEPT = ("crop_rule", "trained_on", "teacher", "step")
 #: Flags of a training that say nothing about its result.
 UNTOLD = {"resume", "device", "workers", "save_minutes"}
 CLICKS = 3  # of the comparison of masks
+
+logger = logging.getLogger(__name__)
 
 
 class Release(NamedTuple):
@@ -143,7 +147,8 @@ def _mask_after(loop: Interaction, point: Tensor, label: Tensor, size: int) -> n
 def told_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flags of a training that may be published: of paths only the files' names.
 
-    Lists of folders are left out; the names of the data sets are in the checkpoint.
+    Addresses of the hub stay whole. Lists of folders are left out; the names of the data sets are
+    in the checkpoint.
 
     >>> told_flags({"lr": 0.001, "out_dir": "/home/me/run", "checkpoint": "/home/me/teacher.pt"})
     {'lr': 0.001, 'checkpoint': 'teacher.pt'}
@@ -152,12 +157,16 @@ def told_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in flags.items():
         if name in UNTOLD or name.endswith(("_dir", "_datas")):
             continue
-        told[name] = os.path.basename(value) if isinstance(value, str) else value
+        is_path = isinstance(value, str) and not is_address(value)
+        told[name] = os.path.basename(value) if is_path else value
     return told
 
 
 def recipes(args: argparse.Namespace, content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the flags of the trainings behind a checkpoint, as they may be published.
+
+    Without ``--recipe`` these are the flags beside the checkpoint, else those in it. If there are
+    none, a warning is logged.
 
     Raises:
         InputError: a file of ``--recipe`` cannot be read.
@@ -167,6 +176,11 @@ def recipes(args: argparse.Namespace, content: Mapping[str, Any]) -> list[dict[s
     found = [told_flags(read_json(file, "the flags of a run", dict[str, Any])) for file in files]
     if not found and isinstance(content.get(RUN), Mapping):
         return [dict(content[RUN])]
+    if not found:
+        logger.warning(
+            "%s: holds no flags of its training, and no %s lies beside it. The release file will "
+            "not say how the network was made: give --recipe.", args.checkpoint, FLAGS,
+        )  # fmt: skip
     return found
 
 
