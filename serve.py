@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> None:
 def with_packages() -> None:
     """Raise `InputError` if the server's packages are not installed."""
     try:
-        import multipart  # noqa: F401
+        import python_multipart  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:

@@ -107,7 +107,9 @@ OTHERS = (
 
 @pytest.fixture(scope="module")
 def leased(tmp_path_factory):
-    with client_of(small_context(tmp_path_factory.mktemp("server"))) as client:
+    context = small_context(tmp_path_factory.mktemp("server"))
+    context.registry._clock = lambda: 0.0  # the lease does not expire, however long all tests take
+    with client_of(context) as client:
         lease = {"X-Lease-Token": client.post("/claim").json()["lease_token"]}
         answer = client.post("/set_image", content=ARRAY, headers=lease)
         assert answer.json() == {"original_image_shape": [1, *voxels().shape]}

@@ -36,7 +36,7 @@ UVICORN = {
     "http": PatientProtocol,
     "ws": "none",
     "log_config": None,
-    "log_level": "warning",
+    "log_level": "error",  # warnings tell of requests that are no HTTP, which may be endless
     "access_log": False,
     "server_header": False,
     "date_header": False,
