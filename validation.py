@@ -27,7 +27,6 @@ from pathlib import Path
 
 from utils.errors import exit_on_input_error
 from utils.run.log import start_log
-from utils.run.shipped import checkpoint_or_default
 from utils.validation.arguments import show, validation_parser, with_out_dir
 from utils.validation.protocol import Summary
 from utils.validation.run import validate
@@ -48,8 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> Summary:
     """Validate the teacher as ``args`` say."""
-    args.checkpoint = checkpoint_or_default(args.checkpoint, "teacher", own=OWN)
-    return validate(args)
+    return validate(args, role="teacher", own=OWN)
 
 
 @exit_on_input_error

@@ -31,7 +31,6 @@ from pathlib import Path
 from utils.errors import exit_on_input_error
 from utils.run.checkpoint_flags import checkpoint_file
 from utils.run.log import start_log
-from utils.run.shipped import checkpoint_or_default
 from utils.validation.arguments import show, validation_parser, with_out_dir
 from utils.validation.protocol import Summary
 from utils.validation.run import validate
@@ -57,8 +56,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> Summary:
     """Validate the student as ``args`` say."""
-    args.checkpoint = checkpoint_or_default(args.checkpoint, "student", own=OWN)
-    return validate(args)
+    return validate(args, role="student", own=OWN)
 
 
 @exit_on_input_error

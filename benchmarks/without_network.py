@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> Summary:
             "with boxes: give --protocol challenge, without --no-boxes."
         )
     method = seed_methods.SeedMethod(Path(seed_methods.__file__), args.method)
-    return validate(args, method, PROTOCOLS | {"challenge": SeedChallenge})
+    protocols = PROTOCOLS | {"challenge": SeedChallenge}
+    return validate(args, network=method, protocols=protocols)
 
 
 @exit_on_input_error

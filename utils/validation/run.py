@@ -21,6 +21,7 @@ from utils.run.device import pick_device, pick_engine, pick_precision
 from utils.run.executor import cpu_count
 from utils.run.folder import write_flags
 from utils.run.network import NetworkFile
+from utils.run.shipped import Role, checkpoint_or_default
 from utils.run.start import owning, start_run
 from utils.validation.protocol import (
     Finished,
@@ -55,6 +56,9 @@ PROTOCOLS: dict[str, type[ValidationProtocol]] = {
 
 def validate(
     args: argparse.Namespace,
+    *,
+    role: Role = "student",
+    own: Path | None = None,
     network: NetworkFile | None = None,
     protocols: Mapping[str, type[ValidationProtocol]] = PROTOCOLS,
 ) -> Summary:
@@ -62,6 +66,8 @@ def validate(
 
     Args:
         args: from `utils.validation.arguments.validation_parser`.
+        role, own: which checkpoint is taken where the flags name none, as in
+            `utils.run.shipped.checkpoint_or_default`.
         network: in place of the one that the flags name.
         protocols: in place of this project's own; by the values of ``--protocol``.
 
@@ -73,8 +79,8 @@ def validate(
     protocol = protocols[args.protocol](args)
     args = with_local_files(args)
     if network is None:
-        flags = (args.checkpoint, args.network, args.teacher, args.encoder, args.refine)
-        network = NetworkFile(*flags)
+        args.checkpoint = checkpoint_or_default(args.checkpoint, role, own=own)
+        network = _network_of(args)
     _, rule, facts = open_once(network)
     settings = _settings(network, facts, rule, args, protocol)
     jobs = protocol.jobs(settings)
@@ -98,6 +104,11 @@ def validate(
             out_dir=args.out_dir,
         )
         return _finish(run, protocol, rule, draw_worst(jobs, run.scores, args.pictures))
+
+
+def _network_of(args: argparse.Namespace) -> NetworkFile:
+    """Return the network that the flags name."""
+    return NetworkFile(args.checkpoint, args.network, args.teacher, args.encoder, args.refine)
 
 
 def _require_inside(jobs: Sequence[ScoreJob], out_dir: Path) -> None:
