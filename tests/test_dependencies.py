@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
-FILES = ("", "-cluster", "-export", "-hub", "-gpu", "-dev")
+FILES = ("", "-cluster", "-export", "-hub", "-gpu", "-serve", "-dev")
 #: Named for other reasons than an import of ours.
 NOT_IMPORTED = {
     "tensorboard",  # torch.utils.tensorboard

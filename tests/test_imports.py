@@ -16,7 +16,7 @@ SCRIPT_NAMES = {path.stem for path in SCRIPTS}
 PACKAGE_MAY_IMPORT = {*sys.stdlib_module_names, "torch", "segment_anything", "flash_attn"}
 
 #: The packages ("wings") of utils/ in import order. A module imports from its own package and from
-#: lines above its own; packages on one line do not import each other. ``serving`` is yet to come.
+#: lines above its own; packages on one line do not import each other.
 ORDER = (
     ("errors", "data_paths"),
     ("volumes",),

@@ -84,7 +84,7 @@ def read_input(path: Path, args: argparse.Namespace) -> PredictionCase:
 
 def _mapped(path: Path, case: PredictionCase, args: argparse.Namespace) -> PredictionCase:
     """Map the image's intensities; log the mapping and the reason."""
-    modality, source = _modality_of(path, args)
+    modality, source = modality_of(path, args)
     mapped = map_intensity(case.image, args.intensity, args.window, modality)
     why = f"{modality} by {source}" if modality else mapped.why
     if mapped.warning:
@@ -93,8 +93,12 @@ def _mapped(path: Path, case: PredictionCase, args: argparse.Namespace) -> Predi
     return replace(case, image=mapped.image, hounsfield=mapped.hounsfield)
 
 
-def _modality_of(path: Path, args: argparse.Namespace) -> tuple[str | None, str]:
-    """Return an image's modality and its source; None where only the values show it."""
+def modality_of(path: Path, args: argparse.Namespace) -> tuple[str | None, str]:
+    """Return an image's modality and its source; None where only the values show it.
+
+    Args:
+        args: flags ``modality`` and ``series``.
+    """
     if args.modality:
         return args.modality, "--modality"
     if is_challenge_file(path):

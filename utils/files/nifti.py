@@ -107,19 +107,36 @@ def write_nifti(
         raise ValueError(f"{path}: a volume is (D, H, W), got shape {array.shape}")
     array = np.ascontiguousarray(array)
     array = array.view(np.uint8) if array.dtype == bool else array
-    header = _header_of(path, array.shape, array.dtype, affine)
-    if forms is not None:
-        _set_forms(header, forms)
-        _require_place(path, header, affine, forms)
+    front = nifti_front(path, array.shape, array.dtype, affine, forms)
     voxels = memoryview(array.reshape(-1).view(np.uint8))
     with (
         atomic_path(path) as temporary,
         temporary.open("wb") as file,
         igzip.IGzipFile("", "wb", COMPRESSION, file, mtime=0) as stream,
     ):
-        stream.write(header.binaryblock + bytes(4))
+        stream.write(front)
         for start in range(0, len(voxels), BLOCK):
             stream.write(voxels[start : start + BLOCK])
+
+
+def nifti_front(
+    path: Path,
+    shape: tuple[int, int, int],
+    dtype: np.dtype,
+    affine: np.ndarray,
+    forms: Forms | None = None,
+) -> bytes:
+    """Return the bytes of a NIfTI-1 file that come before its voxels; see `write_nifti`.
+
+    Args:
+        path: for messages alone.
+        shape: (D, H, W).
+    """
+    header = _header_of(path, shape, dtype, affine)
+    if forms is not None:
+        _set_forms(header, forms)
+        _require_place(path, header, affine, forms)
+    return header.binaryblock + bytes(4)
 
 
 def write_deflated_nifti(path: Path, source: Deflated, affine: np.ndarray) -> None:

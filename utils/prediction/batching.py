@@ -36,6 +36,7 @@ class BatchDecoder:
         self.cells = network.model.config.low_res_size  # edge of low-resolution masks
         self.boxes = network.model.config.prompt.boxes  # the network takes boxes
         self.encoder_runs = 0  # cubes encoded so far
+        self.embedding_bytes: int | None = None  # that are cached; None: `EMBEDDING_BYTES`
         self._image, self._hounsfield = image, hounsfield
         self._embeddings: OrderedDict[CropGrid, Tensor] = OrderedDict()
 
@@ -82,7 +83,8 @@ class BatchDecoder:
         for grid in grids:
             self._embeddings.move_to_end(grid)
         wanted = {grid: self._embeddings[grid] for grid in grids}
-        while sum(each.nbytes for each in self._embeddings.values()) > EMBEDDING_BYTES:
+        most = EMBEDDING_BYTES if self.embedding_bytes is None else self.embedding_bytes
+        while sum(each.nbytes for each in self._embeddings.values()) > most:
             self._embeddings.popitem(last=False)
         return wanted
 

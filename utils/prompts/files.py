@@ -19,7 +19,14 @@ voxel apart, a warning says so.
 
 A box has two opposite corners, both inside. A target's prompts are its box, then its points in the
 order listed; ``id`` is the target's number in the answer. ``name``, ``box``, ``points`` and
-``positive`` may be left out.
+``positive`` may be left out. Prompts of another order, or several boxes, are listed one by one in
+place of ``box`` and ``points``::
+
+    {"id": 1, "prompts": [{"at": [40, 210, 260]}, {"box": {"from": [30, 180, 200],
+                                                           "to": [50, 240, 310]}}]}
+
+``"middle_slice": true`` in a box says that its sides along y and x were drawn on one slice in the
+middle, so that the target may reach further in other slices.
 """
 
 import argparse
@@ -101,14 +108,15 @@ class PromptSpace:
         place = self.voxel(at)
         return all(0 <= c < n and c == int(c) for c, n in zip(place, self.shape, strict=True))
 
-    def box(self, corner: Triple, opposite: Triple) -> BoxPrompt:
+    def box(self, corner: Triple, opposite: Triple, *, middle_slice: bool = False) -> BoxPrompt:
         """Return the box that holds both corners, cut to the image.
 
         Raises:
             PromptError: the box lies outside the image.
         """
         corners = np.array([self.voxel(corner), self.voxel(opposite)])
-        return checked_box(corners.min(axis=0), corners.max(axis=0) + 1, self.shape)
+        start, stop = corners.min(axis=0), corners.max(axis=0) + 1
+        return checked_box(start, stop, self.shape, middle_slice=middle_slice)
 
     def voxel(self, at: Triple) -> Triple:
         """Return a coordinate as (z, y, x) of the array."""
@@ -139,25 +147,40 @@ def read_prompt_file(
     """
     with reading(path, "a JSON file of prompts"), open_regular(path) as file:
         text = file.read()
+    return parse_prompts(text, str(path), shape, affine, itk_affine)
+
+
+def parse_prompts(
+    text: bytes,
+    name: str,
+    shape: tuple[int, int, int],
+    affine: np.ndarray,
+    itk_affine: np.ndarray | None = None,
+) -> list[TargetPrompts]:
+    """Return the prompts that a JSON text holds; see `read_prompt_file`.
+
+    Args:
+        name: of the text's file, for messages.
+    """
     try:
         content = parse_json(text)
     except RepeatedKeyError as error:
         raise InputError(
-            f"{path}: has {', '.join(map(ascii, error.keys))[:200]} twice in one object. Expected "
+            f"{name}: has {', '.join(map(ascii, error.keys))[:200]} twice in one object. Expected "
             "each key once, since only one of the two would count: correct it."
         ) from error
     except JsonError as error:
         raise InputError(
-            f"{path}: is not JSON ({error}). Expected an object with coordinates and targets: "
+            f"{name}: is not JSON ({error}). Expected an object with coordinates and targets: "
             "correct it."
         ) from error
-    with _naming(str(path)):
+    with _naming(name):
         _refuse_markups(content)
         fields = _fields(content, ("coordinates", "targets"))
         if fields["coordinates"] not in COORDINATES:
             _refuse("coordinates", fields["coordinates"], f"one of {', '.join(COORDINATES)}")
         space = PromptSpace(fields["coordinates"], shape, affine, itk_affine)
-        space.warn_of_forms(str(path))
+        space.warn_of_forms(name)
         targets = []
         for number, entry in enumerate(_list(fields["targets"], "targets")):
             with _naming(f"targets[{number}]"):
@@ -281,7 +304,7 @@ def _numbers_flag(count: int) -> Callable[[str], Triple]:
 
 
 def _target(entry: object, space: PromptSpace) -> TargetPrompts:
-    fields = _fields(entry, ("id",), {"name": "", "box": None, "points": []})
+    fields = _fields(entry, ("id",), {"name": "", "box": None, "points": [], "prompts": None})
     number, name = fields["id"], fields["name"]
     if type(number) is not int or not 1 <= number <= MAX_LABEL:
         _refuse("id", number, f"a whole number from 1 to {MAX_LABEL}")
@@ -289,13 +312,28 @@ def _target(entry: object, space: PromptSpace) -> TargetPrompts:
         _refuse("name", name, "text")
     prompts: list[Prompt] = []
     if fields["box"] is not None:
-        with _naming("box"):
-            box = _fields(fields["box"], ("from", "to"))
-            prompts.append(space.box(*(_place(box[key], key) for key in ("from", "to"))))
+        prompts.append(_box(fields["box"], space))
     for k, point in enumerate(_list(fields["points"], "points")):
         with _naming(f"points[{k}]"):
             prompts.append(_point(point, space))
+    listed = [] if fields["prompts"] is None else _list(fields["prompts"], "prompts")
+    if listed and prompts:
+        _refuse("prompts", listed, "either them or box and points")
+    for k, given in enumerate(listed):
+        with _naming(f"prompts[{k}]"):
+            is_box = isinstance(given, dict) and "box" in given
+            box = _fields(given, ("box",))["box"] if is_box else None
+            prompts.append(_box(box, space) if is_box else _point(given, space))
     return TargetPrompts(number, name, prompts)
+
+
+def _box(entry: object, space: PromptSpace) -> BoxPrompt:
+    with _naming("box"):
+        box = _fields(entry, ("from", "to"), {"middle_slice": False})
+        if not isinstance(box["middle_slice"], bool):
+            _refuse("middle_slice", box["middle_slice"], "true or false")
+        corners = [_place(box[key], key) for key in ("from", "to")]
+        return space.box(*corners, middle_slice=box["middle_slice"])
 
 
 def _point(entry: object, space: PromptSpace) -> Click:

@@ -1,0 +1,211 @@
+"""Click on a scan and see the mask: a local server with a page, and for clients of nnInteractive.
+
+Reads   --image        the scan that the page opens; without it, a phantom. Never written to
+        --checkpoint   a file of this project (student.pth), or a released file with --network;
+                       a path, or hf://OWNER/REPO/FILE[@REVISION] on the Hugging Face hub; without
+                       it, the student that ships: weights/student.pth, or else that of make demo
+Writes  --save-dir     masks that you save, and after each click the prompts (autosave)
+
+    python serve.py --image ct.nii.gz --open
+    python serve.py --checkpoint student.pth --host 0.0.0.0 --token
+
+The server prints the address of its page when it is ready, and ends on Ctrl-C. docs/serving.md
+tells how to connect 3D Slicer and napari, and how to use it from another machine.
+"""
+
+import utils.run.threads  # noqa: F401  before torch
+
+# isort: split
+import argparse
+import logging
+import re
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from utils.errors import InputError, exit_on_input_error
+from utils.run.checkpoint_flags import FROM_HUB, checkpoint_file, with_local_files
+from utils.run.flags import add_device_arguments, add_engine_arguments, positive_int
+from utils.run.log import start_log
+from utils.volumes.intensity import add_intensity_arguments
+
+DEMO_STUDENTS = "work_dir/demo*/*_steps/student/student.pth"
+PORT = 1527  # of nnInteractive's server
+NEW_TOKEN = "new"
+
+logger = logging.getLogger(__name__)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument("--image", type=Path, help="NIfTI, NRRD, MetaImage or a DICOM folder")
+    files.add_argument(
+        "--checkpoint",
+        type=checkpoint_file,
+        help=f"file of the network, {FROM_HUB} (default: weights/student.pth, else the demo's)",
+    )
+    files.add_argument("--network", help="name of the network in a released file, as vit_b_ori")
+    teacher = "take prompt encoder and mask decoder from this file"
+    files.add_argument("--teacher", type=checkpoint_file, help=teacher)
+    files.add_argument("--classes", type=Path, help="text file of target names, one a line")
+    files.add_argument(
+        "--save-dir",
+        type=Path,
+        default=Path("work_dir/serve"),
+        help="folder for saved masks and autosaves (default: %(default)s)",
+    )
+    reach = parser.add_argument_group("who can reach it")
+    reach.add_argument("--host", default="127.0.0.1", help="address (default: this machine alone)")
+    reach.add_argument("--port", type=port, default=PORT, help="0: any (default: %(default)s)")
+    reach.add_argument(
+        "--token",
+        type=token,
+        nargs="?",
+        const=NEW_TOKEN,
+        default="",
+        help="a secret of 16 or more characters that clients must show; without a value a new one "
+        "is made and printed (default: none)",
+    )
+    reach.add_argument(
+        "--allow-host", nargs="+", default=[], metavar="NAME", help="more names of this machine"
+    )
+    reach.add_argument("--open", action="store_true", help="open the page in the browser")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--sessions", type=positive_int, default=4, help="(default: %(default)s)")
+    limits.add_argument(
+        "--max-voxels",
+        type=positive_int,
+        default=2**28,
+        help="of an image (default: %(default)s, as 512 x 512 x 1024)",
+    )
+    add_intensity_arguments(parser)
+    parser.add_argument("--series", metavar="UID", help="DICOM series of --image, if several")
+    run = parser.add_argument_group("run")
+    add_device_arguments(run)
+    add_engine_arguments(run)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve until Ctrl-C.
+
+    Raises:
+        InputError: a flag or file cannot be used, or the port is in use.
+    """
+    with_packages()
+    from utils.files.atomic import make_folder
+    from utils.prediction.predictor import ready_predictor
+    from utils.run.network import open_network
+    from utils.serving.scan import open_scan, phantom_scan
+    from utils.serving.server import Address, Served, file_digest, serve
+
+    secret = secrets.token_urlsafe(24) if args.token == NEW_TOKEN else args.token
+    address = Address(args.host, args.port, secret, args.allow_host)
+    address.require_safe()
+    args = with_local_files(args)
+    checkpoint = args.checkpoint or default_checkpoint()
+    make_folder(args.save_dir)
+    scan = open_scan(args.image, args, args.max_voxels) if args.image else phantom_scan()
+    logger.info("%s: %s", scan.name, scan.mapping)
+    if scan.warning:
+        logger.warning("%s: %s", scan.name, scan.warning)
+    model, rule = open_network(
+        checkpoint, args.network, args.teacher, encoder=args.encoder, refine=args.refine
+    )
+    predictor = ready_predictor(
+        model, rule, device=args.device, precision=args.precision, engine=args.engine
+    )
+    served = Served(
+        predictor=predictor,
+        network=checkpoint.name,
+        digest=file_digest(checkpoint),
+        scan=scan,
+        sessions=args.sessions,
+        max_voxels=args.max_voxels,
+        save_dir=args.save_dir,
+        classes=class_names(args.classes),
+    )
+    serve(served, address, open_browser=args.open)
+
+
+def with_packages() -> None:
+    """Raise `InputError` if the server's packages are not installed."""
+    try:
+        import python_multipart  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"found no package {error.name}. Expected those of the server: type pip install -r "
+            "requirements-serve.txt, or make serve, which does it."
+        ) from error
+
+
+def default_checkpoint() -> Path:
+    """Return the student that ships, or else the newest of the demo; log which.
+
+    Raises:
+        InputError: there is neither.
+    """
+    from utils.run.shipped import WEIGHTS, checkpoint_or_default
+
+    with suppress(InputError):
+        return checkpoint_or_default(None, "student")
+    found = sorted(Path().glob(DEMO_STUDENTS), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError(
+            f"found no --checkpoint, no {WEIGHTS / 'student.pth'} and no {DEMO_STUDENTS}. Expected "
+            "a network: name its file with --checkpoint FILE, take weights/ from a complete copy "
+            "of the repository, or type make demo, which trains a small network in minutes."
+        )
+    logger.warning(
+        "%s: a network of the demo, trained on phantoms for minutes. For patients' images name "
+        "another with --checkpoint.",
+        found[-1],
+    )
+    return found[-1]
+
+
+def class_names(path: Path | None) -> list[str]:
+    """Return the names of targets in a text file, one a line; none without a file.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if path is None:
+        return []
+    from utils.files.safe_read import open_regular, reading
+
+    with reading(path, "a text file of names"), open_regular(path) as file:
+        lines = file.read(2**20).decode("utf-8-sig").splitlines()
+    return [line.strip()[:64] for line in lines if line.strip()]
+
+
+def port(text: str) -> int:
+    """Parse the value of a flag: a port, 0 to 65535."""
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"found {text}, expected 0 to 65535")
+    return int(text)
+
+
+def token(text: str) -> str:
+    """Parse the value of a flag: a secret of at least 16 characters that fit into a URL."""
+    if text not in ("", NEW_TOKEN) and not re.fullmatch(r"[A-Za-z0-9._~-]{16,200}", text):
+        raise argparse.ArgumentTypeError(
+            "expected 16 or more letters, digits, or . _ ~ -; without a value one is made"
+        )
+    return text
+
+
+@exit_on_input_error
+def main() -> None:
+    start_log()
+    run(parse_args())
+
+
+if __name__ == "__main__":
+    main()

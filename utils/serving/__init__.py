@@ -1,0 +1,1 @@
+"""The local server: clicks over HTTP, for the page in the browser and for other clients."""

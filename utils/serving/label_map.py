@@ -1,0 +1,152 @@
+"""The masks of all targets as one label map that is updated where logits changed.
+
+`Predictor.segmentation` goes through all voxels of the image. Here only the boxes of targets whose
+logits changed are gone through; the labels are the same, voxel by voxel.
+"""
+
+import weakref
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.prediction.masks import LogitBox, compete
+from utils.volumes.geometry import bounding_box
+
+Box = tuple[slice, slice, slice]
+
+#: The largest id of a target in a label map, which is uint8.
+MOST_TARGETS = 255
+
+
+class Change(NamedTuple):
+    """The labels of a box of voxels after a change; ``box`` is None where no label changed."""
+
+    box: Box | None  # along z, y, x; half-open
+    labels: np.ndarray  # (d, h, w) uint8, a copy
+
+
+NO_CHANGE = Change(None, np.zeros((0, 0, 0), np.uint8))
+
+
+class LabelMap:
+    """Target ids (D, H, W) uint8, 0 for background; each voxel belongs to the highest logit.
+
+    Args:
+        shape: of the image, (D, H, W).
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.labels = np.zeros(shape, np.uint8)
+        self._counts = np.zeros(MOST_TARGETS + 1, np.int64)
+        # Of each target: the box of its logits, and a reference to them that keeps no memory.
+        self._seen: dict[int, tuple[Box, weakref.ref[np.ndarray]]] = {}
+        self._stale: list[Box] = []  # boxes with labels that are not of the logits seen last
+
+    def voxels(self, target: int) -> int:
+        """Return how many voxels a target has."""
+        return int(self._counts[target])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the label map."""
+        return self.labels.nbytes
+
+    def update(self, logits: Mapping[int, LogitBox]) -> Change:
+        """Take over the logits of all targets that have any; return what changed.
+
+        Args:
+            logits: target id -> logits, as `Predictor.logits` returns them.
+        """
+        patches = []
+        for region in self._changed_regions(logits):
+            shape = tuple(side.stop - side.start for side in region)
+            parts = ((target, _part(logits[target], region)) for target in sorted(logits))
+            patches.append((region, compete(shape, [part for part in parts if part[1]])))
+        self._stale = []
+        self._seen = {
+            target: (each.box, weakref.ref(each.values)) for target, each in logits.items()
+        }
+        return self._paste(patches)
+
+    def whole(self) -> Change:
+        """Return all labels, cut to their bounding box."""
+        box = box_of(self.labels != 0)
+        return NO_CHANGE if box is None else Change(box, self.labels[box].copy())
+
+    def show(self, labels: np.ndarray) -> Change:
+        """Take over a label map (D, H, W) as it is until the next `update`; return what changed."""
+        whole = tuple(slice(0, n) for n in self.labels.shape)
+        change = self._paste([(whole, labels.astype(np.uint8, copy=False))])
+        shown = box_of(self.labels != 0)
+        self._stale = [box for box in (shown, change.box) if box is not None]
+        return change
+
+    def _changed_regions(self, logits: Mapping[int, LogitBox]) -> list[Box]:
+        """Return the boxes, old and new, of targets whose logits are not those seen last."""
+        regions = [*self._stale]
+        for target in sorted({*self._seen, *logits}):
+            old_box, old_values = self._seen.get(target, (None, lambda: None))
+            new = logits.get(target)
+            if new is not None and old_box == new.box and old_values() is new.values:
+                continue
+            given = (old_box, None if new is None else new.box)
+            boxes = [box for box in given if box is not None and _volume(box)]
+            if len(boxes) == 2 and all(map(_overlaps, *boxes)):
+                boxes = [tuple(map(_joined, *boxes))]
+            regions += boxes
+        return regions
+
+    def _paste(self, patches: list[tuple[Box, np.ndarray]]) -> Change:
+        corners = []
+        for region, labels in patches:
+            before = self.labels[region]
+            inner = box_of(before != labels)
+            if inner is None:
+                continue
+            old, new = before[inner], labels[inner]
+            self._counts += np.bincount(new.ravel(), minlength=self._counts.size)
+            self._counts -= np.bincount(old.ravel(), minlength=self._counts.size)
+            old[...] = new
+            starts = [side.start for side in region]
+            corners += [[s + side.start for s, side in zip(starts, inner, strict=True)]]
+            corners += [[s + side.stop for s, side in zip(starts, inner, strict=True)]]
+        if not corners:
+            return NO_CHANGE
+        low, high = np.min(corners, axis=0).tolist(), np.max(corners, axis=0).tolist()
+        box = tuple(map(slice, low, high))
+        return Change(box, self.labels[box].copy())
+
+
+def box_of(mask: np.ndarray) -> Box | None:
+    """Return the bounding box of a mask (D, H, W) bool; None if it is empty."""
+    if not mask.any():
+        return None
+    return tuple(map(slice, *(corner.tolist() for corner in bounding_box(mask))))
+
+
+def _part(logits: LogitBox, region: Box) -> LogitBox | None:
+    """Return the logits that lie in a region, in its coordinates; None if none do."""
+    sides = [
+        (max(own.start, side.start), min(own.stop, side.stop))
+        for own, side in zip(logits.box, region, strict=True)
+    ]
+    if any(start >= stop for start, stop in sides):
+        return None
+    place = tuple(slice(a - r.start, b - r.start) for (a, b), r in zip(sides, region, strict=True))
+    inner = tuple(
+        slice(a - own.start, b - own.start) for (a, b), own in zip(sides, logits.box, strict=True)
+    )
+    return LogitBox(place, logits.values[inner])
+
+
+def _volume(box: Box) -> int:
+    return int(np.prod([max(0, side.stop - side.start) for side in box]))
+
+
+def _overlaps(one: slice, other: slice) -> bool:
+    return one.start <= other.stop and other.start <= one.stop
+
+
+def _joined(one: slice, other: slice) -> slice:
+    return slice(min(one.start, other.start), max(one.stop, other.stop))

@@ -1,0 +1,192 @@
+"""The part of MONAI Label's protocol that 3D Slicer's module for it needs: info, session, infer.
+
+Prompts come all at once with each request, so a session is given the whole list each time; what is
+equal to the list before keeps what was computed. Points are voxels (x, y, z) of the image's file.
+"""
+
+import asyncio
+import json
+import secrets
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from utils.errors import InputError
+from utils.files.strict_json import JsonError, parse_json
+from utils.prompts.kinds import Click, Prompt, checked_box
+from utils.serving.context import Context
+from utils.serving.downloads import target_file
+from utils.serving.forms import bad_form, form_of
+from utils.serving.frames import json_response
+from utils.serving.private_folders import private_folder
+from utils.serving.refusals import Refusal
+from utils.serving.registry import Intake, OpenSession
+from utils.serving.scan import IntensityFlags, Scan, voxel_bytes
+from utils.serving.session import Session
+from utils.serving.uploads import (
+    MAX_ITEMSIZE,
+    bad_image,
+    declared_voxels,
+    most_bytes,
+    read_upload,
+    upload_suffix,
+)
+
+KIND = "monailabel"
+MODEL, TARGET = "fastsam3d", 1
+
+Place = tuple[float, float, float]
+
+
+class Params(msgspec.Struct):
+    """The prompts of a request; keys that are not named here are left out."""
+
+    foreground: list[Place] = []
+    background: list[Place] = []
+    roi: tuple[float, float, float, float, float, float] | None = None
+    label: str = ""
+
+
+class MonaiLabel:
+    """The handlers of the protocol's paths."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def routes(self) -> list[Route]:
+        """Return the paths with their handlers."""
+        return [
+            Route("/auth/", self.auth),
+            Route("/info/", self.info),
+            Route("/session/", self.open_session, methods=["PUT"]),
+            Route("/session/{session}", self.session),
+            Route("/session/{session}", self.close_session, methods=["DELETE"]),
+            Route("/infer/{model}", self.infer, methods=["POST"]),
+        ]
+
+    async def auth(self, request: Request) -> Response:
+        """Say that no user name is asked for; the token comes in the address."""
+        return json_response({"enabled": False})
+
+    async def info(self, request: Request) -> Response:
+        """Say which models there are; "deepgrow" is the kind whose tools place points."""
+        labels = list(self.context.classes) or ["target"]
+        model = {
+            "type": "deepgrow",
+            "labels": labels,
+            "dimension": 3,
+            "description": f"FastSAM3D, network {self.context.network}: points and a box",
+            "config": {},
+        }
+        return json_response(
+            {
+                "name": "FastSAM3D",
+                "description": "Promptable segmentation of 3-D images",
+                "version": "0.8.5",
+                "labels": labels,
+                "models": {MODEL: model},
+                "trainers": {},
+                "strategies": {},
+                "scoring": {},
+                "train_stats": {},
+                "datastore": {},
+            }
+        )
+
+    async def open_session(self, request: Request) -> Response:
+        """Take in an image and open a session on it."""
+        with self.context.registry.intake() as intake:
+            form = await form_of(request, most_bytes(self.context.max_voxels), intake)
+            if "files" not in form.files:
+                raise bad_form("it has no file 'files'")
+            each = self.context.registry.open(KIND, secrets.token_hex(16))
+            try:
+                await self._open(each, form.names["files"], form.files["files"], intake)
+            except BaseException:
+                self.context.registry.close(each.id)
+                raise
+        return json_response({"session_id": each.id, "session_info": {}})
+
+    async def session(self, request: Request) -> Response:
+        """Answer with the session, or with nothing, which makes the client send the image anew."""
+        if not self.context.registry.has(request.path_params["session"]):
+            return json_response({})
+        each = self._session(request.path_params["session"])
+        return json_response({"name": each.id, "image": each.session.scan.name})
+
+    async def close_session(self, request: Request) -> Response:
+        """Close the session."""
+        self.context.registry.close(self._session(request.path_params["session"]).id)
+        return json_response({})
+
+    async def infer(self, request: Request) -> Response:
+        """Answer all prompts of a request with a mask, as NRRD."""
+        query = request.query_params
+        each = self._session(query.get("session_id") or query.get("image", ""))
+        if request.path_params["model"] != MODEL:
+            raise Refusal(404, "no_such_path", f"there is no such model. Expected {MODEL}.")
+        form = await form_of(request, 2**20)
+        try:
+            params = msgspec.convert(parse_json(form.fields.get("params", "{}")), Params)
+        except (JsonError, msgspec.ValidationError) as error:
+            raise bad_form(f"its params: {error}") from error
+
+        def job(session: Session) -> bytes:
+            session.replace({}, {TARGET: _prompts(params, session.scan.shape)})
+            return target_file(session, TARGET, "nrrd")[1]
+
+        mask = await self.context.registry.run(each, job)
+        if query.get("output") == "image":
+            return Response(mask, media_type="application/octet-stream")
+        return _two_parts({"label_names": {params.label or "target": 1}}, mask)
+
+    async def _open(self, each: OpenSession, name: str, content: bytes, intake: Intake) -> None:
+        suffix = upload_suffix(name)
+        async with self.context.decoding:
+            scan = await asyncio.to_thread(self._read, name, suffix, content, intake)
+        await self.context.registry.run(each, lambda session: session.set_scan(scan))
+
+    def _read(self, name: str, suffix: str, content: bytes, intake: Intake) -> Scan:
+        """Check and read an upload, in a thread beside the network's."""
+        with private_folder() as folder:
+            path = folder / f"image{suffix}"
+            path.write_bytes(content)
+            try:
+                voxels = declared_voxels(path, self.context.max_voxels)
+            except InputError as error:
+                raise bad_image(path, name, error) from error
+            intake.promise(voxels * voxel_bytes(MAX_ITEMSIZE // 2))
+            return read_upload(path, name, IntensityFlags(), self.context.max_voxels)
+
+    def _session(self, session_id: str) -> OpenSession:
+        return self.context.registry.get(session_id, KIND)
+
+
+def _prompts(params: Params, shape: tuple[int, int, int]) -> tuple[Prompt, ...]:
+    """Return the prompts of a request: its box, then clicks inside, then clicks outside."""
+    found: list[Prompt] = []
+    if params.roi is not None:
+        starts, stops = params.roi[::2][::-1], params.roi[1::2][::-1]
+        found.append(checked_box(starts, stops, shape))
+    for places, is_foreground in ((params.foreground, True), (params.background, False)):
+        for place in places:
+            if not all(abs(number) < 2**31 for number in place):
+                raise Refusal(400, "bad_prompt", "a point holds numbers that are no voxels.")
+            found.append(Click(tuple(round(number) for number in place[::-1]), is_foreground))
+    return tuple(found)
+
+
+def _two_parts(params: dict, mask: bytes) -> Response:
+    """Return a form with the JSON ``params`` and the file of the mask."""
+    boundary = secrets.token_hex(16)
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="params"\r\n'
+        f"Content-Type: application/json\r\n\r\n{json.dumps(params)}\r\n".encode(),
+        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; '
+        'filename="res.nrrd"\r\nContent-Type: application/octet-stream\r\n\r\n'.encode(),
+        mask,
+        f"\r\n--{boundary}--\r\n".encode(),
+    ]
+    return Response(b"".join(parts), media_type=f"multipart/form-data; boundary={boundary}")
