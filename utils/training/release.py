@@ -124,7 +124,10 @@ def mask_agreement(
             if click is not None:
                 point = torch.tensor([click.zyx], dtype=torch.float32)
                 label = torch.tensor([int(click.is_foreground)])
-                masks = [_mask_after(loop, point, label, truth.shape[0]) for loop in loops]
+                for loop in loops:
+                    loop.click(point, label)
+                grids = [upsample(loop.low_res_masks, truth.shape[0])[0, 0] for loop in loops]
+                masks = [(grid > model.mask_threshold).numpy() for grid in grids]
             # Two empty masks are the same mask.
             between.append(float(dsc(*masks)) if masks[0].any() or masks[1].any() else 1.0)
             with_truth.append([float(dsc(truth, mask)) for mask in masks])
@@ -137,12 +140,6 @@ def mask_agreement(
         "dsc_with_truth_float32": of_float,
         "dsc_with_truth_float16": of_half,
     }
-
-
-def _mask_after(loop: Interaction, point: Tensor, label: Tensor, size: int) -> np.ndarray:
-    loop.click(point, label)
-    logits = upsample(loop.low_res_masks, size)[0, 0]
-    return (logits > loop.model.mask_threshold).numpy()
 
 
 def told_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
