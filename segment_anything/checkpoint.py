@@ -53,7 +53,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/"
 LATER_FIELDS = {
     "encoder": {"detail": "stem"},
     "prompt": {"click_diffusion": False, "click_likeness": False, "boxes": False},
-    "decoder": {"form": "sam", "refine_strength": 0.0, "mask_threshold": 0.0},
+    "decoder": {"form": "sam", "refine_strength": 0.0},
 }
 
 

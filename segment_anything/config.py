@@ -150,12 +150,10 @@ class DecoderConfig:
     mlp_dim: int = 2048
     form: Literal["sam", "pyramid"] = "sam"  # pyramid: prompts at every scale, finer masks
     refine_strength: float = 0.0  # weight of the mask in its guided diffusion; 0 = none
-    mask_threshold: float = 0.0  # logit above which an answer is target; prompts stay as decoded
 
     def __post_init__(self) -> None:
         _require_types(self)
         _require_range(self, "refine_strength", 0, 1000)
-        _require_range(self, "mask_threshold", -20, 20)
         _require_range(self, "depth", 1, MOST_BLOCKS)
         _require_range(self, "num_heads", 1, 256)
         _require_range(self, "mlp_dim", 1, 65536)

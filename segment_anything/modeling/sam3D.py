@@ -16,11 +16,9 @@ class Sam3D(nn.Module):
     """An image encoder, a prompt encoder and a mask decoder that belong together.
 
     `segment_anything.build_sam3D` builds one from its config.
-
-    Attributes:
-        mask_threshold: The logit above which a voxel of an answer is target. Low-resolution masks
-            are given to the network again as they are, whatever the threshold.
     """
+
+    mask_threshold: float = 0.0  # on logits
 
     def __init__(
         self,
@@ -32,7 +30,6 @@ class Sam3D(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.mask_threshold = config.decoder.mask_threshold
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder

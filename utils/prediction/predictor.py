@@ -139,13 +139,7 @@ class Predictor:
         with self._turn:
             decoder = BatchDecoder(self.network, volume, hounsfield=hounsfield)
             scene = Scene(volume.shape, affine, self.rule, self.options.zoom)
-            self.session = ImageSession(
-                scene,
-                decoder.cells,
-                self.options,
-                boxes=decoder.boxes,
-                mask_threshold=self.network.model.mask_threshold,
-            )
+            self.session = ImageSession(scene, decoder.cells, self.options, boxes=decoder.boxes)
             self.decoder = decoder
             self.reset()
 

@@ -114,20 +114,12 @@ class ImageSession:
         scene: the image's grid, and the crops that the network was trained on.
         cells: edge of the network's low-resolution masks.
         boxes: the network takes boxes; a click in a box's middle stands for it otherwise.
-        mask_threshold: the network's; the logits on the image are those above it.
     """
 
     def __init__(
-        self,
-        scene: Scene,
-        cells: int,
-        options: PredictorOptions,
-        *,
-        boxes: bool = False,
-        mask_threshold: float = 0.0,
+        self, scene: Scene, cells: int, options: PredictorOptions, *, boxes: bool = False
     ) -> None:
         self.scene, self.cells, self.options, self.boxes = scene, cells, options, boxes
-        self.mask_threshold = mask_threshold
         self._tiled: WeakKeyDictionary[State, list] = WeakKeyDictionary()
 
     def advance(self, before: State | None, prompts: list[Prompt], target: int) -> StateSteps:
@@ -229,8 +221,7 @@ class ImageSession:
     def prompted_cells(self, state: State) -> np.ndarray:
         """Return the cells (m, m, m) bool of the mask that are connected to click or box."""
         grid = self.scene.grid(state.region)
-        logits = self._above_threshold(state.low_res)
-        whole = LogitBox((slice(0, self.cells),) * 3, logits)
+        whole = LogitBox((slice(0, self.cells),) * 3, state.low_res)
         cell = grid.size / self.cells
         seeds = np.floor((np.transpose(grid.to_crop(state.seeds.T)) + 0.5) / cell)
         faces = None if state.box is None else np.array(_box_in(grid, state.box)) / cell - 0.5
@@ -245,8 +236,7 @@ class ImageSession:
         grid = self.scene.grid(state.region)
         if isinstance(prompt, MaskPrompt):
             share = cell_means(grid.crop(prompt.mask.view(np.uint8)), self.cells)
-            logits = SURE_LOGIT * (2 * share - 1)
-            return replace(state, low_res=logits + np.float32(self.mask_threshold))
+            return replace(state, low_res=SURE_LOGIT * (2 * share - 1))
         extent = self.scene.extent_of_box(prompt)
         if self.options.box_mask:
             logits = ellipsoid_logits(_box_in(grid, extent), grid.size, self.cells)
@@ -286,23 +276,18 @@ class ImageSession:
         requests = []
         for region in lattice(self.scene, extent, spacing_mm, self.options.tiles):
             coarse = grid.carry(state.low_res, self.scene.grid(region), OUTSIDE_LOGIT)
-            if (coarse > self.mask_threshold).any():
+            if (coarse > 0).any():
                 requests.append(self.request(State(region, state.clicks, coarse, box=state.box)))
         return requests
 
     def _view_logits(self, state: State) -> LogitBox:
         grid = self.scene.grid(state.region)
-        logits = LogitBox.from_low_res(grid, self._above_threshold(state.low_res))
+        logits = LogitBox.from_low_res(grid, state.low_res)
         if state in self._tiled:
-            tiles = [(tile, self._above_threshold(low_res)) for tile, low_res in self._tiled[state]]
-            logits = blended(logits, tiles)
+            logits = blended(logits, self._tiled[state])
         if not self.options.only_prompted:
             return logits
         return keep_prompted(logits, state.seeds, state.box)
-
-    def _above_threshold(self, low_res: np.ndarray) -> np.ndarray:
-        """Return low-resolution logits of which those above 0 are target."""
-        return low_res - np.float32(self.mask_threshold)
 
 
 def _box_in(grid: CropGrid, extent: Extent) -> Box:
