@@ -32,12 +32,13 @@ from utils.prediction.region import Extent, Region, Scene, ZoomRule, extent_in, 
 from utils.prediction.tiles import blended, lattice
 from utils.prompts.box import Box, ellipsoid_logits
 from utils.prompts.kinds import BoxPrompt, Click, MaskPrompt, Prompt
+from utils.prompts.standing import standing
 from utils.volumes.geometry import CropGrid, Triple
 
 #: A click that would need a region this many times larger starts a second region of its target.
 FAR = 2.0
 #: The options that are true or false.
-FLAGS = ("box_mask", "only_prompted", "honour_clicks")
+FLAGS = ("box_mask", "drop_boxes", "only_prompted", "honour_clicks")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class PredictorOptions:
 
     zoom: ZoomRule = field(default_factory=ZoomRule)
     box_mask: bool = True  # a box is a coarse mask as well as its corners, or a click in its middle
+    drop_boxes: bool = True  # a box that clicks contradict no longer counts (`standing`)
     far_share: float = 0.15  # share of a later click's change that is kept far away from the click
     near_share: float = 0.1875  # of the cube's edge, around a click: the change is kept whole
     only_prompted: bool = True  # drop components that hold no foreground click and touch no box
@@ -130,6 +132,16 @@ class ImageSession:
             prompts: the target's, in order, the newest last. A mask can only be the first.
             target: its id, for subclasses that use more of a target than its prompts.
         """
+        if before is None or not self.options.drop_boxes:
+            return (yield from self._next(before, prompts, target))
+        kept = standing(prompts)
+        drops_box = len(kept) <= len(standing(prompts[:-1]))
+        if drops_box or (len(kept) < len(prompts) and _is_empty(before)):
+            return (yield from self._without_box(before, kept, target))
+        return (yield from self._next(before, kept, target))
+
+    def _next(self, before: State | None, prompts: list[Prompt], target: int) -> StateSteps:
+        """Return the state after the newest prompt, where all prompts count."""
         new = prompts[-1]
         later_click = isinstance(new, Click) and before is not None
         if later_click and not self.scene.holds(before.region, new.zyx):
@@ -144,6 +156,19 @@ class ImageSession:
             if region is None:
                 break
             state = yield from self.move(state, region, prompts)
+        return state
+
+    def _without_box(self, before: State, prompts: list[Prompt], target: int) -> StateSteps:
+        """Return the state as if a box that was dropped had never been given.
+
+        Background clicks alone give an empty mask.
+        """
+        if all(_is_background(prompt) for prompt in prompts):
+            nothing = np.full((self.cells,) * 3, -SURE_LOGIT, np.float32)
+            return State(before.region, tuple(prompts), nothing)
+        state = None
+        for count in range(1, len(prompts) + 1):
+            state = yield from self._next(state, prompts[:count], target)
         return state
 
     def view_for_click(self, before: State, click: Click) -> State:
@@ -288,6 +313,15 @@ class ImageSession:
         if not self.options.only_prompted:
             return logits
         return keep_prompted(logits, state.seeds, state.box)
+
+
+def _is_background(prompt: Prompt) -> bool:
+    return isinstance(prompt, Click) and not prompt.is_foreground
+
+
+def _is_empty(state: State) -> bool:
+    """Tell whether a target has nothing but background clicks."""
+    return state.box is None and all(_is_background(click) for click in state.clicks)
 
 
 def _box_in(grid: CropGrid, extent: Extent) -> Box:
