@@ -154,7 +154,10 @@ def variants() -> dict[str, Variant]:
     """Return all variants by name."""
     ours = PredictorOptions()
     still = replace(ours.zoom, passes=0)
-    bare = {"only_prompted": False, "honour_clicks": False, "far_share": 1.0, "tile_above": 0.0}
+    bare = {
+        "drop_boxes": False, "only_prompted": False, "honour_clicks": False, "far_share": 1.0,
+        "tile_above": 0.0,
+    }  # fmt: skip
     options = {
         "prompts": {},
         "no zoom": {"zoom": still},
@@ -163,6 +166,7 @@ def variants() -> dict[str, Variant]:
         "a click counts everywhere": {"far_share": 1.0},
         "box as a click alone": {"box_mask": False},
         "box not widened": {"zoom": replace(ours.zoom, in_plane=1.0)},
+        "contradicted boxes count": {"drop_boxes": False},
         "all components" if ours.only_prompted else "only prompted components": {
             "only_prompted": not ours.only_prompted
         },
