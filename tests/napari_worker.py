@@ -22,7 +22,7 @@ POINTS, BOXES = "nnInteractive - Point Layer", "nnInteractive - BBox Layer"
 LABELS = "nnInteractive - Label Layer"
 TOOLS = ("points", "boxes", "scribbles", "lassos")
 #: Places of the steps in the image (z, y, x).
-INSIDE, OUTSIDE, OTHER, BEYOND = (6, 7, 8), (2.2, 1.9, 25.4), (13, 16, 20), (99, 0, 0)
+INSIDE, OUTSIDE, OTHER, BEYOND = (6, 7, 8), (9.2, 10.9, 12.4), (13, 16, 20), (99, 0, 0)
 BOX = ((13, 12, 16), (13, 20, 24))  # two corners, on one slice
 
 

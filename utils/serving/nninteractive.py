@@ -113,7 +113,7 @@ class NNInteractive:
                 "inference_session_version": VERSION,
                 "supports_undo": True,
                 "do_autozoom": True,
-                "license": f"FastSAM3D, network {self.context.network}",
+                "license": f"that of {self.context.network}; the program's is Apache-2.0",
             }
         )
 
