@@ -18,6 +18,7 @@ from starlette.routing import Route
 from utils.prompts.kinds import Click, MaskPrompt, checked_box
 from utils.serving.boxes import box_of_sides
 from utils.serving.context import Context
+from utils.serving.drawings import checked_scribble
 from utils.serving.frames import json_response
 from utils.serving.label_map import NO_CHANGE, Change
 from utils.serving.nnia import declared, pack, unpack
@@ -67,8 +68,8 @@ class NNInteractive:
             "/predict": self.predict,
             "/add_point_interaction": self.add_point,
             "/add_bbox_interaction": self.add_box,
-            "/add_scribble_interaction": self.add_drawing,
-            "/add_lasso_interaction": self.add_drawing,
+            "/add_scribble_interaction": self.add_scribble,
+            "/add_lasso_interaction": self.refuse_lasso,
             "/add_initial_seg_interaction": self.add_initial_seg,
         }
         get = {
@@ -103,12 +104,12 @@ class NNInteractive:
         interactions = {"points": True, "bbox2d": True, "bbox3d": True}
         return json_response(
             {
-                "supported_interactions": interactions | {"scribble": False, "lasso": False},
+                "supported_interactions": interactions | {"scribble": True, "lasso": False},
                 "channel_mapping": {"points": [0, 1], "bbox": [2, 3]},
                 "num_interaction_channels": 4,
                 "supports_initial_label": True,
                 "supports_zero_shot_label_refinement": True,
-                "preferred_scribble_thickness": [1, 1, 1],
+                "preferred_scribble_thickness": [3, 3, 3],
                 "interaction_decay": 1.0,
                 "inference_session_version": VERSION,
                 "supports_undo": True,
@@ -234,24 +235,34 @@ class NNInteractive:
 
         return await self._diff(each, job)
 
-    async def add_drawing(self, request: Request) -> Response:
-        """Refuse scribbles and lassos, which the capabilities say are not taken."""
+    async def add_scribble(self, request: Request) -> Response:
+        """Add a curve, which counts as a few clicks on it."""
+        each, meta = self._lease(request), meta_of(request, MaskMeta)
+        drawn = await self._mask(request, each)
+
+        def job(session: Session) -> tuple[bool, Change]:
+            session.require_image()
+            sides, shape = meta.interaction_bbox, session.scan.shape
+            scribble = checked_scribble(drawn, sides, meta.include_interaction, shape)
+            change = session.scribble(TARGET, scribble, run=meta.run_prediction)
+            return meta.run_prediction, change
+
+        return await self._diff(each, job)
+
+    async def refuse_lasso(self, request: Request) -> Response:
+        """Refuse a lasso, which the capabilities say is not taken."""
         self._lease(request)
         meta_of(request, MaskMeta)
         await drop_body(request, self.context.max_voxels + SLACK_BYTES)
         raise Refusal(
             400, "bad_prompt",
-            "scribbles and lassos are not taken. Expected points or boxes: draw one of these.",
+            "lassos are not taken. Expected a point, box or scribble: draw one of these.",
         )  # fmt: skip
 
     async def add_initial_seg(self, request: Request) -> Response:
         """Start from a mask, in place of all prompts before."""
         each, meta = self._lease(request), meta_of(request, SegMeta)
-        each.session.require_image()
-        most = math.prod(each.session.scan.shape) * MAX_ITEMSIZE
-        with self.context.registry.intake(each) as intake:
-            body = await read_body(request, most + SLACK_BYTES, intake)
-            mask = await asyncio.to_thread(lambda: unpack(body, most) > 0)
+        mask = await self._mask(request, each)
 
         def job(session: Session) -> tuple[bool, Change]:
             session.require_image()
@@ -299,6 +310,14 @@ class NNInteractive:
             if error.code != "no_session":
                 raise
             raise _expired(error) from error
+
+    async def _mask(self, request: Request, each: OpenSession) -> np.ndarray:
+        """Return the mask in a request's body, bool; it has no more voxels than the image."""
+        each.session.require_image()
+        most = math.prod(each.session.scan.shape) * MAX_ITEMSIZE
+        with self.context.registry.intake(each) as intake:
+            body = await read_body(request, most + SLACK_BYTES, intake)
+            return await asyncio.to_thread(lambda: unpack(body, most) > 0)
 
     def _image(self, body: bytes, intake: Intake) -> np.ndarray:
         """Return the first channel (1, Z, Y, X) of an image."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from utils.prediction.predictor import Predictor
-from utils.prompts.kinds import MaskPrompt, Prompt, PromptError
+from utils.prompts.kinds import Click, MaskPrompt, Prompt, PromptError
+from utils.serving.drawings import Scribble, scribble_clicks
 from utils.serving.history import History, Snapshot
-from utils.serving.label_map import MOST_TARGETS, NO_CHANGE, Change, LabelMap
+from utils.serving.label_map import MOST_TARGETS, NO_CHANGE, Change, LabelMap, logits_in
 from utils.serving.refusals import Refusal
 from utils.serving.scan import Scan
 
@@ -116,6 +117,35 @@ class Session:
         change = self._become({**self.prompts, target: (prompt,)}, self.history.push, run)
         self.history.forget_oldest(MASK_BYTES)
         return change
+
+    def scribble(self, target: int, scribble: Scribble, *, run: bool = True) -> Change:
+        """Add the clicks that a scribble stands for, as one step; the network runs in any case.
+
+        Args:
+            run: show the mask. Without, `refresh` or the next change does it.
+
+        Raises:
+            Refusal: there is no such target, or there are too many prompts.
+            InputError: the scribble does not fit the image, or the network fails.
+        """
+        self._require_target(target)
+        before, earlier = self._applied, self.prompts[target]
+
+        def mask_after(clicks: list[Click]) -> np.ndarray:
+            self._apply({**self.prompts, target: (*earlier, *clicks)})
+            mask = np.zeros(scribble.drawn.shape, bool)
+            part = logits_in(self.predictor.logits(target), scribble.box)
+            if part is not None:
+                mask[part.box] = part.values > 0
+            return mask
+
+        try:
+            clicks = scribble_clicks(scribble, mask_after)
+            after = {**self.prompts, target: (*earlier, *clicks)}
+            return self._become(after, self.history.push, run)
+        except BaseException:
+            self._apply(before)
+            raise
 
     def refresh(self) -> Change:
         """Compute the masks of prompts that were added with ``run=False``; return what changed."""

@@ -1,0 +1,105 @@
+"""Scribbles as clicks: the middle of a curve, then what the mask misses of it."""
+
+import numpy as np
+import pytest
+from serving_helpers import CENTRES, SHAPE, open_session, small_scan
+
+from utils.prompts.kinds import Click, PromptError
+from utils.serving.drawings import Scribble, checked_scribble, middle_of, scribble_clicks
+
+BAR = np.ones((1, 3, 21), bool)  # its middle is (0, 1, 10)
+
+
+def bent():
+    """A curve like a horseshoe; its middle is not near its centre of mass."""
+    drawn = np.zeros((1, 21, 11), bool)
+    drawn[0, 0, :], drawn[0, -1, :], drawn[0, :, 0] = True, True, True
+    return drawn
+
+
+def test_the_middle_is_half_way_along_the_curve():
+    assert middle_of(BAR) == (0, 1, 10)
+    assert middle_of(bent()) == (0, 10, 0)
+    assert middle_of(np.ones((1, 1, 1), bool)) == (0, 0, 0)
+
+
+def test_of_several_curves_the_largest_counts():
+    drawn = np.zeros((1, 9, 40), bool)
+    drawn[0, 1, :30], drawn[0, 7, 20:] = True, True
+    assert middle_of(drawn)[1] == 1
+
+
+@pytest.mark.parametrize("is_foreground", [True, False])
+def test_clicks_are_added_where_the_mask_is_wrong_on_the_curve(is_foreground):
+    right = np.zeros(BAR.shape, bool)
+    right[..., :14] = True
+    asked = []
+
+    def mask_after(clicks):
+        asked.append(list(clicks))
+        mended = right if len(clicks) == 1 else np.ones_like(right)
+        return mended == is_foreground
+
+    clicks = scribble_clicks(Scribble(BAR, (5, 6, 7), is_foreground), mask_after)
+    middle = Click((5, 7, 17), is_foreground)
+    assert clicks == [middle, Click((5, 7, 24), is_foreground)]  # of columns 14 to 20
+    assert asked == [[middle], clicks]
+
+
+def test_clicks_end_although_the_mask_stays_wrong():
+    clicks = scribble_clicks(Scribble(BAR, (0, 0, 0), True), lambda _: np.zeros(BAR.shape, bool))
+    assert len(clicks) == 3
+
+
+def test_a_scribble_is_cut_to_its_box():
+    drawn = np.zeros((5, 6, 7))
+    drawn[1, 2, 3:6] = 0.5
+    scribble = checked_scribble(drawn, [[10, 15], [0, 6], [1, 8]], False, (20, 6, 8))
+    assert scribble.start_zyx == (11, 2, 4)
+    assert scribble.drawn.shape == (1, 1, 3)
+    assert scribble.drawn.all()
+    assert not scribble.is_foreground
+
+
+WRONG = {
+    "nothing is drawn": (np.zeros((2, 2, 2)), [[0, 2]] * 3),
+    "too much is drawn": (np.ones((50, 50, 50)), [[0, 50]] * 3),
+    "another shape than the box": (np.ones((2, 2, 3)), [[0, 2]] * 3),
+    "two axes": (np.ones((2, 2)), [[0, 2]] * 3),
+    "beyond the image": (np.ones((2, 2, 2)), [[0, 2], [0, 2], [59, 61]]),
+    "before the image": (np.ones((2, 2, 2)), [[0, 2], [0, 2], [-1, 1]]),
+    "between voxels": (np.ones((2, 2, 2)), [[0, 2], [0, 2], [0.5, 2.5]]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_scribble_that_cannot_be_used_is_refused(name):
+    with pytest.raises(PromptError, match="the scribble"):
+        checked_scribble(*WRONG[name], True, (60, 60, 60))
+
+
+def test_a_scribble_over_a_huge_box_is_refused():
+    drawn = np.zeros((300, 300, 300), bool)
+    drawn[0, 0, 0] = drawn[-1, -1, -1] = True
+    with pytest.raises(PromptError, match="on one slice"):
+        checked_scribble(drawn, None, True, drawn.shape)
+
+
+def test_a_failing_scribble_leaves_the_session_as_it_was(monkeypatch):
+    session = open_session(small_scan())
+    session.add(1, Click(CENTRES[0], True))
+    labels, prompts = session.labels.copy(), session.prompts
+    scribble = checked_scribble(np.ones(SHAPE) * (np.indices(SHAPE)[0] == 4), None, True, SHAPE)
+    update = type(session._masks).update
+
+    def broken(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(type(session._masks), "update", broken)
+    with pytest.raises(MemoryError):
+        session.scribble(1, scribble)
+    monkeypatch.setattr(type(session._masks), "update", update)
+    assert session.prompts == prompts
+    np.testing.assert_array_equal(session.labels, labels)
+    session.refresh()
+    np.testing.assert_array_equal(session.labels, labels)
