@@ -2,8 +2,8 @@
 
     xvfb-run -a CLIENTS/bin/python tests/napari_worker.py URL IMAGE.npz ANSWERS.npz
 
-IMAGE.npz holds ``image`` (D, H, W) and ``spacing_zyx``. ANSWERS.npz gets the labels that the plug-in
-shows after each step, by the step's name. It runs in an environment without this project.
+IMAGE.npz holds ``image`` (D, H, W) and ``spacing_zyx``. ANSWERS.npz gets the labels that the
+plug-in shows after each step, by the step's name. It runs in an environment without this project.
 """
 
 import sys
@@ -19,11 +19,13 @@ from qtpy.QtWidgets import QApplication
 
 WAIT_S = 120
 POINTS, BOXES = "nnInteractive - Point Layer", "nnInteractive - BBox Layer"
+SCRIBBLES, LASSOS = "nnInteractive - Scribble Layer", "nnInteractive - Lasso Layer"
 LABELS = "nnInteractive - Label Layer"
 TOOLS = ("points", "boxes", "scribbles", "lassos")
 #: Places of the steps in the image (z, y, x).
 INSIDE, OUTSIDE, OTHER, BEYOND = (6, 7, 8), (9.2, 10.9, 12.4), (13, 16, 20), (99, 0, 0)
 BOX = ((13, 12, 16), (13, 20, 24))  # two corners, on one slice
+OUTLINE = ((13, 12, 17), (13, 12, 23), (13, 17, 25), (13, 20, 20), (13, 16, 15))
 
 
 class User:
@@ -83,6 +85,32 @@ class User:
         corners = [[z, top, left], [z, top, right], [z, bottom, right], [z, bottom, left]]
         self.viewer.layers[BOXES].add(np.array(corners, float), shape_type="rectangle")
 
+    def show_slice(self, number: int) -> None:
+        """Move the slider to a slice."""
+        self.viewer.dims.set_current_step(0, number)
+        QApplication.processEvents()
+
+    def scribble(self, z: int, y: int, columns: range) -> None:
+        """Paint a stroke on a slice, as the brush's mouse callback does."""
+        self.show_slice(z)
+        self.choose(2)
+        layer = self.viewer.layers[SCRIBBLES]
+        with layer.block_history():
+            for x in columns:
+                layer.paint((z, y, x), 1)
+        self.answers["drawn scribble"] = layer.data > 0
+
+    def lasso(self, outline: tuple[tuple[int, ...], ...]) -> None:
+        """Add an outline on a slice to the plug-in's layer."""
+        self.show_slice(outline[0][0])
+        self.choose(3)
+        layer = self.viewer.layers[LASSOS]
+        layer.add(np.array(outline, float), shape_type="polygon")
+        drawn, sides = layer.get_last()
+        whole = np.zeros(self.viewer.layers[LABELS].data.shape, bool)
+        whole[tuple(slice(*side) for side in sides)] = drawn
+        self.answers["drawn lasso"] = whole
+
     def click_canvas(self) -> None:
         """Click with the mouse in the middle of the picture, on the slice that is shown."""
         self.choose(0)
@@ -134,6 +162,13 @@ def work(user: User) -> None:
     user.keep("mouse")
     widget.reset_interaction_button.click()
     user.keep("reset")
+    user.scribble(6, 7, range(2, 27))
+    user.keep("scribble")
+    widget.undo_button.click()
+    user.keep("undo scribble")
+    user.lasso(OUTLINE)
+    user.keep("lasso")
+    widget.reset_interaction_button.click()
     index = widget.label_for_init.findText("object 1 - scan")
     widget.label_for_init.setCurrentIndex(index)
     widget.load_mask_btn.click()

@@ -17,12 +17,21 @@ pytest.importorskip(
     "starlette", reason="no package starlette: pip install -r requirements-serve.txt"
 )
 
-from serving_helpers import SPACING_ZYX, plain_masks, running, small_context, small_scan, voxels
+from serving_helpers import (
+    SPACING_ZYX,
+    open_session,
+    plain_masks,
+    running,
+    small_context,
+    small_scan,
+    voxels,
+)
 
 from utils.files.images import read_image
 from utils.files.nifti import write_nifti
 from utils.prompts.kinds import Click, MaskPrompt, checked_box
 from utils.serving.boxes import box_of_sides
+from utils.serving.drawings import checked_drawing
 from utils.serving.scan import scan_of_volume
 
 TESTS = Path(__file__).parent
@@ -113,7 +122,17 @@ def test_napari_works_on_after_a_lost_session(napari_answers):
 
 
 def test_napari_enables_the_tools_that_the_server_has(napari_answers):
-    assert napari_answers["tools"].tolist() == ["points", "boxes"]
+    assert napari_answers["tools"].tolist() == ["points", "boxes", "scribbles", "lassos"]
+
+
+@pytest.mark.parametrize("kind", ["scribble", "lasso"])
+def test_napari_draws_scribbles_and_lassos(napari_answers, kind):
+    session, drawn = open_session(), napari_answers[f"drawn {kind}"]
+    given = {"is_foreground": True, "is_lasso": kind == "lasso"}
+    session.draw(1, checked_drawing(drawn, None, drawn.shape, **given))
+    assert drawn.any()
+    np.testing.assert_array_equal(napari_answers[kind], session.labels)
+    assert not napari_answers["undo scribble"].any()
 
 
 def test_monai_labels_client_gets_the_predictors_masks(tmp_path):

@@ -1,13 +1,29 @@
-"""Scribbles as clicks: the middle of a curve, then what the mask misses of it."""
+"""Scribbles and lassos as prompts: a click in the middle, then where the mask is wrong on them."""
 
 import numpy as np
 import pytest
 from serving_helpers import CENTRES, SHAPE, open_session, small_scan
 
-from utils.prompts.kinds import Click, PromptError
-from utils.serving.drawings import Scribble, checked_scribble, middle_of, scribble_clicks
+from utils.prompts.kinds import BoxPrompt, Click, PromptError
+from utils.serving.drawings import (
+    Drawing,
+    checked_drawing,
+    deepest_of,
+    drawing_prompts,
+    middle_of,
+)
 
 BAR = np.ones((1, 3, 21), bool)  # its middle is (0, 1, 10)
+VOLUME = small_scan().volume
+
+
+def drawing(drawn=BAR, start=(0, 0, 0), is_foreground=True, is_lasso=False):
+    return Drawing(drawn, start, is_foreground, is_lasso)
+
+
+def checked(drawn, sides=None, shape=None, is_foreground=True, is_lasso=False):
+    kind = {"is_foreground": is_foreground, "is_lasso": is_lasso}
+    return checked_drawing(drawn, sides, shape or drawn.shape, **kind)
 
 
 def bent():
@@ -40,21 +56,43 @@ def test_clicks_are_added_where_the_mask_is_wrong_on_the_curve(is_foreground):
         mended = right if len(clicks) == 1 else np.ones_like(right)
         return mended == is_foreground
 
-    clicks = scribble_clicks(Scribble(BAR, (5, 6, 7), is_foreground), mask_after)
+    bar = drawing(start=(5, 6, 7), is_foreground=is_foreground)
+    clicks = drawing_prompts(bar, VOLUME, True, mask_after)
     middle = Click((5, 7, 17), is_foreground)
     assert clicks == [middle, Click((5, 7, 24), is_foreground)]  # of columns 14 to 20
     assert asked == [[middle], clicks]
 
 
 def test_clicks_end_although_the_mask_stays_wrong():
-    clicks = scribble_clicks(Scribble(BAR, (0, 0, 0), True), lambda _: np.zeros(BAR.shape, bool))
+    clicks = drawing_prompts(drawing(), VOLUME, True, lambda _: np.zeros(BAR.shape, bool))
     assert len(clicks) == 3
 
 
-def test_a_scribble_is_cut_to_its_box():
+def test_the_deepest_voxel_of_an_outline_is_far_from_its_border_on_the_slice():
+    region = np.zeros((1, 30, 30), bool)
+    region[0, 2:27, 4:29], region[0, 10, :4] = True, True
+    assert deepest_of(region) == (0, 14, 16)
+    assert deepest_of(np.ones((1, 1, 1), bool)) == (0, 0, 0)
+    assert deepest_of(np.ones((5, 5, 5), bool)) == (2, 2, 2)
+
+
+def test_a_lasso_is_a_box_and_a_click_only_where_it_shows_a_new_target():
+    disc = np.ones((1, 9, 9), bool)
+    whole = lambda prompts: np.ones(disc.shape, bool)  # noqa: E731
+    none = lambda prompts: np.zeros(disc.shape, bool)  # noqa: E731
+    inside, outside = Click((6, 7, 8), True), Click((6, 7, 8), False)
+    lasso = drawing(disc, (6, 3, 4), is_lasso=True)
+    box = BoxPrompt((3, 3, 4), (10, 12, 13), middle_slice=True)
+    assert drawing_prompts(lasso, VOLUME, True, none) == [box, inside]
+    assert drawing_prompts(lasso, VOLUME, False, whole) == [inside]
+    other = drawing(disc, (6, 3, 4), False, is_lasso=True)
+    assert drawing_prompts(other, VOLUME, True, none) == [outside]
+
+
+def test_a_drawing_is_cut_to_its_box():
     drawn = np.zeros((5, 6, 7))
     drawn[1, 2, 3:6] = 0.5
-    scribble = checked_scribble(drawn, [[10, 15], [0, 6], [1, 8]], False, (20, 6, 8))
+    scribble = checked(drawn, [[10, 15], [0, 6], [1, 8]], (20, 6, 8), is_foreground=False)
     assert scribble.start_zyx == (11, 2, 4)
     assert scribble.drawn.shape == (1, 1, 3)
     assert scribble.drawn.all()
@@ -73,23 +111,23 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_scribble_that_cannot_be_used_is_refused(name):
-    with pytest.raises(PromptError, match="the scribble"):
-        checked_scribble(*WRONG[name], True, (60, 60, 60))
+def test_a_drawing_that_cannot_be_used_is_refused(name):
+    with pytest.raises(PromptError, match="the drawing"):
+        checked(*WRONG[name], (60, 60, 60))
 
 
-def test_a_scribble_over_a_huge_box_is_refused():
+def test_a_drawing_over_a_huge_box_is_refused():
     drawn = np.zeros((300, 300, 300), bool)
     drawn[0, 0, 0] = drawn[-1, -1, -1] = True
     with pytest.raises(PromptError, match="on one slice"):
-        checked_scribble(drawn, None, True, drawn.shape)
+        checked(drawn)
 
 
-def test_a_failing_scribble_leaves_the_session_as_it_was(monkeypatch):
+def test_a_failing_drawing_leaves_the_session_as_it_was(monkeypatch):
     session = open_session(small_scan())
     session.add(1, Click(CENTRES[0], True))
     labels, prompts = session.labels.copy(), session.prompts
-    scribble = checked_scribble(np.ones(SHAPE) * (np.indices(SHAPE)[0] == 4), None, True, SHAPE)
+    scribble = checked(np.indices(SHAPE)[0] == 4)
     update = type(session._masks).update
 
     def broken(*_):
@@ -97,7 +135,7 @@ def test_a_failing_scribble_leaves_the_session_as_it_was(monkeypatch):
 
     monkeypatch.setattr(type(session._masks), "update", broken)
     with pytest.raises(MemoryError):
-        session.scribble(1, scribble)
+        session.draw(1, scribble)
     monkeypatch.setattr(type(session._masks), "update", update)
     assert session.prompts == prompts
     np.testing.assert_array_equal(session.labels, labels)

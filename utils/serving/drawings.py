@@ -1,7 +1,8 @@
-"""Scribbles: curves that people draw on or beside the target, as clicks.
+"""Scribbles (curves) and lassos (filled outlines) that people draw on one slice, as other prompts.
 
-The network takes no curves. Many clicks along one make the mask too large, so a scribble becomes a
-click in its middle, and further ones only where the mask is still wrong on the curve.
+The network takes neither. Many clicks inside one make the mask too large. So a drawing becomes a
+click in its middle, and further ones only where the mask is still wrong on it. A lasso around a
+target without prompts becomes a box and a click.
 """
 
 import math
@@ -13,21 +14,24 @@ from scipy import ndimage
 from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import cKDTree
 
-from utils.prompts.kinds import Click, PromptError, short_repr
+from utils.prompts.kinds import Click, Prompt, PromptError, short_repr
+from utils.serving.boxes import box_of_sides
 from utils.volumes.geometry import bounding_box
+from utils.volumes.grid import Volume
 
-#: Clicks beside the one in the middle, and the share of the curve that may stay wrong.
+#: Clicks beside the one in the middle, and the share of the drawing that may stay wrong.
 MORE_CLICKS, WRONG_SHARE = 2, 0.05
-MOST_VOXELS, MOST_BOX_VOXELS = 100_000, 10_000_000  # of a curve, and of the box around it
+MOST_VOXELS, MOST_BOX_VOXELS = 100_000, 10_000_000  # of a curve, and of the box of a drawing
 TOUCHING = 1.8  # voxels whose middles are nearer share a face, an edge or a corner
 
 
-class Scribble(NamedTuple):
-    """A curve in a box of the image, and whether the target is there."""
+class Drawing(NamedTuple):
+    """Voxels that were drawn, in a box of the image."""
 
     drawn: np.ndarray  # (d, h, w) bool, at least one voxel
     start_zyx: tuple[int, int, int]  # the image's voxel that is drawn's first
-    is_foreground: bool
+    is_foreground: bool  # the target is there
+    is_lasso: bool
 
     @property
     def box(self) -> tuple[slice, slice, slice]:
@@ -35,22 +39,25 @@ class Scribble(NamedTuple):
         ends = zip(self.start_zyx, self.drawn.shape, strict=True)
         return tuple(slice(start, start + length) for start, length in ends)
 
-    def click(self, zyx: Sequence[int]) -> Click:
-        """Return a click on a voxel of ``drawn``."""
-        place = (int(s + n) for s, n in zip(self.start_zyx, zyx, strict=True))
+    def click_in(self, part: np.ndarray) -> Click:
+        """Return a click in the middle of a part of ``drawn``, (d, h, w) bool."""
+        middle = deepest_of(part) if self.is_lasso else middle_of(part)
+        place = (s + n for s, n in zip(self.start_zyx, middle, strict=True))
         return Click(tuple(place), self.is_foreground)
 
 
-def checked_scribble(
+def checked_drawing(
     drawn: np.ndarray,
     sides: Sequence[Sequence[float]] | None,
-    is_foreground: bool,
     shape: tuple[int, int, int],
-) -> Scribble:
+    *,
+    is_foreground: bool,
+    is_lasso: bool,
+) -> Drawing:
     """Return what a client drew.
 
     Args:
-        drawn: (d, h, w), above 0 on the curve.
+        drawn: (d, h, w), above 0 where it was drawn.
         sides: the half-open box of ``drawn`` in the image, [start, stop] along z, y and x; None for
             the whole image.
         shape: of the image.
@@ -64,49 +71,57 @@ def checked_scribble(
     lengths = tuple(b - a for a, b in zip(starts, stops, strict=True))
     if not inside or not all(float(a).is_integer() for a in starts) or drawn.shape != lengths:
         raise PromptError(
-            f"the scribble has shape {drawn.shape} and the box {short_repr(sides)}. Expected a box "
+            f"the drawing has shape {drawn.shape} and the box {short_repr(sides)}. Expected a box "
             f"of that shape in the image (D, H, W) {shape}: check the axis order."
         )
     drawn = drawn > 0
-    voxels = int(np.count_nonzero(drawn))
-    if not 0 < voxels <= MOST_VOXELS:
+    voxels, most = int(np.count_nonzero(drawn)), MOST_BOX_VOXELS if is_lasso else MOST_VOXELS
+    if not 0 < voxels <= most:
         raise PromptError(
-            f"the scribble holds {voxels:,} voxels. Expected 1 to {MOST_VOXELS:,}: draw a thin "
-            "curve."
+            f"the drawing holds {voxels:,} voxels. Expected 1 to {most:,}: draw a thin curve, or "
+            "an outline on one slice."
         )
     low, high = (corner.tolist() for corner in bounding_box(drawn))
     drawn = drawn[tuple(map(slice, low, high))].copy()
     if drawn.size > MOST_BOX_VOXELS:
         raise PromptError(
-            f"the scribble reaches over a box of {drawn.shape} voxels. Expected at most "
+            f"the drawing reaches over a box of {drawn.shape} voxels. Expected at most "
             f"{MOST_BOX_VOXELS:,} in all: draw it on one slice."
         )
     first = tuple(int(a) + b for a, b in zip(starts, low, strict=True))
-    return Scribble(drawn, first, is_foreground)
+    return Drawing(drawn, first, is_foreground, is_lasso)
 
 
-def scribble_clicks(
-    scribble: Scribble, mask_after: Callable[[list[Click]], np.ndarray]
-) -> list[Click]:
-    """Return the clicks that a scribble stands for, the one in its middle first.
+def drawing_prompts(
+    drawing: Drawing,
+    volume: Volume,
+    is_first: bool,
+    mask_after: Callable[[list[Prompt]], np.ndarray],
+) -> list[Prompt]:
+    """Return the prompts that a drawing stands for.
 
     Args:
-        mask_after: returns the target's mask in the scribble's box, (d, h, w) bool, after the given
-            clicks of this scribble.
+        volume: the image.
+        is_first: the target has no prompt yet.
+        mask_after: returns the target's mask in the drawing's box, (d, h, w) bool, after the given
+            prompts of this drawing.
     """
-    clicks = [scribble.click(middle_of(scribble.drawn))]
-    allowed = math.floor(WRONG_SHARE * np.count_nonzero(scribble.drawn))
+    clicks: list[Prompt] = [drawing.click_in(drawing.drawn)]
+    if drawing.is_lasso and drawing.is_foreground and is_first:
+        stops = [side.stop for side in drawing.box]
+        return [box_of_sides(drawing.start_zyx, stops, volume), *clicks]
+    allowed = math.floor(WRONG_SHARE * np.count_nonzero(drawing.drawn))
     for _ in range(MORE_CLICKS):
-        wrong = scribble.drawn & (mask_after(clicks) != scribble.is_foreground)
+        wrong = drawing.drawn & (mask_after(clicks) != drawing.is_foreground)
         if np.count_nonzero(wrong) <= allowed:
             break
-        clicks.append(scribble.click(middle_of(wrong)))
+        clicks.append(drawing.click_in(wrong))
     return clicks
 
 
-def middle_of(drawn: np.ndarray) -> tuple[int, ...]:
+def middle_of(curve: np.ndarray) -> tuple[int, ...]:
     """Return the voxel half-way along a curve (d, h, w) bool; of several curves the largest's."""
-    labels, parts = ndimage.label(drawn, np.ones((3, 3, 3)))
+    labels, parts = ndimage.label(curve, np.ones((3, 3, 3)))
     largest = 1 + np.argmax(np.bincount(labels.ravel(), minlength=parts + 1)[1:])
     voxels = np.argwhere(labels == largest)
     tree = cKDTree(voxels)
@@ -115,3 +130,14 @@ def middle_of(drawn: np.ndarray) -> tuple[int, ...]:
     along = dijkstra(graph, indices=end)
     half = voxels[np.abs(along - along.max() / 2) <= 1]
     return tuple(half[np.argmin(((half - half.mean(axis=0)) ** 2).sum(axis=1))].tolist())
+
+
+def deepest_of(region: np.ndarray) -> tuple[int, ...]:
+    """Return the voxel of a region (d, h, w) bool that is farthest from its border.
+
+    Along an axis on which the region is one voxel thick it has no border.
+    """
+    around = [(1, 1) if length > 1 else (0, 0) for length in region.shape]
+    depths = ndimage.distance_transform_edt(np.pad(region, around))
+    place = np.unravel_index(np.argmax(depths), depths.shape)
+    return tuple(int(n) - before for n, (before, _) in zip(place, around, strict=True))

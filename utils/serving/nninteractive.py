@@ -18,7 +18,7 @@ from starlette.routing import Route
 from utils.prompts.kinds import Click, MaskPrompt, checked_box
 from utils.serving.boxes import box_of_sides
 from utils.serving.context import Context
-from utils.serving.drawings import checked_scribble
+from utils.serving.drawings import checked_drawing
 from utils.serving.frames import json_response
 from utils.serving.label_map import NO_CHANGE, Change
 from utils.serving.nnia import declared, pack, unpack
@@ -39,7 +39,7 @@ from utils.serving.refusals import Refusal
 from utils.serving.registry import PATIENCE, Intake, OpenSession, Result
 from utils.serving.scan import scan_of_array, voxel_bytes
 from utils.serving.session import Session
-from utils.serving.uploads import MAX_ITEMSIZE, SLACK_BYTES, drop_body, read_body
+from utils.serving.uploads import MAX_ITEMSIZE, SLACK_BYTES, read_body
 
 KIND = "nninteractive"
 LEASE, META = "x-lease-token", "X-Meta"
@@ -69,7 +69,7 @@ class NNInteractive:
             "/add_point_interaction": self.add_point,
             "/add_bbox_interaction": self.add_box,
             "/add_scribble_interaction": self.add_scribble,
-            "/add_lasso_interaction": self.refuse_lasso,
+            "/add_lasso_interaction": self.add_lasso,
             "/add_initial_seg_interaction": self.add_initial_seg,
         }
         get = {
@@ -99,12 +99,12 @@ class NNInteractive:
         )
 
     async def capabilities(self, request: Request) -> Response:
-        """Say which prompts are taken; clients disable the others."""
+        """Say what is taken, which is everything."""
         self._lease(request)
-        interactions = {"points": True, "bbox2d": True, "bbox3d": True}
+        interactions = ("points", "bbox2d", "bbox3d", "scribble", "lasso")
         return json_response(
             {
-                "supported_interactions": interactions | {"scribble": True, "lasso": False},
+                "supported_interactions": dict.fromkeys(interactions, True),
                 "channel_mapping": {"points": [0, 1], "bbox": [2, 3]},
                 "num_interaction_channels": 4,
                 "supports_initial_label": True,
@@ -237,27 +237,11 @@ class NNInteractive:
 
     async def add_scribble(self, request: Request) -> Response:
         """Add a curve, which counts as a few clicks on it."""
-        each, meta = self._lease(request), meta_of(request, MaskMeta)
-        drawn = await self._mask(request, each)
+        return await self._draw(request, is_lasso=False)
 
-        def job(session: Session) -> tuple[bool, Change]:
-            session.require_image()
-            sides, shape = meta.interaction_bbox, session.scan.shape
-            scribble = checked_scribble(drawn, sides, meta.include_interaction, shape)
-            change = session.scribble(TARGET, scribble, run=meta.run_prediction)
-            return meta.run_prediction, change
-
-        return await self._diff(each, job)
-
-    async def refuse_lasso(self, request: Request) -> Response:
-        """Refuse a lasso, which the capabilities say is not taken."""
-        self._lease(request)
-        meta_of(request, MaskMeta)
-        await drop_body(request, self.context.max_voxels + SLACK_BYTES)
-        raise Refusal(
-            400, "bad_prompt",
-            "lassos are not taken. Expected a point, box or scribble: draw one of these.",
-        )  # fmt: skip
+    async def add_lasso(self, request: Request) -> Response:
+        """Add a filled outline, which counts as a box or as a few clicks in it."""
+        return await self._draw(request, is_lasso=True)
 
     async def add_initial_seg(self, request: Request) -> Response:
         """Start from a mask, in place of all prompts before."""
@@ -310,6 +294,21 @@ class NNInteractive:
             if error.code != "no_session":
                 raise
             raise _expired(error) from error
+
+    async def _draw(self, request: Request, is_lasso: bool) -> Response:
+        each, meta = self._lease(request), meta_of(request, MaskMeta)
+        drawn = await self._mask(request, each)
+
+        def job(session: Session) -> tuple[bool, Change]:
+            session.require_image()
+            drawing = checked_drawing(
+                drawn, meta.interaction_bbox, session.scan.shape,
+                is_foreground=meta.include_interaction, is_lasso=is_lasso,
+            )  # fmt: skip
+            run = meta.run_prediction
+            return run, session.draw(TARGET, drawing, run=run)
+
+        return await self._diff(each, job)
 
     async def _mask(self, request: Request, each: OpenSession) -> np.ndarray:
         """Return the mask in a request's body, bool; it has no more voxels than the image."""

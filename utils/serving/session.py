@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from utils.prediction.predictor import Predictor
-from utils.prompts.kinds import Click, MaskPrompt, Prompt, PromptError
-from utils.serving.drawings import Scribble, scribble_clicks
+from utils.prompts.kinds import MaskPrompt, Prompt, PromptError
+from utils.serving.drawings import Drawing, drawing_prompts
 from utils.serving.history import History, Snapshot
 from utils.serving.label_map import MOST_TARGETS, NO_CHANGE, Change, LabelMap, logits_in
 from utils.serving.refusals import Refusal
@@ -118,30 +118,30 @@ class Session:
         self.history.forget_oldest(MASK_BYTES)
         return change
 
-    def scribble(self, target: int, scribble: Scribble, *, run: bool = True) -> Change:
-        """Add the clicks that a scribble stands for, as one step; the network runs in any case.
+    def draw(self, target: int, drawing: Drawing, *, run: bool = True) -> Change:
+        """Add the prompts that a drawing stands for, as one step; the network runs in any case.
 
         Args:
             run: show the mask. Without, `refresh` or the next change does it.
 
         Raises:
             Refusal: there is no such target, or there are too many prompts.
-            InputError: the scribble does not fit the image, or the network fails.
+            InputError: the drawing does not fit the image, or the network fails.
         """
         self._require_target(target)
         before, earlier = self._applied, self.prompts[target]
 
-        def mask_after(clicks: list[Click]) -> np.ndarray:
-            self._apply({**self.prompts, target: (*earlier, *clicks)})
-            mask = np.zeros(scribble.drawn.shape, bool)
-            part = logits_in(self.predictor.logits(target), scribble.box)
+        def mask_after(prompts: list[Prompt]) -> np.ndarray:
+            self._apply({**self.prompts, target: (*earlier, *prompts)})
+            mask = np.zeros(drawing.drawn.shape, bool)
+            part = logits_in(self.predictor.logits(target), drawing.box)
             if part is not None:
                 mask[part.box] = part.values > 0
             return mask
 
         try:
-            clicks = scribble_clicks(scribble, mask_after)
-            after = {**self.prompts, target: (*earlier, *clicks)}
+            prompts = drawing_prompts(drawing, self.scan.volume, not earlier, mask_after)
+            after = {**self.prompts, target: (*earlier, *prompts)}
             return self._become(after, self.history.push, run)
         except BaseException:
             self._apply(before)
