@@ -76,17 +76,27 @@ def test_the_deepest_voxel_of_an_outline_is_far_from_its_border_on_the_slice():
     assert deepest_of(np.ones((5, 5, 5), bool)) == (2, 2, 2)
 
 
-def test_a_lasso_is_a_box_and_a_click_only_where_it_shows_a_new_target():
-    disc = np.ones((1, 9, 9), bool)
-    whole = lambda prompts: np.ones(disc.shape, bool)  # noqa: E731
-    none = lambda prompts: np.zeros(disc.shape, bool)  # noqa: E731
-    inside, outside = Click((6, 7, 8), True), Click((6, 7, 8), False)
-    lasso = drawing(disc, (6, 3, 4), is_lasso=True)
-    box = BoxPrompt((3, 3, 4), (10, 12, 13), middle_slice=True)
-    assert drawing_prompts(lasso, VOLUME, True, none) == [box, inside]
-    assert drawing_prompts(lasso, VOLUME, False, whole) == [inside]
-    other = drawing(disc, (6, 3, 4), False, is_lasso=True)
-    assert drawing_prompts(other, VOLUME, True, none) == [outside]
+DISC = np.ones((1, 9, 9), bool)
+WITH_BOX = [BoxPrompt((3, 3, 4), (10, 12, 13), middle_slice=True), Click((6, 7, 8), True)]
+
+
+@pytest.mark.parametrize("best", [WITH_BOX[1:], WITH_BOX])
+def test_a_lasso_around_a_new_target_is_the_way_whose_mask_is_more_like_it(best):
+    lasso = checked(DISC, [[6, 7], [3, 12], [4, 13]], SHAPE, is_lasso=True)
+    assert lasso.box == (slice(6, 7), slice(0, 16), slice(0, 17))  # with room to see leaks
+
+    def mask_after(prompts):
+        return lasso.drawn if prompts == best else np.ones_like(lasso.drawn)
+
+    assert drawing_prompts(lasso, VOLUME, True, mask_after) == best
+
+
+def test_other_lassos_are_clicks():
+    lasso = checked(DISC, [[6, 7], [3, 12], [4, 13]], SHAPE, is_lasso=True)
+    assert drawing_prompts(lasso, VOLUME, False, lambda _: lasso.drawn) == WITH_BOX[1:]
+    outside = checked(DISC, [[6, 7], [3, 12], [4, 13]], SHAPE, False, is_lasso=True)
+    nothing = np.zeros_like(outside.drawn)
+    assert drawing_prompts(outside, VOLUME, True, lambda _: nothing) == [Click((6, 7, 8), False)]
 
 
 def test_a_drawing_is_cut_to_its_box():

@@ -25,6 +25,7 @@ from serving_helpers import (
 from small_cases import ball
 
 from utils.prompts.kinds import BoxPrompt, Click, MaskPrompt
+from utils.results.metrics import dsc
 from utils.serving.drawings import deepest_of, middle_of
 from utils.serving.nnia import pack, unpack
 from utils.serving.refusals import Refusal
@@ -173,13 +174,18 @@ def test_a_scribble_counts_as_clicks_in_one_step(remote):
     check(remote, *with_curve([Click(CENTRES[1], True)], False, middle_of))
 
 
-def test_a_lasso_counts_as_a_box_and_a_click_where_it_is_the_first_prompt(remote):
+def test_a_lasso_as_the_first_prompt_is_a_click_or_a_box_and_a_click(remote):
     z, y, x = CENTRES[0]
     disc = ball(SHAPE, CENTRES[0], 4)[z : z + 1]
     sides = [[z, z + 1], [0, SHAPE[1]], [0, SHAPE[2]]]
     remote.add_lasso_interaction(disc.astype(np.uint8), True, interaction_bbox=sides)
     box = BoxPrompt((z - 3, y - 4, x - 4), (z + 4, y + 5, x + 5), middle_slice=True)
-    check(remote, box, Click(CENTRES[0], True))
+    ways = [(INSIDE,), (box, INSIDE)]
+    room = (slice(y - 8, y + 9), slice(x - 8, x + 9))
+    seen = (slice(z, z + 1), *(slice(max(0, side.start), side.stop) for side in room))
+    like = [dsc(disc[0][seen[1:]][None], plain_masks({1: way})[seen] == 1) for way in ways]
+    assert like[0] != like[1]
+    check(remote, *ways[np.argmax(like)])
     assert remote.undo()
     assert not remote.target_buffer.any()
 

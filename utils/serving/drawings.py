@@ -2,7 +2,8 @@
 
 The network takes neither. Many clicks inside one make the mask too large. So a drawing becomes a
 click in its middle, and further ones only where the mask is still wrong on it. A lasso around a
-target without prompts becomes a box and a click.
+target without prompts becomes that click alone or with a box, whichever mask is more like the lasso
+on its slice.
 """
 
 import math
@@ -15,6 +16,7 @@ from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import cKDTree
 
 from utils.prompts.kinds import Click, Prompt, PromptError, short_repr
+from utils.results.metrics import dsc
 from utils.serving.boxes import box_of_sides
 from utils.volumes.geometry import bounding_box
 from utils.volumes.grid import Volume
@@ -28,7 +30,7 @@ TOUCHING = 1.8  # voxels whose middles are nearer share a face, an edge or a cor
 class Drawing(NamedTuple):
     """Voxels that were drawn, in a box of the image."""
 
-    drawn: np.ndarray  # (d, h, w) bool, at least one voxel
+    drawn: np.ndarray  # (d, h, w) bool, at least one voxel; a lasso has some room around it
     start_zyx: tuple[int, int, int]  # the image's voxel that is drawn's first
     is_foreground: bool  # the target is there
     is_lasso: bool
@@ -81,15 +83,19 @@ def checked_drawing(
             f"the drawing holds {voxels:,} voxels. Expected 1 to {most:,}: draw a thin curve, or "
             "an outline on one slice."
         )
-    low, high = (corner.tolist() for corner in bounding_box(drawn))
-    drawn = drawn[tuple(map(slice, low, high))].copy()
-    if drawn.size > MOST_BOX_VOXELS:
+    low, high = bounding_box(drawn)
+    room = np.where(high - low > 1, (high - low) // 2, 0) * is_lasso
+    first = np.maximum(np.add(low, starts) - room, 0).astype(int)
+    last = np.minimum(np.add(high, starts) + room, shape).astype(int)
+    if np.prod(last - first) > MOST_BOX_VOXELS:
         raise PromptError(
-            f"the drawing reaches over a box of {drawn.shape} voxels. Expected at most "
-            f"{MOST_BOX_VOXELS:,} in all: draw it on one slice."
+            f"the drawing reaches over a box of {tuple((high - low).tolist())} voxels. Expected a "
+            f"smaller one, of about {MOST_BOX_VOXELS:,} in all: draw it on one slice."
         )
-    first = tuple(int(a) + b for a, b in zip(starts, low, strict=True))
-    return Drawing(drawn, first, is_foreground, is_lasso)
+    with_room = np.zeros(last - first, bool)
+    place = np.add(low, starts).astype(int) - first
+    with_room[tuple(map(slice, place, place + high - low))] = drawn[tuple(map(slice, low, high))]
+    return Drawing(with_room, tuple(first.tolist()), is_foreground, is_lasso)
 
 
 def drawing_prompts(
@@ -108,8 +114,9 @@ def drawing_prompts(
     """
     clicks: list[Prompt] = [drawing.click_in(drawing.drawn)]
     if drawing.is_lasso and drawing.is_foreground and is_first:
-        stops = [side.stop for side in drawing.box]
-        return [box_of_sides(drawing.start_zyx, stops, volume), *clicks]
+        low, high = (corner + drawing.start_zyx for corner in bounding_box(drawing.drawn))
+        with_box = [box_of_sides(low.tolist(), high.tolist(), volume), *clicks]
+        return max((clicks, with_box), key=lambda way: dsc(drawing.drawn, mask_after(way)))
     allowed = math.floor(WRONG_SHARE * np.count_nonzero(drawing.drawn))
     for _ in range(MORE_CLICKS):
         wrong = drawing.drawn & (mask_after(clicks) != drawing.is_foreground)
