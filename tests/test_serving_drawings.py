@@ -80,15 +80,23 @@ DISC = np.ones((1, 9, 9), bool)
 WITH_BOX = [BoxPrompt((3, 3, 4), (10, 12, 13), middle_slice=True), Click((6, 7, 8), True)]
 
 
-@pytest.mark.parametrize("best", [WITH_BOX[1:], WITH_BOX])
-def test_a_lasso_around_a_new_target_is_the_way_whose_mask_is_more_like_it(best):
+@pytest.mark.parametrize(
+    ("click_rows", "box_rows", "is_boxed"),
+    [(9, 9, False), (2, 9, True), (2, 1, False), (5, 9, False)],
+)
+def test_a_lasso_around_a_new_target_gets_a_box_if_the_clicks_mask_is_unlike_it(
+    click_rows, box_rows, is_boxed
+):
     lasso = checked(DISC, [[6, 7], [3, 12], [4, 13]], SHAPE, is_lasso=True)
     assert lasso.box == (slice(6, 7), slice(0, 16), slice(0, 17))  # with room to see leaks
 
     def mask_after(prompts):
-        return lasso.drawn if prompts == best else np.ones_like(lasso.drawn)
+        mask = lasso.drawn.copy()
+        mask[:, 3 + (box_rows if prompts == WITH_BOX else click_rows) :] = False
+        return mask
 
-    assert drawing_prompts(lasso, VOLUME, True, mask_after) == best
+    expected = WITH_BOX if is_boxed else WITH_BOX[1:]
+    assert drawing_prompts(lasso, VOLUME, True, mask_after) == expected
 
 
 def test_other_lassos_are_clicks():

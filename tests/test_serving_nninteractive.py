@@ -184,7 +184,7 @@ def test_a_lasso_as_the_first_prompt_is_a_click_or_a_box_and_a_click(remote):
     room = (slice(y - 8, y + 9), slice(x - 8, x + 9))
     seen = (slice(z, z + 1), *(slice(max(0, side.start), side.stop) for side in room))
     like = [dsc(disc[0][seen[1:]][None], plain_masks({1: way})[seen] == 1) for way in ways]
-    assert like[0] != like[1]
+    assert like[0] < 0.6, "the click's mask is like the lasso: nothing is tested"
     check(remote, *ways[np.argmax(like)])
     assert remote.undo()
     assert not remote.target_buffer.any()

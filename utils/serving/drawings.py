@@ -2,8 +2,7 @@
 
 The network takes neither. Many clicks inside one make the mask too large. So a drawing becomes a
 click in its middle, and further ones only where the mask is still wrong on it. A lasso around a
-target without prompts becomes that click alone or with a box, whichever mask is more like the lasso
-on its slice.
+target without prompts becomes that click, and a box too if the click's mask is unlike the lasso.
 """
 
 import math
@@ -23,6 +22,8 @@ from utils.volumes.grid import Volume
 
 #: Clicks beside the one in the middle, and the share of the drawing that may stay wrong.
 MORE_CLICKS, WRONG_SHARE = 2, 0.05
+#: Dice of a lasso and the mask on its slice from which the click needs no box.
+ALIKE = 0.6
 MOST_VOXELS, MOST_BOX_VOXELS = 100_000, 10_000_000  # of a curve, and of the box of a drawing
 TOUCHING = 1.8  # voxels whose middles are nearer share a face, an edge or a corner
 
@@ -116,7 +117,9 @@ def drawing_prompts(
     if drawing.is_lasso and drawing.is_foreground and is_first:
         low, high = (corner + drawing.start_zyx for corner in bounding_box(drawing.drawn))
         with_box = [box_of_sides(low.tolist(), high.tolist(), volume), *clicks]
-        return max((clicks, with_box), key=lambda way: dsc(drawing.drawn, mask_after(way)))
+        alike = dsc(drawing.drawn, mask_after(clicks))
+        needs_box = alike < ALIKE and dsc(drawing.drawn, mask_after(with_box)) > alike
+        return with_box if needs_box else clicks
     allowed = math.floor(WRONG_SHARE * np.count_nonzero(drawing.drawn))
     for _ in range(MORE_CLICKS):
         wrong = drawing.drawn & (mask_after(clicks) != drawing.is_foreground)
