@@ -20,6 +20,8 @@ NOT_IMPORTED = {
     "requests",  # medim
     "ruff", "mutmut",  # commands
 }  # fmt: skip
+#: Run in an environment of their own, see docs/serving.md.
+ELSEWHERE = {"napari_worker", "monailabel_worker"}
 
 
 def lines_of(name):
@@ -43,6 +45,8 @@ def imported():
     ours = {path.stem for path in paths} | {*folders}
     names = set()
     for path in paths:
+        if path.stem in ELSEWHERE:
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}

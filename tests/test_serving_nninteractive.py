@@ -25,10 +25,18 @@ from serving_helpers import (
 from small_cases import ball
 
 from utils.prompts.kinds import BoxPrompt, Click, MaskPrompt
+from utils.results.metrics import dsc
+from utils.serving.drawings import deepest_of, middle_of
 from utils.serving.nnia import pack, unpack
 from utils.serving.refusals import Refusal
 
 INSIDE, OUTSIDE = Click(CENTRES[0], True), Click((2, 2, 25), False)
+
+#: A curve on one slice, (1, 3, 25), as napari sends it: a mask and its box.
+CURVE_BOX = [[6, 7], [6, 9], [2, 27]]
+CURVE_PLACE = tuple(slice(*side) for side in CURVE_BOX)
+CURVE = np.ones([stop - start for start, stop in CURVE_BOX], np.uint8)
+BEYOND = [[6, 7], [6, 9], [4, 29]]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +62,7 @@ def check(remote, *prompts):
 def test_what_slicer_sends_at_its_start_is_answered(remote):
     assert remote.supports_undo
     assert remote.supported_interactions == {
-        "points": True, "bbox2d": True, "bbox3d": True, "scribble": False, "lasso": False
+        "points": True, "bbox2d": True, "bbox3d": True, "scribble": True, "lasso": True
     }  # fmt: skip
     assert remote.original_image_shape == (1, *SHAPE)
     assert len(remote.preferred_scribble_thickness) == 3
@@ -119,7 +127,10 @@ def test_a_refused_prompt_leaves_mask_and_session_as_they_were(remote):
     for call in (
         lambda: remote.add_point_interaction([99, 0, 0], True),
         lambda: remote.add_bbox_interaction([[50, 60], [0, 5], [0, 5]], True),
-        lambda: remote.add_scribble_interaction(np.ones(SHAPE, np.uint8), True),
+        lambda: remote.add_lasso_interaction(CURVE, True, interaction_bbox=BEYOND),
+        lambda: remote.add_scribble_interaction(np.zeros(SHAPE, np.uint8), True),
+        lambda: remote.add_scribble_interaction(CURVE, True),  # not as large as the image
+        lambda: remote.add_scribble_interaction(CURVE, True, interaction_bbox=BEYOND),
         lambda: remote.add_initial_seg_interaction(np.ones((2, 2, 2), np.uint8)),
         lambda: remote.set_target_buffer(np.zeros((1, 2, 3), np.uint8)),
     ):
@@ -137,6 +148,65 @@ def test_a_box_beside_the_target_counts_as_a_click_in_its_middle(remote):
     remote.add_point_interaction(CENTRES[0], True)
     remote.add_bbox_interaction([[1, 4], [1, 4], [24, 27]], False)
     check(remote, INSIDE, OUTSIDE)
+
+
+def with_curve(earlier, is_foreground, middle):
+    """The earlier prompts, and the clicks that the curve stands for."""
+    prompts = list(earlier)
+    wrong = CURVE > 0
+    while len(prompts) < len(earlier) + 3 and wrong.sum() > 0.05 * CURVE.sum():
+        place = np.add(middle(wrong), [side[0] for side in CURVE_BOX]).tolist()
+        prompts.append(Click(tuple(place), is_foreground))
+        wrong = (plain_masks({1: prompts})[CURVE_PLACE] == 1) != is_foreground
+    assert len(prompts) > len(earlier) + 1, "one click does it: the further ones are not tested"
+    return prompts
+
+
+def test_a_scribble_counts_as_clicks_in_one_step(remote):
+    remote.add_scribble_interaction(CURVE, True, interaction_bbox=CURVE_BOX)
+    check(remote, *with_curve([], True, middle_of))
+    assert remote.undo()
+    assert not remote.target_buffer.any()
+    remote.add_point_interaction(CENTRES[1], True)
+    whole = np.zeros(SHAPE, np.uint8)
+    whole[CURVE_PLACE] = CURVE
+    remote.add_scribble_interaction(whole, False)  # without a box: the whole image
+    check(remote, *with_curve([Click(CENTRES[1], True)], False, middle_of))
+
+
+def test_a_lasso_as_the_first_prompt_is_a_click_or_a_box_and_a_click(remote):
+    z, y, x = CENTRES[0]
+    disc = ball(SHAPE, CENTRES[0], 4)[z : z + 1]
+    sides = [[z, z + 1], [0, SHAPE[1]], [0, SHAPE[2]]]
+    remote.add_lasso_interaction(disc.astype(np.uint8), True, interaction_bbox=sides)
+    box = BoxPrompt((z - 3, y - 4, x - 4), (z + 4, y + 5, x + 5), middle_slice=True)
+    ways = [(INSIDE,), (box, INSIDE)]
+    room = (slice(y - 8, y + 9), slice(x - 8, x + 9))
+    seen = (slice(z, z + 1), *(slice(max(0, side.start), side.stop) for side in room))
+    like = [dsc(disc[0][seen[1:]][None], plain_masks({1: way})[seen] == 1) for way in ways]
+    assert like[0] < 0.6, "the click's mask is like the lasso: nothing is tested"
+    check(remote, *ways[np.argmax(like)])
+    assert remote.undo()
+    assert not remote.target_buffer.any()
+
+
+def test_a_later_lasso_counts_as_clicks_in_it(remote):
+    remote.add_point_interaction(CENTRES[1], True)
+    remote.add_lasso_interaction(CURVE, False, interaction_bbox=CURVE_BOX)
+    check(remote, *with_curve([Click(CENTRES[1], True)], False, deepest_of))
+    assert remote.undo()
+    check(remote, Click(CENTRES[1], True))
+
+
+def test_a_scribble_without_prediction_is_shown_later(remote):
+    given = {"run_prediction": False, "interaction_bbox": CURVE_BOX}
+    assert remote.add_scribble_interaction(CURVE, True, **given) is None
+    assert not remote.target_buffer.any()
+    assert remote._predict() is not None
+    later = remote.target_buffer.copy()
+    assert remote.undo()
+    remote.add_scribble_interaction(CURVE, True, interaction_bbox=CURVE_BOX)
+    np.testing.assert_array_equal(remote.target_buffer, later)
 
 
 def test_two_sessions_do_not_see_each_other_and_a_third_is_refused(server, remote):

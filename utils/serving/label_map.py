@@ -61,7 +61,7 @@ class LabelMap:
         patches = []
         for region in self._changed_regions(logits):
             shape = tuple(side.stop - side.start for side in region)
-            parts = ((target, _part(logits[target], region)) for target in sorted(logits))
+            parts = ((target, logits_in(logits[target], region)) for target in sorted(logits))
             patches.append((region, compete(shape, [part for part in parts if part[1]])))
         self._stale = []
         self._seen = {
@@ -125,7 +125,7 @@ def box_of(mask: np.ndarray) -> Box | None:
     return tuple(map(slice, *(corner.tolist() for corner in bounding_box(mask))))
 
 
-def _part(logits: LogitBox, region: Box) -> LogitBox | None:
+def logits_in(logits: LogitBox, region: Box) -> LogitBox | None:
     """Return the logits that lie in a region, in its coordinates; None if none do."""
     sides = [
         (max(own.start, side.start), min(own.stop, side.stop))

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from utils.prompts.kinds import Click, MaskPrompt, checked_box
 from utils.serving.boxes import box_of_sides
 from utils.serving.context import Context
+from utils.serving.drawings import checked_drawing
 from utils.serving.frames import json_response
 from utils.serving.label_map import NO_CHANGE, Change
 from utils.serving.nnia import declared, pack, unpack
@@ -38,7 +39,7 @@ from utils.serving.refusals import Refusal
 from utils.serving.registry import PATIENCE, Intake, OpenSession, Result
 from utils.serving.scan import scan_of_array, voxel_bytes
 from utils.serving.session import Session
-from utils.serving.uploads import MAX_ITEMSIZE, SLACK_BYTES, drop_body, read_body
+from utils.serving.uploads import MAX_ITEMSIZE, SLACK_BYTES, read_body
 
 KIND = "nninteractive"
 LEASE, META = "x-lease-token", "X-Meta"
@@ -67,8 +68,8 @@ class NNInteractive:
             "/predict": self.predict,
             "/add_point_interaction": self.add_point,
             "/add_bbox_interaction": self.add_box,
-            "/add_scribble_interaction": self.add_drawing,
-            "/add_lasso_interaction": self.add_drawing,
+            "/add_scribble_interaction": self.add_scribble,
+            "/add_lasso_interaction": self.add_lasso,
             "/add_initial_seg_interaction": self.add_initial_seg,
         }
         get = {
@@ -98,22 +99,22 @@ class NNInteractive:
         )
 
     async def capabilities(self, request: Request) -> Response:
-        """Say which prompts are taken; clients disable the others."""
+        """Say what is taken, which is everything."""
         self._lease(request)
-        interactions = {"points": True, "bbox2d": True, "bbox3d": True}
+        interactions = ("points", "bbox2d", "bbox3d", "scribble", "lasso")
         return json_response(
             {
-                "supported_interactions": interactions | {"scribble": False, "lasso": False},
+                "supported_interactions": dict.fromkeys(interactions, True),
                 "channel_mapping": {"points": [0, 1], "bbox": [2, 3]},
                 "num_interaction_channels": 4,
                 "supports_initial_label": True,
                 "supports_zero_shot_label_refinement": True,
-                "preferred_scribble_thickness": [1, 1, 1],
+                "preferred_scribble_thickness": [3, 3, 3],
                 "interaction_decay": 1.0,
                 "inference_session_version": VERSION,
                 "supports_undo": True,
                 "do_autozoom": True,
-                "license": f"FastSAM3D, network {self.context.network}",
+                "license": f"that of {self.context.network}; the program's is Apache-2.0",
             }
         )
 
@@ -234,24 +235,18 @@ class NNInteractive:
 
         return await self._diff(each, job)
 
-    async def add_drawing(self, request: Request) -> Response:
-        """Refuse scribbles and lassos, which the capabilities say are not taken."""
-        self._lease(request)
-        meta_of(request, MaskMeta)
-        await drop_body(request, self.context.max_voxels + SLACK_BYTES)
-        raise Refusal(
-            400, "bad_prompt",
-            "scribbles and lassos are not taken. Expected points or boxes: draw one of these.",
-        )  # fmt: skip
+    async def add_scribble(self, request: Request) -> Response:
+        """Add a curve, which counts as a few clicks on it."""
+        return await self._draw(request, is_lasso=False)
+
+    async def add_lasso(self, request: Request) -> Response:
+        """Add a filled outline, which counts as a box or as a few clicks in it."""
+        return await self._draw(request, is_lasso=True)
 
     async def add_initial_seg(self, request: Request) -> Response:
         """Start from a mask, in place of all prompts before."""
         each, meta = self._lease(request), meta_of(request, SegMeta)
-        each.session.require_image()
-        most = math.prod(each.session.scan.shape) * MAX_ITEMSIZE
-        with self.context.registry.intake(each) as intake:
-            body = await read_body(request, most + SLACK_BYTES, intake)
-            mask = await asyncio.to_thread(lambda: unpack(body, most) > 0)
+        mask = await self._mask(request, each)
 
         def job(session: Session) -> tuple[bool, Change]:
             session.require_image()
@@ -299,6 +294,29 @@ class NNInteractive:
             if error.code != "no_session":
                 raise
             raise _expired(error) from error
+
+    async def _draw(self, request: Request, is_lasso: bool) -> Response:
+        each, meta = self._lease(request), meta_of(request, MaskMeta)
+        drawn = await self._mask(request, each)
+
+        def job(session: Session) -> tuple[bool, Change]:
+            session.require_image()
+            drawing = checked_drawing(
+                drawn, meta.interaction_bbox, session.scan.shape,
+                is_foreground=meta.include_interaction, is_lasso=is_lasso,
+            )  # fmt: skip
+            run = meta.run_prediction
+            return run, session.draw(TARGET, drawing, run=run)
+
+        return await self._diff(each, job)
+
+    async def _mask(self, request: Request, each: OpenSession) -> np.ndarray:
+        """Return the mask in a request's body, bool; it has no more voxels than the image."""
+        each.session.require_image()
+        most = math.prod(each.session.scan.shape) * MAX_ITEMSIZE
+        with self.context.registry.intake(each) as intake:
+            body = await read_body(request, most + SLACK_BYTES, intake)
+            return await asyncio.to_thread(lambda: unpack(body, most) > 0)
 
     def _image(self, body: bytes, intake: Intake) -> np.ndarray:
         """Return the first channel (1, Z, Y, X) of an image."""

@@ -12,8 +12,9 @@ import numpy as np
 
 from utils.prediction.predictor import Predictor
 from utils.prompts.kinds import MaskPrompt, Prompt, PromptError
+from utils.serving.drawings import Drawing, drawing_prompts
 from utils.serving.history import History, Snapshot
-from utils.serving.label_map import MOST_TARGETS, NO_CHANGE, Change, LabelMap
+from utils.serving.label_map import MOST_TARGETS, NO_CHANGE, Change, LabelMap, logits_in
 from utils.serving.refusals import Refusal
 from utils.serving.scan import Scan
 
@@ -116,6 +117,35 @@ class Session:
         change = self._become({**self.prompts, target: (prompt,)}, self.history.push, run)
         self.history.forget_oldest(MASK_BYTES)
         return change
+
+    def draw(self, target: int, drawing: Drawing, *, run: bool = True) -> Change:
+        """Add the prompts that a drawing stands for, as one step; the network runs in any case.
+
+        Args:
+            run: show the mask. Without, `refresh` or the next change does it.
+
+        Raises:
+            Refusal: there is no such target, or there are too many prompts.
+            InputError: the drawing does not fit the image, or the network fails.
+        """
+        self._require_target(target)
+        before, earlier = self._applied, self.prompts[target]
+
+        def mask_after(prompts: list[Prompt]) -> np.ndarray:
+            self._apply({**self.prompts, target: (*earlier, *prompts)})
+            mask = np.zeros(drawing.drawn.shape, bool)
+            part = logits_in(self.predictor.logits(target), drawing.box)
+            if part is not None:
+                mask[part.box] = part.values > 0
+            return mask
+
+        try:
+            prompts = drawing_prompts(drawing, self.scan.volume, not earlier, mask_after)
+            after = {**self.prompts, target: (*earlier, *prompts)}
+            return self._become(after, self.history.push, run)
+        except BaseException:
+            self._apply(before)
+            raise
 
     def refresh(self) -> Change:
         """Compute the masks of prompts that were added with ``run=False``; return what changed."""
