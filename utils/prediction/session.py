@@ -52,7 +52,7 @@ class PredictorOptions:
     zoom: ZoomRule = field(default_factory=ZoomRule)
     box_mask: bool = True  # a box is a coarse mask as well as its corners, or a click in its middle
     drop_boxes: bool = True  # a box that clicks contradict no longer counts (`standing`)
-    far_share: float = 0.5  # share of a later click's change that is kept far away from the click
+    far_share: float = 0.15  # share of a later click's change that is kept far away from the click
     near_share: float = 0.1875  # of the cube's edge, around a click: the change is kept whole
     only_prompted: bool = True  # drop components that hold no foreground click and touch no box
     honour_clicks: bool = True  # clicked voxels end inside (foreground) or outside
