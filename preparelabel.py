@@ -26,6 +26,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ from segment_anything import (
     load_checkpoint,
     network_configs,
 )
+from utils.data_paths import img_datas
 from utils.errors import InputError, exit_on_input_error
 from utils.files.answers import require_distinct_files
 from utils.files.atomic import make_folder
@@ -99,7 +101,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_store_arguments(parser)
     add_crop_validation_arguments(parser)
     add_training_arguments(parser, steps=20_000, batch_size=4, lr=8e-4, lr_schedule="steps")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.from_crops and args.img_datas is None:
+        args.img_datas = [Path(folder) for folder in img_datas]
+    return args
 
 
 def build_teacher(args: argparse.Namespace) -> tuple[Sam3D, CropRule]:
@@ -127,6 +132,12 @@ def build_teacher(args: argparse.Namespace) -> tuple[Sam3D, CropRule]:
 def open_crops(args: argparse.Namespace) -> CropIndex:
     """Build or update the crop cache; with ``--from-crops`` open it unchanged."""
     if args.from_crops:
+        if args.img_datas:
+            raise InputError(
+                f"--img-datas: found {len(args.img_datas)} folders beside --from-crops, which "
+                "takes all targets of --crops-dir; expected one of the two.\nTo use some "
+                "folders alone, leave out --from-crops and give them a --crops-dir of their own."
+            )
         return read_index(args.crops_dir)
     # Only while the cache is written: trainings that read it may share it.
     with owning(args.crops_dir, owned_before=(args.out_dir, args.teacher_dir)):

@@ -182,6 +182,16 @@ def test_a_network_that_is_there_is_not_trained_over(pipeline):
         )  # fmt: skip
 
 
+def test_folders_beside_from_crops_are_refused_since_all_targets_would_be_taken(pipeline, tmp_path):
+    folder, _ = pipeline
+    with pytest.raises(InputError, match=r"--img-datas: found 1 folders beside --from-crops"):
+        prepare_labels(
+            "--checkpoint", str(folder / "t.pt"), "--from-crops", "--img-datas", "liver/CT_A",
+            "--crops-dir", str(folder / "work_dir/crops"), "--out-dir", str(tmp_path / "out"),
+            "--teacher-dir", str(tmp_path / "outputs"),
+        )  # fmt: skip
+
+
 def test_a_student_is_not_resumed_under_another_teacher(pipeline, tmp_path):
     folder, _ = pipeline
     work = folder / "work_dir"

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from segment_anything import network_configs
-from utils.data_paths import img_datas
 from utils.run.checkpoint_flags import FROM_HUB, checkpoint_file
 from utils.run.flags import (
     millimetres,
@@ -29,8 +28,8 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         "--img-datas",
         type=Path,
         nargs="+",
-        default=[Path(folder) for folder in img_datas],
-        help="<organ>/<data set> folders (default: img_datas of utils/data_paths.py)",
+        help="<organ>/<data set> folders; not with --from-crops (default: img_datas of "
+        "utils/data_paths.py)",
     )
     files.add_argument(
         "--crops-dir",
@@ -41,7 +40,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--from-crops",
         action="store_true",
-        help="use --crops-dir without updating it; no NIfTI file is read",
+        help="use all targets of --crops-dir without updating it; no NIfTI file is read",
     )
     files.add_argument(
         "--out-dir",
