@@ -159,8 +159,8 @@ def default_checkpoint() -> Path:
     if not found:
         raise InputError(
             f"found no --checkpoint, no {WEIGHTS / 'student.pth'} and no {DEMO_STUDENTS}. Expected "
-            "a network: name its file with --checkpoint FILE, take weights/ from a complete copy "
-            "of the repository, or type make demo, which trains a small network in minutes."
+            "a network: name its file with --checkpoint FILE, or type make demo, which trains a "
+            "small network in minutes."
         )
     logger.warning(
         "%s: a network of the demo, trained on phantoms for minutes. For patients' images name "
