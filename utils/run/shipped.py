@@ -25,8 +25,8 @@ def shipped(role: Role) -> Path:
     if not path.is_file():
         raise InputError(
             f"{path}: no such file, expected the {role} that ships with this repository.\n"
-            "Give a checkpoint (--checkpoint FILE); make demo trains a small one. weights/README.md "
-            "says what ships."
+            "Give a checkpoint (--checkpoint FILE); make demo trains a small one. "
+            "weights/README.md says what ships."
         )
     return path
 
