@@ -271,7 +271,7 @@ def test_a_page_of_another_port_shows_the_view_and_a_click_reaches_the_notebook(
     with framing_page(tmp_path) as address, browser(chromium, tmp_path) as tab:
         words = {"spacing_zyx": SPACING_ZYX, "device": "cpu", "save_dir": tmp_path / "saved"}
         with show(voxels(), student, notebook=address, **words) as view:
-            page.write_text(f"<!doctype html>{view._repr_html_()}")
+            page.write_text(f"<!doctype html><link rel=icon href=data:,>{view._repr_html_()}")
             user = User(tab, f"{address}/notebook.html", frame=view.url)
             user.click(CENTRES[0])
             shown = np.array(user.labels(), np.uint8).reshape(SHAPE)
@@ -279,6 +279,6 @@ def test_a_page_of_another_port_shows_the_view_and_a_click_reaches_the_notebook(
             np.testing.assert_array_equal(shown, view.mask())
             assert user.faults == []
         with show(voxels(), student, notebook="http://localhost:1", **words) as view:
-            page.write_text(f"<!doctype html>{view._repr_html_()}")
+            page.write_text(f"<!doctype html><link rel=icon href=data:,>{view._repr_html_()}")
             tab.goto(f"{address}/notebook.html")
             assert not any(frame.url == view.url for frame in tab.frames)
