@@ -110,8 +110,8 @@ class View:
         return (
             f'<iframe src="{url}" title="FastSAM3D" width="100%" height="{self.height}" '
             f'style="border:0" allow="fullscreen"></iframe>\n<p><a href="{url}" target="_blank" '
-            f'rel="noopener">Open in a tab of its own.</a> Only notebooks of {origins} may show the '
-            "frame. If it stays empty, name yours: show(..., notebook=ADDRESS).</p>"
+            f'rel="noopener">Open in a tab of its own.</a> Only notebooks of {origins} may show '
+            "the frame. If it stays empty, name yours: show(..., notebook=ADDRESS).</p>"
         )
 
 

@@ -149,6 +149,10 @@ class Registry:
         """Tell whether a session is open."""
         return session_id in self._open
 
+    def of_kind(self, kind: str) -> list[OpenSession]:
+        """Return the open sessions of a kind of client, without hearing of them."""
+        return [each for each in self._open.values() if each.kind == kind]
+
     def close(self, session_id: str) -> None:
         """Close a session, if it is open."""
         self._open.pop(session_id, None)
