@@ -96,7 +96,7 @@ def test_the_modules_way_from_session_to_submitted_label_needs_one_session(clien
     assert infer(client, session_id=session["session_id"]).status_code == 200
     assert put_image(client, scan).status_code == 200
     assert len(context.registry) == 1
-    assert put_label(client).status_code == 200
+    assert put_label(client).json()["label"] == "CT_chest_labels.nii.gz"
     assert infer(client).status_code == 200
 
 

@@ -15,9 +15,9 @@ from starlette.routing import Route
 
 from utils.errors import InputError
 from utils.files.atomic import unwritable
-from utils.files.images import read_image
+from utils.files.images import image_stem, read_image
 from utils.serving.context import Context
-from utils.serving.downloads import labels_file, save_new
+from utils.serving.downloads import labels_file, safe_name, save_new
 from utils.serving.forms import bad_form, file_of, form_of
 from utils.serving.frames import json_response
 from utils.serving.private_folders import private_folder
@@ -83,12 +83,15 @@ class MonaiImages:
             async with self.context.decoding:
                 labels = await asyncio.to_thread(self._read_labels, each, name, content, intake)
 
+        # The session may have the name of a temporary file of the client.
+        file_name = f"{safe_name(image_stem(Path(image)))}_labels.nii.gz"
+
         def job(session: Session) -> Path:
-            name, content = labels_file(session, "nifti", labels)
+            _, content = labels_file(session, "nifti", labels)
             try:
-                return save_new(self.context.save_dir, name, content)
+                return save_new(self.context.save_dir, file_name, content)
             except OSError as error:
-                raise unwritable(self.context.save_dir / name, error) from error
+                raise unwritable(self.context.save_dir / file_name, error) from error
 
         path = await self.context.registry.run(each, job)
         return json_response({"image": image, "label": path.name, "file": str(path)})
