@@ -21,16 +21,15 @@ import logging
 import re
 import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from utils.errors import InputError, exit_on_input_error
 from utils.run.checkpoint_flags import FROM_HUB, checkpoint_file, with_local_files
 from utils.run.flags import add_device_arguments, add_engine_arguments, positive_int
 from utils.run.log import start_log
+from utils.serving.defaults import MAX_VOXELS, SAVE_DIR, default_checkpoint
 from utils.volumes.intensity import add_intensity_arguments
 
-DEMO_STUDENTS = "work_dir/demo*/*_steps/student/student.pth"
 PORT = 1527  # of nnInteractive's server
 NEW_TOKEN = "new"
 
@@ -55,7 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     files.add_argument(
         "--save-dir",
         type=Path,
-        default=Path("work_dir/serve"),
+        default=SAVE_DIR,
         help="folder for saved masks and autosaves (default: %(default)s)",
     )
     reach = parser.add_argument_group("who can reach it")
@@ -79,7 +78,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     limits.add_argument(
         "--max-voxels",
         type=positive_int,
-        default=2**28,
+        default=MAX_VOXELS,
         help="of an image (default: %(default)s, as 512 x 512 x 1024)",
     )
     add_intensity_arguments(parser)
@@ -143,31 +142,6 @@ def with_packages() -> None:
             f"found no package {error.name}. Expected those of the server: type pip install -r "
             "requirements-serve.txt, or make serve, which does it."
         ) from error
-
-
-def default_checkpoint() -> Path:
-    """Return the student that ships, or else the newest of the demo; log which.
-
-    Raises:
-        InputError: there is neither.
-    """
-    from utils.run.shipped import WEIGHTS, checkpoint_or_default
-
-    with suppress(InputError):
-        return checkpoint_or_default(None, "student")
-    found = sorted(Path().glob(DEMO_STUDENTS), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise InputError(
-            f"found no --checkpoint, no {WEIGHTS / 'student.pth'} and no {DEMO_STUDENTS}. Expected "
-            "a network: name its file with --checkpoint FILE, or type make demo, which trains a "
-            "small network in minutes."
-        )
-    logger.warning(
-        "%s: a network of the demo, trained on phantoms for minutes. For patients' images name "
-        "another with --checkpoint.",
-        found[-1],
-    )
-    return found[-1]
 
 
 def class_names(path: Path | None) -> list[str]:

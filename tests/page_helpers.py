@@ -69,28 +69,34 @@ def browser(path: str, folder: Path) -> Iterator:
 
 
 class User:
-    """Works with the page as a person does: by mouse, keyboard and file dialogs."""
+    """Works with the page as a person does: by mouse, keyboard and file dialogs.
 
-    def __init__(self, tab, url: str) -> None:
-        self.tab = tab
+    Args:
+        frame: address of the page where it is in a frame of the page of ``url``.
+    """
+
+    def __init__(self, tab, url: str, frame: str = "") -> None:
+        self.tab = self.page = tab
         self.faults: list[str] = []
         tab.on("pageerror", lambda error: self.faults.append(str(error)))
         tab.on("console", lambda line: line.type == "error" and self.faults.append(line.text))
         tab.goto(url)
+        if frame:
+            (self.page,) = [each for each in tab.frames if each.url == frame]
         self.wait("fastsam3d.session.state && document.getElementById('veil').hidden")
 
     def wait(self, condition: str) -> None:
         """Wait until a condition of the page holds."""
         end = time.monotonic() + WAIT_S
         # Not the browser's own wait_for_function, which the page's policy forbids as eval.
-        while not self.tab.evaluate(f"() => Boolean(window.fastsam3d && {condition})"):
+        while not self.page.evaluate(f"() => Boolean(window.fastsam3d && {condition})"):
             assert time.monotonic() < end, f"never: {condition}"
             time.sleep(0.1)
 
     def settled(self) -> dict:
         """Wait until all answers are there; return the state."""
         self.wait("fastsam3d.session.waiting === 0")
-        return self.tab.evaluate("() => fastsam3d.session.state")
+        return self.page.evaluate("() => fastsam3d.session.state")
 
     def place(self, zyx: Sequence[int], view: str = "axial") -> tuple[float, float]:
         """Return where a voxel of the crosshair's slice lies on the screen."""
@@ -100,12 +106,16 @@ class User:
             const { left, top } = document.getElementById("overlay").getBoundingClientRect();
             return [left + place[0] / devicePixelRatio, top + place[1] / devicePixelRatio];
         }"""
-        return tuple(self.tab.evaluate(code, [list(zyx), view]))
+        x, y = self.page.evaluate(code, [list(zyx), view])
+        if self.page is self.tab:
+            return x, y
+        frame = self.page.frame_element().bounding_box()
+        return x + frame["x"], y + frame["y"]
 
     def go_to(self, zyx: Sequence[int]) -> None:
         """Move the crosshair to a voxel."""
         code = "(zyx) => fastsam3d.viewer.moveTo(fastsam3d.viewer.order.toRas(zyx))"
-        self.tab.evaluate(code, list(zyx))
+        self.page.evaluate(code, list(zyx))
         self.tab.wait_for_timeout(300)  # drawn
 
     def click(self, zyx: Sequence[int], view: str = "axial", **how: object) -> dict:
@@ -138,7 +148,7 @@ class User:
                     labels.push(fastsam3d.masks.labelAt(viewer.order.toRas([z, y, x])));
             return labels;
         }"""
-        return self.tab.evaluate(code)
+        return self.page.evaluate(code)
 
     def download(self, button: str, menu: str) -> bytes:
         """Choose an entry of a menu; return the file that the browser saves."""

@@ -5,8 +5,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from fnmatch import fnmatch
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -17,6 +20,8 @@ from preparation_helpers import ROOT
 from small_cases import ball
 from small_networks import save_student
 
+import serve
+
 DOCKER = ROOT / "docker"
 SHAPE = (20, 24, 28)
 BOX = {
@@ -25,7 +30,7 @@ BOX = {
 }  # fmt: skip
 
 
-def instructions(**build_args):
+def all_instructions(**build_args):
     """Return the Dockerfile's (instruction, words), with build arguments in their places.
 
     The words of COPY begin with "--from=weights" where the files come from the named folder.
@@ -42,6 +47,23 @@ def instructions(**build_args):
             rest = rest.replace(f"${{{key}}}", value)
         found.append((name, shlex.split(rest) if name == "COPY" else rest))
     return found
+
+
+def instructions(target="", **build_args):
+    """Return the steps of the stage for the weights, then those of an image from its base on.
+
+    Args:
+        target: as of --target; by default the last stage.
+    """
+    stages = {}
+    for name, words in all_instructions(**build_args):
+        if name == "FROM":
+            source, _, own = words.partition(" AS ")
+            steps = [*stages[source]] if source in stages else [(name, words)]
+            stages[own] = steps
+        else:
+            steps.append((name, words))
+    return [*stages["weights"], *stages[target]]
 
 
 def is_ignored(path):
@@ -83,9 +105,9 @@ def copy_weights(folder, patterns, target):
             shutil.copy(path, target / path.name)
 
 
-def stages(**build_args):
+def stages(target="", **build_args):
     """Return the steps of the stage that stands for the named folder, and those of the image."""
-    recipe = instructions(**build_args)
+    recipe = instructions(target, **build_args)
     first, second = [n for n, (name, _) in enumerate(recipe) if name == "FROM"]
     assert recipe[first] == ("FROM", "scratch AS weights")
     return recipe[first:second], recipe[second:]
@@ -102,10 +124,10 @@ def shipped_folder(context, folder):
     return folder
 
 
-def build(workspace, weights, **build_args):
+def build(workspace, weights, target="", **build_args):
     """Follow the recipe's COPY lines into ``workspace``, with a folder of weights."""
-    for name, words in stages(**build_args)[1]:
-        if name != "COPY":
+    for name, words in stages(target, **build_args)[1]:
+        if name != "COPY" or words[0] == "--from=page":  # which npm fetches
             continue
         *sources, target = words
         if sources[0] == "--from=weights":
@@ -138,16 +160,20 @@ def workspace(tmp_path_factory):
 
 def run_sh(workspace, command="sh predict.sh", **environment):
     """Run a command, by default the challenge's, with this Python as the container's."""
+    return subprocess.run(
+        ["/bin/sh", "-c", command], cwd=workspace, env=environment_of(workspace) | environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def environment_of(workspace):
+    """Return environment variables with which this Python is the container's."""
     tools = workspace.parent / "bin"
     tools.mkdir(exist_ok=True)
     (tools / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" -X importtime "$@"\n')
     (tools / "python").chmod(0o755)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    kept |= {"PATH": f"{tools}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""} | environment
-    return subprocess.run(
-        ["/bin/sh", "-c", command],
-        cwd=workspace, env=kept, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return kept | {"PATH": f"{tools}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +194,20 @@ def test_the_challenges_command_answers_the_case(workspace, done):
 
 
 def test_every_module_and_package_it_may_import_is_there(workspace):
-    lines = (DOCKER / "requirements.txt").read_text().splitlines()
-    required = {re.split(r"[=<>]", line)[0] for line in lines if not line.startswith("#")}
-    waiting, ours, packages = ["predict", "check_network"], set(), set()
+    packages = packages_of(workspace, "predict", "check_network")
+    assert {"torch", "nibabel"} <= packages
+    assert {packages_distributions()[name][0] for name in packages} <= required("requirements.txt")
+
+
+def required(*files):
+    """Return the packages that requirement files of docker/ name."""
+    lines = [line for file in files for line in (DOCKER / file).read_text().splitlines()]
+    return {re.split(r"[=<>]", line)[0] for line in lines if not line.startswith("#")}
+
+
+def packages_of(workspace, *scripts):
+    """Return the packages that scripts may import, by themselves and by our modules."""
+    waiting, ours, packages = [*scripts], set(), set()
     while waiting:
         name = waiting.pop()
         path = workspace / f"{name.replace('.', '/')}.py"
@@ -180,10 +217,8 @@ def test_every_module_and_package_it_may_import_is_there(workspace):
         waiting += mine - ours
         ours |= mine
         packages |= {other.split(".")[0] for other in names - mine}
-    optional = {"flash_attn", "SimpleITK", "huggingface_hub"}
-    packages -= {*sys.stdlib_module_names, *optional}
-    assert {"torch", "nibabel"} <= packages
-    assert {packages_distributions()[name][0] for name in packages} <= required
+    optional = {"flash_attn", "huggingface_hub"} | (set() if "serve" in scripts else {"SimpleITK"})
+    return packages - {*sys.stdlib_module_names, *optional}
 
 
 def imports_of(path):
@@ -225,7 +260,8 @@ def test_the_recipe_is_what_the_challenge_expects():
 def test_base_image_and_packages_have_exact_versions():
     recipe = instructions()
     *_, base = (words for name, words in recipe if name == "FROM")
-    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", base)
+    image, _, _ = base.partition(" AS ")
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", image)
     installs = [part for name, words in recipe if name == "RUN" for part in words.split("&&")]
     installs = [part for part in installs if "pip install" in part]
     assert len(installs) == 2
@@ -246,6 +282,14 @@ def test_base_image_and_packages_have_exact_versions():
         ("constraints.txt", False),
         ("utils/volumes/geometry.py", False),
         ("docker/predict.sh", False),
+        ("docker/checkpoint.sh", False),
+        ("serve.py", False),
+        ("docker/serve.sh", False),
+        ("docker/requirements-serve.txt", False),
+        ("utils/serving/page/index.html", False),
+        ("utils/serving/npm/package-lock.json", False),
+        ("utils/serving/npm/node_modules/@niivue/niivue/dist/index.js", True),
+        ("utils/serving/page/vendor/niivue.js", True),
         ("docker/weights/student.pth", True),
         ("utils/student.pth", True),
         ("segment_anything/modeling/last.pt", True),
@@ -408,7 +452,107 @@ def handed_over(scene):
     return ast.literal_eval(run_sh(scene, NETWORK="fastsam3d").stdout)
 
 
-def test_it_does_not_run_as_root():
-    users = [words for name, words in instructions() if name == "USER"]
+@pytest.mark.parametrize("target", ["", "serve"])
+def test_it_does_not_run_as_root(target):
+    users = [words for name, words in instructions(target) if name == "USER"]
     assert users
     assert users[-1] not in ("root", "0")
+
+
+@pytest.fixture(scope="module")
+def served_workspace(tmp_path_factory):
+    """Return a folder that stands for /workspace after the build of the target "serve"."""
+    pytest.importorskip("starlette", reason="no package starlette: requirements-serve.txt")
+    weights = tmp_path_factory.mktemp("weights")
+    save_student(weights / "student.pth")
+    workspace = tmp_path_factory.mktemp("served") / "workspace"
+    return build(workspace, weights, "serve", CHECKPOINT="student.pth")
+
+
+def test_a_build_without_target_makes_the_challenges_container():
+    recipe = instructions()
+    assert ("CMD", '["/bin/bash", "-c", "sh predict.sh"]') in recipe
+    assert "serve" not in str(recipe)
+
+
+def test_the_server_has_every_module_and_package_it_may_import(served_workspace):
+    packages = packages_of(served_workspace, "serve", "check_network")
+    assert {"torch", "starlette", "SimpleITK", "blosc2"} <= packages
+    names = {packages_distributions()[name][0].lower() for name in packages}
+    both = required("requirements.txt", "requirements-serve.txt")
+    assert names <= {name.lower() for name in both}
+
+
+def test_the_servers_packages_are_those_of_the_project_in_tested_versions():
+    files = [ROOT / "requirements.txt", ROOT / "requirements-serve.txt"]
+    ours = [line.split("#")[0].strip() for file in files for line in file.open()]
+    pinned = (ROOT / "constraints.txt").read_text().lower()
+    for line in (DOCKER / "requirements-serve.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            assert line in ours
+            assert f"\n{re.split(r'[=<>]', line)[0].lower()}==" in pinned
+    installs = [words for name, words in instructions("serve") if "pip install" in words]
+    assert all("-c constraints.txt" in part for words in installs for part in words.split("&&"))
+
+
+def test_the_page_of_the_server_is_fetched_in_the_build_by_the_lock_file():
+    recipe = instructions("page")
+    fetches = [words for name, words in recipe if "utils.serving.fetch_page" in words]
+    node = re.search(r"^NODE := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert fetches == [f"pip install --no-cache-dir {node} && python -m utils.serving.fetch_page"]
+    vendor = "utils/serving/page/vendor/"
+    copied = ["--from=page", f"/workspace/{vendor}", vendor]
+    assert ("COPY", copied) in instructions("serve")
+    assert not any(node in words for name, words in instructions("serve") if name == "RUN")
+
+
+def test_the_server_opens_the_network_in_the_build_as_the_user_who_runs_it():
+    recipe = instructions("serve")
+    user = [n for n, (name, _) in enumerate(recipe) if name == "USER"]
+    checked = [n for n, step in enumerate(recipe) if step == ("RUN", "sh predict.sh --check")]
+    assert user < checked
+    assert ("ENTRYPOINT", '["sh", "serve.sh"]') in recipe
+    assert ("STOPSIGNAL", "SIGINT") in recipe
+
+
+def served_flags(workspace, folder, *words, **environment):
+    """Return the arguments that serve.sh gives to serve.py."""
+    scene = shutil.copytree(workspace, folder / "workspace")
+    (scene / "serve.py").write_text("import sys; print(sys.argv[1:])")
+    done = run_sh(scene, f"sh serve.sh {' '.join(words)}", **environment)
+    return ast.literal_eval(done.stdout)
+
+
+def test_the_server_is_reached_from_outside_with_a_token_alone(served_workspace, tmp_path):
+    words = served_flags(served_workspace, tmp_path, "--image", "'images/a b.nii.gz'")
+    args = serve.parse_args(words)
+    assert (args.host, args.port, args.token) == ("0.0.0.0", 1527, serve.NEW_TOKEN)
+    assert (str(args.save_dir), str(args.image)) == ("masks", "images/a b.nii.gz")
+    assert str(args.checkpoint) == "weights/student.pth"
+
+
+def test_flags_of_the_user_come_before_those_of_the_container(served_workspace, tmp_path):
+    token = "a-token-of-the-user"
+    words = served_flags(served_workspace, tmp_path, "--token", token, NETWORK="fastsam3d")
+    args = serve.parse_args(words)
+    assert (args.token, args.network) == (token, "fastsam3d")
+
+
+def test_the_server_runs_on_the_copied_files_and_ends_as_docker_stops_it(served_workspace):
+    command = ["/bin/sh", "serve.sh", "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(
+        command, cwd=served_workspace, env=environment_of(served_workspace),
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with process:
+        ready = next(line for line in process.stderr if line.startswith("ready: "))
+        url = ready.split()[1]
+        assert re.fullmatch(r"http://127\.0\.0\.1:[0-9]+/\?token=[\w-]{32}", url)
+        with urllib.request.urlopen(url) as page:
+            assert page.status == 200
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(url.partition("?")[0] + "api/status")
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == 0
+    assert "ended; prompts are kept in masks/autosave" in rest

@@ -36,7 +36,13 @@ logger = logging.getLogger(__name__)
 
 
 def build_app(
-    context: Context, *, host: str, port: int, names: Iterable[str] = (), token: str = ""
+    context: Context,
+    *,
+    host: str,
+    port: int,
+    names: Iterable[str] = (),
+    token: str = "",
+    framed_by: Iterable[str] = (),
 ) -> ASGIApp:
     """Return the app.
 
@@ -44,6 +50,7 @@ def build_app(
         host, port: where the server listens.
         names: further names by which clients may call it.
         token: a secret that clients must show; empty: none.
+        framed_by: origins of pages that may show the server's page inside of theirs.
     """
     files = PageFiles()
     routes = [
@@ -66,7 +73,8 @@ def build_app(
         },
         middleware=[Middleware(Defects)],
     )
-    return Guard(app, host=host, names=names, token=token, cookie=f"fastsam3d_{port}")
+    cookie = f"fastsam3d_{port}"
+    return Guard(app, host=host, names=names, token=token, cookie=cookie, framed_by=framed_by)
 
 
 def either_lease_or_not(leased: NNInteractive, legacy: SlicerLegacy) -> list[Route]:

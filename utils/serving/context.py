@@ -23,6 +23,7 @@ class Context:
     max_voxels: int
     first_scan: Scan | None = None  # the image of new sessions
     classes: Sequence[str] = ()  # names offered for targets
+    shared: str = ""  # the one session that all pages show, where there is one
     is_ready: bool = False  # the network has run once
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
@@ -32,6 +33,17 @@ class Context:
             scan = self.first_scan
             await self.registry.run(each, lambda session: session.set_scan(scan))
         self.save_changes(each)
+
+    async def open_shared(self) -> OpenSession:
+        """Open the session that all pages show from then on; it stays open without requests.
+
+        Raises:
+            InputError: the network cannot use the server's image.
+        """
+        each = self.registry.open("page")
+        each.is_kept, self.shared = True, each.id
+        await self.open_first(each)
+        return each
 
     def save_changes(self, each: OpenSession) -> None:
         """Write the session's prompts to its autosave after each change from now on."""

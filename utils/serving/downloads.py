@@ -16,10 +16,16 @@ from utils.serving.session import Session
 MOST_NUMBER = 10_000
 
 
-def labels_file(session: Session, file_format: str) -> tuple[str, bytes]:
-    """Return name and content of the file with the labels of all targets."""
+def labels_file(
+    session: Session, file_format: str, labels: np.ndarray | None = None
+) -> tuple[str, bytes]:
+    """Return name and content of the file with the labels of all targets.
+
+    Args:
+        labels: others in their place, (D, H, W).
+    """
     name = f"{stem_of(session)}_labels{FORMATS[file_format]}"
-    return name, _content(session, session.labels, file_format)
+    return name, _content(session, session.labels if labels is None else labels, file_format)
 
 
 def target_file(session: Session, target: int, file_format: str) -> tuple[str, bytes]:

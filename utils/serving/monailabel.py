@@ -1,10 +1,11 @@
 """The part of MONAI Label's protocol that 3D Slicer's module for it needs: info, session, infer.
 
+What is about its collection of images is in monailabel_images.py.
+
 Prompts come all at once with each request, so a session is given the whole list each time; what is
 equal to the list before keeps what was computed. Points are voxels (x, y, z) of the image's file.
 """
 
-import asyncio
 import json
 import secrets
 
@@ -13,28 +14,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from utils.errors import InputError
 from utils.files.strict_json import JsonError, parse_json
 from utils.prompts.kinds import Click, Prompt, checked_box
 from utils.serving.context import Context
 from utils.serving.downloads import target_file
 from utils.serving.forms import bad_form, form_of
 from utils.serving.frames import json_response
-from utils.serving.private_folders import private_folder
+from utils.serving.monailabel_images import KIND, MonaiImages
 from utils.serving.refusals import Refusal
-from utils.serving.registry import Intake, OpenSession
-from utils.serving.scan import IntensityFlags, Scan, voxel_bytes
+from utils.serving.registry import OpenSession
 from utils.serving.session import Session
-from utils.serving.uploads import (
-    MAX_ITEMSIZE,
-    bad_image,
-    declared_voxels,
-    most_bytes,
-    read_upload,
-    upload_suffix,
-)
+from utils.serving.uploads import most_bytes
 
-KIND = "monailabel"
 MODEL, TARGET = "fastsam3d", 1
 
 Place = tuple[float, float, float]
@@ -54,6 +45,7 @@ class MonaiLabel:
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        self.images = MonaiImages(context)
 
     def routes(self) -> list[Route]:
         """Return the paths with their handlers."""
@@ -64,6 +56,7 @@ class MonaiLabel:
             Route("/session/{session}", self.session),
             Route("/session/{session}", self.close_session, methods=["DELETE"]),
             Route("/infer/{model}", self.infer, methods=["POST"]),
+            *self.images.routes(),
         ]
 
     async def auth(self, request: Request) -> Response:
@@ -101,12 +94,13 @@ class MonaiLabel:
             form = await form_of(request, most_bytes(self.context.max_voxels), intake)
             if "files" not in form.files:
                 raise bad_form("it has no file 'files'")
-            each = self.context.registry.open(KIND, secrets.token_hex(16))
+            each = self.context.registry.open(KIND)
             try:
-                await self._open(each, form.names["files"], form.files["files"], intake)
+                scan = await self.images.read(form.names["files"], form.files["files"], intake)
             except BaseException:
                 self.context.registry.close(each.id)
                 raise
+            await self.images.open(request, each, scan)
         return json_response({"session_id": each.id, "session_info": {}})
 
     async def session(self, request: Request) -> Response:
@@ -124,7 +118,7 @@ class MonaiLabel:
     async def infer(self, request: Request) -> Response:
         """Answer all prompts of a request with a mask, as NRRD."""
         query = request.query_params
-        each = self._session(query.get("session_id") or query.get("image", ""))
+        each = self._opened(request)
         if request.path_params["model"] != MODEL:
             raise Refusal(404, "no_such_path", f"there is no such model. Expected {MODEL}.")
         form = await form_of(request, 2**20)
@@ -142,23 +136,13 @@ class MonaiLabel:
             return Response(mask, media_type="application/octet-stream")
         return _two_parts({"label_names": {params.label or "target": 1}}, mask)
 
-    async def _open(self, each: OpenSession, name: str, content: bytes, intake: Intake) -> None:
-        suffix = upload_suffix(name)
-        async with self.context.decoding:
-            scan = await asyncio.to_thread(self._read, name, suffix, content, intake)
-        await self.context.registry.run(each, lambda session: session.set_scan(scan))
-
-    def _read(self, name: str, suffix: str, content: bytes, intake: Intake) -> Scan:
-        """Check and read an upload, in a thread beside the network's."""
-        with private_folder() as folder:
-            path = folder / f"image{suffix}"
-            path.write_bytes(content)
-            try:
-                voxels = declared_voxels(path, self.context.max_voxels)
-            except InputError as error:
-                raise bad_image(path, name, error) from error
-            intake.promise(voxels * voxel_bytes(MAX_ITEMSIZE // 2))
-            return read_upload(path, name, IntensityFlags(), self.context.max_voxels)
+    def _opened(self, request: Request) -> OpenSession:
+        """Return the session that a request names, or that of the image which it names."""
+        query = request.query_params
+        session_id = query.get("session_id") or query.get("image", "")
+        if query.get("session_id") or self.context.registry.has(session_id):
+            return self._session(session_id)
+        return self.images.find(request, session_id)
 
     def _session(self, session_id: str) -> OpenSession:
         return self.context.registry.get(session_id, KIND)

@@ -81,6 +81,7 @@ class PageApi:
         """Open a session, or take one up again."""
         wanted = (await bodies.body_of(request, bodies.Resume)).resume
         context, registry = self.context, self.context.registry
+        wanted = context.shared or wanted
         if registry.has(wanted):
             return await self._state(registry.get(wanted, "page"), 201)
         scan = context.first_scan
@@ -100,8 +101,10 @@ class PageApi:
         return await self._state(self._session(request))
 
     async def close_session(self, request: Request) -> Response:
-        """Close the session; its autosave stays."""
-        self.context.registry.close(self._session(request).id)
+        """Close the session, unless others show it, too; its autosave stays."""
+        each = self._session(request)
+        if not each.is_kept:
+            self.context.registry.close(each.id)
         return Response(status_code=204)
 
     async def heartbeat(self, request: Request) -> Response:

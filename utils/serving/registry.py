@@ -47,6 +47,7 @@ class OpenSession:
     used: float
     waiting: int = 0  # requests that are not answered yet
     taking_in: int = 0  # images that are being uploaded
+    is_kept: bool = False  # stays open without requests
     notes: list[str] = field(default_factory=list)  # for the user, until they are sent
     extra: dict = field(default_factory=dict)  # what a protocol keeps beside the session
 
@@ -148,6 +149,10 @@ class Registry:
         """Tell whether a session is open."""
         return session_id in self._open
 
+    def of_kind(self, kind: str) -> list[OpenSession]:
+        """Return the open sessions of a kind of client, without hearing of them."""
+        return [each for each in self._open.values() if each.kind == kind]
+
     def close(self, session_id: str) -> None:
         """Close a session, if it is open."""
         self._open.pop(session_id, None)
@@ -156,7 +161,7 @@ class Registry:
         """Close the sessions whose clients have gone."""
         for each in list(self._open.values()):
             is_gone = self.remaining_seconds(each, silent=True) <= 0
-            if is_gone and not each.waiting and not each.taking_in:
+            if is_gone and not (each.is_kept or each.waiting or each.taking_in):
                 self.close(each.id)
 
     def _make_place(self) -> None:

@@ -47,12 +47,21 @@ class Guard:
         names: further names by which clients may call it.
         token: a secret that every client must show; empty: none.
         cookie: the name of the cookie that holds the token.
+        framed_by: origins of pages that may show this server's page inside of theirs.
     """
 
     def __init__(
-        self, app: ASGIApp, *, host: str, names: Iterable[str] = (), token: str = "", cookie: str
+        self,
+        app: ASGIApp,
+        *,
+        host: str,
+        names: Iterable[str] = (),
+        token: str = "",
+        cookie: str,
+        framed_by: Iterable[str] = (),
     ) -> None:
         self._app, self._token, self.cookie = app, token, cookie
+        self._headers = framed_headers(framed_by)
         own = () if is_loopback(host) else (socket.gethostname(), socket.getfqdn())
         self._names = {name.lower() for name in (*LOOPBACK_NAMES, host, *own, *names) if name}
 
@@ -71,7 +80,7 @@ class Guard:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
+                for name, value in self._headers.items():
                     headers[name] = value
                 if scope.get("sets_cookie"):
                     headers.append("Set-Cookie", self._set_cookie())
@@ -154,6 +163,16 @@ class Guard:
 
     def _set_cookie(self) -> str:
         return f"{self.cookie}={self._token}; HttpOnly; SameSite=Strict; Path=/"
+
+
+def framed_headers(origins: Iterable[str]) -> dict[str, str]:
+    """Return the headers of every answer where pages of these origins may frame the server's."""
+    if not (allowed := " ".join(origins)):
+        return HEADERS
+    headers = dict(HEADERS)
+    del headers["X-Frame-Options"]  # which can name no origin
+    policy = headers["Content-Security-Policy"].replace("ancestors 'none'", f"ancestors {allowed}")
+    return headers | {"Content-Security-Policy": policy}
 
 
 def is_loopback(host: str) -> bool:

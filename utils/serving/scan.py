@@ -114,20 +114,28 @@ def open_upload(path: Path, name: str, flags: IntensityFlags, max_voxels: int) -
     return _scan(name, volume, flags, modality, source)
 
 
-def scan_of_array(array: np.ndarray, spacing_zyx: tuple[float, float, float], name: str) -> Scan:
+def scan_of_array(
+    array: np.ndarray,
+    spacing_zyx: tuple[float, float, float],
+    name: str,
+    modality: str | None = None,
+) -> Scan:
     """Return the scan of voxels (D, H, W) that came without header: axes as in challenge files.
+
+    Args:
+        modality: one of `MODALITIES`; by default judged by the values.
 
     Raises:
         InputError: the voxels hold NaN or infinity, or values too large for the network.
     """
     affine = affine_from_spacing(np.array(spacing_zyx[::-1]))
-    return scan_of_volume(Volume(array, affine), name)
+    return scan_of_volume(Volume(array, affine), name, modality)
 
 
-def scan_of_volume(volume: Volume, name: str) -> Scan:
+def scan_of_volume(volume: Volume, name: str, modality: str | None = None) -> Scan:
     """Return the scan of a volume that a client sent without a file; see `scan_of_array`."""
     require_network_input(volume.array, "the image")
-    return _scan(name, volume, IntensityFlags(), None, "")
+    return _scan(name, volume, IntensityFlags(modality), modality, "choice")
 
 
 def phantom_scan() -> Scan:

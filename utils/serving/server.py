@@ -57,13 +57,22 @@ class Address:
     port: int
     token: str = ""
     names: Sequence[str] = ()
+    framed_by: Sequence[str] = ()  # origins of pages that may show the page inside of theirs
 
     @property
     def url(self) -> str:
-        """The address to open in a browser, with the token."""
+        """The address to open in a browser, with the token, which becomes a cookie."""
+        return self._origin + (f"/?token={self.token}" if self.token else "/")
+
+    @property
+    def prefixed_url(self) -> str:
+        """The address with the token in its path, which needs no cookie."""
+        return self._origin + (f"/t/{self.token}/" if self.token else "/")
+
+    @property
+    def _origin(self) -> str:
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        host = f"[{host}]" if ":" in host else host
-        return f"http://{host}:{self.port}/" + (f"?token={self.token}" if self.token else "")
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def require_safe(self) -> None:
         """Raise `InputError` if others could reach the server without a secret."""
@@ -144,7 +153,7 @@ def serve(served: Served, address: Address, *, open_browser: bool = False) -> No
 
         try:
             server = uvicorn.Server(config)
-            asyncio.run(_serve(server, listening, context, served, announce))
+            asyncio.run(answer_requests(server, listening, context, served, announce))
         except KeyboardInterrupt:  # uvicorn raises it again once it has ended
             pass
         finally:
@@ -155,7 +164,12 @@ def serve(served: Served, address: Address, *, open_browser: bool = False) -> No
 def app_of(context: Context, address: Address) -> ASGIApp:
     """Return the app for an address."""
     return build_app(
-        context, host=address.host, port=address.port, names=address.names, token=address.token
+        context,
+        host=address.host,
+        port=address.port,
+        names=address.names,
+        token=address.token,
+        framed_by=address.framed_by,
     )
 
 
@@ -188,14 +202,14 @@ def warm_up(predictor: Predictor) -> float:
     return time.perf_counter() - start
 
 
-async def _serve(
+async def answer_requests(
     server: uvicorn.Server,
     listening: socket.socket,
     context: Context,
     served: Served,
     announce: Callable[[], None],
 ) -> None:
-    """Answer requests; ``announce`` is called when the network has run once."""
+    """Answer requests until the server ends; ``announce`` is called once the network has run."""
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     seconds = await context.registry.worker.run(lambda: warm_up(served.predictor))
     if not server.should_exit:  # Ctrl-C may have come meanwhile

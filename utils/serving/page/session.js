@@ -14,6 +14,21 @@ const HEARTBEAT_MS = 15000;
 const RETRY_MS = 3000;
 const KEY = "fastsam3d-session";
 
+/** Return the id of this tab's session. In another page's frame the browser may keep nothing. */
+function stored() {
+  try {
+    return sessionStorage.getItem(KEY);
+  } catch {
+    return null;
+  }
+}
+
+function store(id) {
+  try {
+    sessionStorage.setItem(KEY, id);
+  } catch { /* a reloaded frame opens another session, or the one that all pages show */ }
+}
+
 export class Session extends EventTarget {
   constructor() {
     super();
@@ -25,9 +40,9 @@ export class Session extends EventTarget {
 
   /** Open the session of this tab again, or a new one. */
   async open() {
-    const id = sessionStorage.getItem(KEY);
+    const id = stored();
     const state = await getJson("api/sessions", { method: "POST", json: id ? { resume: id } : {} });
-    sessionStorage.setItem(KEY, state.session);
+    store(state.session);
     const before = this.state;
     this._take(state);
     if (before && before.image?.digest === state.image?.digest) await this.refresh();
