@@ -30,6 +30,11 @@ from utils.serving import notebook, show
 from utils.serving.scan import scan_of_array
 from utils.volumes.geometry import affine_from_spacing
 
+#: What browsers do in frames of other sites where the user has set them so.
+NO_STORAGE = """for (const name of ["localStorage", "sessionStorage"]) {
+    const get = () => { throw new DOMException("denied", "SecurityError"); };
+    Object.defineProperty(window, name, { get });
+}"""
 NOTEBOOK = "http://localhost:8899"
 AFFINE = affine_from_spacing(np.array(SPACING_ZYX[::-1]))
 
@@ -271,6 +276,7 @@ def test_a_page_of_another_port_shows_the_view_and_a_click_reaches_the_notebook(
     chromium = require_browser()
     page = tmp_path / "notebook.html"
     with framing_page(tmp_path) as address, browser(chromium, tmp_path) as tab:
+        tab.add_init_script(NO_STORAGE)
         words = {"spacing_zyx": SPACING_ZYX, "device": "cpu", "save_dir": tmp_path / "saved"}
         with show(voxels(), student, notebook=address, **words) as view:
             page.write_text(f"<!doctype html><link rel=icon href=data:,>{view._repr_html_()}")
@@ -278,6 +284,7 @@ def test_a_page_of_another_port_shows_the_view_and_a_click_reaches_the_notebook(
             user.click(CENTRES[0])
             shown = np.array(user.labels(), np.uint8).reshape(SHAPE)
             assert shown.any()
+            user.page.click("#theme")  # which cannot be remembered
             np.testing.assert_array_equal(shown, view.mask())
             assert user.faults == []
         with show(voxels(), student, notebook="http://localhost:1", **words) as view:
