@@ -105,6 +105,7 @@ def test_another_image_of_a_name_takes_its_place(client, context, scan, tmp_path
     other = tmp_path / "other.nii.gz"
     write_nifti(other, voxels()[:10], AFFINE)
     put_image(client, other)
+    assert len(context.registry) == 1
     assert put_label(client).status_code == 400  # of the first image's grid
     assert put_label(client, LABELS[:10]).status_code == 200
 

@@ -67,6 +67,9 @@ class MonaiImages:
             scan = await self.read(name, content, intake)
             each = await self._same(request, scan)
             if each is None:
+                registry.close(
+                    self._ids.get((client_of(request), image), "")
+                )  # of this name before
                 each = registry.open(KIND)
                 await self.open(request, each, scan)
         self._ids = {key: value for key, value in self._ids.items() if registry.has(value)}
