@@ -146,6 +146,30 @@ def test_made_up_images(page, data, suffix):
         page.__init__(page.client)
 
 
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """A client of MONAI Label's protocol that has sent the image "good"."""
+    context = small_context(tmp_path_factory.mktemp("server"), sessions=2)
+    with client_of(context) as client:
+        files = {"file": ("a.nii", IMAGE)}
+        assert client.put("/datastore/?image=good", files=files).status_code == 200
+        yield client
+        # The voxels are whole numbers, so the image itself is a label on its grid.
+        answer = client.put("/datastore/label?image=good", files={"label": ("a.nii", IMAGE)})
+        assert answer.status_code == 200, answer.text
+
+
+@MADE_UP
+@given(st.data(), st.sampled_from([".nii", ".nii.gz", ".nrrd", ".mha"]))
+def test_made_up_images_and_labels_of_monai_label(named, data, suffix):
+    content = changed(data, IMAGE)
+    answer = named.put("/datastore/label?image=good", files={"label": (f"a{suffix}", content)})
+    assert answer.status_code in (200, 400, 413), answer.text
+    answer = named.put("/datastore/?image=other", files={"file": (f"a{suffix}", content)})
+    # 503: the second of two places is taken by an image that was good still.
+    assert answer.status_code in (200, 400, 413, 503), answer.text
+
+
 @MADE_UP
 @given(st.data())
 def test_made_up_envelopes(data):

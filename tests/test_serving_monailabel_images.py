@@ -105,8 +105,19 @@ def test_another_image_of_a_name_takes_its_place(client, context, scan, tmp_path
     other = tmp_path / "other.nii.gz"
     write_nifti(other, voxels()[:10], AFFINE)
     put_image(client, other)
+    assert len(context.registry) == 1
     assert put_label(client).status_code == 400  # of the first image's grid
     assert put_label(client, LABELS[:10]).status_code == 200
+
+
+def test_an_image_of_two_names_stays_while_one_of_them_has_it(client, context, scan, tmp_path):
+    for image in ("one", "two"):
+        put_image(client, scan, image)
+    assert len(context.registry) == 1
+    other = tmp_path / "other.nii.gz"
+    write_nifti(other, voxels()[:10], AFFINE)
+    put_image(client, other, "two")
+    assert infer(client, "one").status_code == infer(client, "two").status_code == 200
 
 
 def test_an_image_of_another_client_is_not_found(context, scan):

@@ -67,6 +67,9 @@ class MonaiImages:
             scan = await self.read(name, content, intake)
             each = await self._same(request, scan)
             if each is None:
+                before = self._ids.get((client_of(request), image), "")
+                if list(self._ids.values()).count(before) == 1:  # no other name has it
+                    registry.close(before)
                 each = registry.open(KIND)
                 await self.open(request, each, scan)
         self._ids = {key: value for key, value in self._ids.items() if registry.has(value)}
