@@ -387,3 +387,14 @@ def test_an_unused_session_is_closed_and_a_used_one_is_not(tmp_path):
         now[0] = 2600.0
         answer = client.get(f"{page.path}/heartbeat")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_session")
+
+
+def test_a_click_that_contradicts_the_box_says_so_once(page):
+    middle, beside = (6, 7, 8), (6, 7, 11)
+    assert page.box((2, 3, 4), (10, 11, 12))["notes"] == []
+    assert page.click(beside, positive=False)["notes"] == []
+    (note,) = page.click(middle, positive=False)["notes"]
+    assert "contradicts the box" in note
+    assert not (page.labels == 1).any()
+    assert page.click((7, 8, 8))["notes"] == []
+    assert page.labels[7, 8, 8] == 1

@@ -9,7 +9,7 @@ from test_session_steps import labels_asked
 from utils.prediction.predictor import Predictor
 from utils.prediction.session import PredictorOptions
 from utils.prompts.kinds import BoxPrompt, Click, MaskPrompt
-from utils.prompts.standing import standing
+from utils.prompts.standing import drops_box, standing
 
 BOX = BoxPrompt((10.0, 20.0, 30.0), (30.0, 40.0, 50.0))  # its middle is (19.5, 29.5, 39.5)
 LATER = BoxPrompt((0.0, 20.0, 30.0), (20.0, 40.0, 50.0))
@@ -126,3 +126,19 @@ def test_a_dropped_box_leaves_no_trace():
     assert (with_box[2] == without[1]).all()
     assert (with_box[4] == without[3]).all()
     assert without[3].any()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ([], False),
+        ([BOX], False),
+        ([BOX, bg(BESIDE)], False),
+        ([BOX, bg(MIDDLE)], True),
+        ([BOX, bg(MIDDLE), fg(NEAR)], False),
+        ([BOX, fg(FAR)], True),
+        ([BOX, LATER], False),
+    ],
+)
+def test_the_click_that_drops_a_box_is_told_from_others(prompts, expected):
+    assert drops_box(prompts) is expected

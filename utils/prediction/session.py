@@ -32,7 +32,7 @@ from utils.prediction.region import Extent, Region, Scene, ZoomRule, extent_in, 
 from utils.prediction.tiles import blended, lattice
 from utils.prompts.box import Box, ellipsoid_logits
 from utils.prompts.kinds import BoxPrompt, Click, MaskPrompt, Prompt
-from utils.prompts.standing import standing
+from utils.prompts.standing import drops_box, standing
 from utils.volumes.geometry import CropGrid, Triple
 
 #: A click that would need a region this many times larger starts a second region of its target.
@@ -135,8 +135,7 @@ class ImageSession:
         if before is None or not self.options.drop_boxes:
             return (yield from self._next(before, prompts, target))
         kept = standing(prompts)
-        drops_box = len(kept) <= len(standing(prompts[:-1]))
-        if drops_box or (len(kept) < len(prompts) and _is_empty(before)):
+        if drops_box(prompts) or (len(kept) < len(prompts) and _is_empty(before)):
             return (yield from self._without_box(before, kept, target))
         return (yield from self._next(before, kept, target))
 

@@ -41,6 +41,11 @@ def standing(prompts: Sequence[Prompt]) -> list[Prompt]:
     return kept
 
 
+def drops_box(prompts: Sequence[Prompt]) -> bool:
+    """Tell whether the newest prompt contradicts a box that counted until then."""
+    return bool(prompts) and len(standing(prompts)) <= len(standing(prompts[:-1]))
+
+
 def _is_contradicted(box: BoxPrompt, later: Sequence[Prompt]) -> bool:
     sides = list(zip(box.start_zyx, box.stop_zyx, strict=True))
     is_confirmed = False

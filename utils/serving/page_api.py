@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from utils.errors import InputError
 from utils.prompts.kinds import Click, Prompt
+from utils.prompts.standing import drops_box
 from utils.serving import page_bodies as bodies
 from utils.serving.boxes import box_of_corners
 from utils.serving.context import Context, milliseconds_since
@@ -24,6 +25,7 @@ from utils.serving.session import Session
 from utils.serving.uploads import JSON_BYTES, UPLOAD_SUFFIXES, most_bytes, read_body
 from utils.volumes.intensity import MODALITIES
 
+BOX_DROPPED = "This click contradicts the box, which no longer counts. Click on the target, or draw another box."
 #: A job in the predictor's thread that changes the session; None where there was nothing to do.
 Job = Callable[[Session], Change | None]
 
@@ -166,9 +168,14 @@ class PageApi:
         """Add a click or a box; answer with the voxels that changed."""
         body = await bodies.body_of(request, bodies.Point | bodies.Box)
         each = self._session(request)
-        return await self._run(
-            request, each, lambda session: session.add(body.target, _prompt(body, session))
-        )
+
+        def job(session: Session) -> Change:
+            change = session.add(body.target, _prompt(body, session))
+            if drops_box(session.prompts[body.target]):
+                each.notes.append(BOX_DROPPED)
+            return change
+
+        return await self._run(request, each, job)
 
     async def undo(self, request: Request) -> Response:
         """Take back the last step."""
