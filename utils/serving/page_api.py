@@ -25,7 +25,7 @@ from utils.serving.session import Session
 from utils.serving.uploads import JSON_BYTES, UPLOAD_SUFFIXES, most_bytes, read_body
 from utils.volumes.intensity import MODALITIES
 
-BOX_DROPPED = "This click contradicts the box, which no longer counts. Click on the target, or draw another box."
+BOX_DROPPED = "This click contradicts the box, which no longer counts: click on the target."
 #: A job in the predictor's thread that changes the session; None where there was nothing to do.
 Job = Callable[[Session], Change | None]
 
