@@ -10,7 +10,6 @@ The masks are pasted together as the page does it, and compared with the server'
 """
 
 import argparse
-import json
 import re
 import struct
 import subprocess
@@ -31,6 +30,7 @@ from benchmarks.measure import json_file, machine, machine_line, table, write_js
 from utils.cases.phantoms import ct_phantom
 from utils.errors import InputError, exit_on_input_error
 from utils.files.nifti import nifti_front
+from utils.files.strict_json import parse_json
 from utils.run.flags import positive_int
 from utils.volumes.geometry import affine_from_spacing
 
@@ -90,7 +90,7 @@ class Page:
 
     def _paste(self, content: bytes) -> None:
         (length,) = struct.unpack_from("<I", content)
-        box = json.loads(content[4 : 4 + length])["box"]
+        box = parse_json(content[4 : 4 + length])["box"]
         if box is not None:
             place = self.labels[tuple(slice(*side) for side in box)]
             place[...] = np.frombuffer(content, np.uint8, offset=4 + length).reshape(place.shape)

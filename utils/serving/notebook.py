@@ -5,7 +5,6 @@ import utils.run.threads  # noqa: F401  before torch
 # isort: split
 import argparse
 import html
-import json
 import os
 import re
 import secrets
@@ -18,7 +17,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.files.atomic import make_folder
-from utils.files.strict_json import read_json
+from utils.files.strict_json import parse_json, read_json
 from utils.prediction.predictor import ready_predictor
 from utils.run.checkpoint_flags import checkpoint_file, with_local_files
 from utils.run.network import open_network
@@ -90,7 +89,7 @@ class View:
             InputError: the view is closed.
             Refusal: a target starts from a mask, which such a file cannot hold.
         """
-        return json.loads(self._server.ask(prompts_json))
+        return parse_json(self._server.ask(prompts_json))
 
     def close(self) -> None:
         """End the server. The masks are gone then; the prompts stay in the folder of autosaves."""
