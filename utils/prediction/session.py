@@ -132,10 +132,8 @@ class ImageSession:
             prompts: the target's, in order, the newest last. A mask can only be the first.
             target: its id, for subclasses that use more of a target than its prompts.
         """
-        if before is None or not self.options.drop_boxes:
-            return (yield from self._next(before, prompts, target))
-        kept = standing(prompts)
-        if drops_box(prompts) or (len(kept) < len(prompts) and _is_empty(before)):
+        kept = standing(prompts) if self.options.drop_boxes else prompts
+        if len(kept) < len(prompts) and (drops_box(prompts) or _is_empty(before)):
             return (yield from self._without_box(before, kept, target))
         return (yield from self._next(before, kept, target))
 
