@@ -1,4 +1,4 @@
-"""Builders shared by the tests: tiny challenge files with odd, unequal sides."""
+"""Shared by the tests: tiny challenge files with odd, unequal sides; empty working folders."""
 
 import json
 from collections.abc import Callable
@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from preparation_helpers import CLASSES
+
+from utils.run import shipped
 
 SHAPE = (4, 6, 9)  # (D, H, W), all different so that a swapped axis shows
 SPACING_XYZ = (0.7, 0.9, 5.0)
@@ -24,6 +26,16 @@ def workplace(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("CVPR25.json").write_text(json.dumps(CLASSES))
     return tmp_path
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch) -> Path:
+    """Return an empty folder in the place of weights/; the working directory is empty, too."""
+    folder = tmp_path / "clone" / "weights"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(shipped, "WEIGHTS", folder)
+    monkeypatch.chdir(folder.parent)
+    return folder
 
 
 def write_case(folder: Path, name: str, **changes: object) -> Path:

@@ -18,7 +18,6 @@ from test_pipeline import Watched
 import serve
 from utils.errors import InputError
 from utils.files.nifti import write_nifti
-from utils.run import shipped
 from utils.serving import server
 from utils.volumes.geometry import affine_from_spacing
 
@@ -32,16 +31,6 @@ def parsed(*words):
 @pytest.fixture
 def student(tmp_path):
     return save_student(tmp_path / "student.pth")
-
-
-@pytest.fixture
-def weights(tmp_path, monkeypatch):
-    """Return an empty folder in the place of weights/; the working directory is empty, too."""
-    folder = tmp_path / "clone" / "weights"
-    folder.mkdir(parents=True)
-    monkeypatch.setattr(shipped, "WEIGHTS", folder)
-    monkeypatch.chdir(folder.parent)
-    return folder
 
 
 def save_demo_student(folder, steps):

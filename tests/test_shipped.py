@@ -11,7 +11,6 @@ import predict
 import validation
 import validation_student
 from utils.errors import InputError
-from utils.run import shipped
 from utils.run.network import open_network
 from utils.run.shipped import checkpoint_or_default
 
@@ -20,16 +19,6 @@ VALIDATIONS = {
     "student": (validation_student, "work_dir/student/student.pth"),
 }
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7574468\n"
-
-
-@pytest.fixture
-def weights(tmp_path, monkeypatch):
-    """Return an empty folder in the place of weights/; the working directory is empty, too."""
-    folder = tmp_path / "clone" / "weights"
-    folder.mkdir(parents=True)
-    monkeypatch.setattr(shipped, "WEIGHTS", folder)
-    monkeypatch.chdir(folder.parent)
-    return folder
 
 
 def sign(path):
