@@ -28,6 +28,7 @@ import numpy as np
 from segment_anything import ConfigError, SamConfig
 from segment_anything.export_files import ENCODER, FACTS, notes_of
 from segment_anything.onnx_encoder import FINGERPRINT, OnnxError, needed, open_session
+from utils.cases.choice import evenly_spaced
 from utils.errors import InputError, exit_on_input_error
 from utils.files.atomic import atomic_path
 from utils.files.lock import owned
@@ -42,9 +43,8 @@ CHECKED = 8  # crops on which the difference is measured
 
 def calibration_crops(index: CropIndex, rule: CropRule, count: int) -> Iterator[np.ndarray]:
     """Yield crops of ``count`` targets spread evenly over a cache: (1, 1, S, S, S) float32."""
-    places = np.linspace(0, len(index.samples) - 1, min(count, len(index.samples)))
-    for place in places.round().astype(int):
-        target = read_target(index.folder, index.samples[place])
+    for row in evenly_spaced(index.samples, count):
+        target = read_target(index.folder, row)
         yield target.cut_centred(rule).image[None, None]
 
 

@@ -39,6 +39,7 @@ from segment_anything import (
     upsample,
 )
 from segment_anything.checkpoint import HASH_SUFFIX, sha256_of
+from utils.cases.choice import evenly_spaced
 from utils.errors import InputError, exit_on_input_error
 from utils.files.answers import require_distinct_files
 from utils.files.atomic import atomic_path
@@ -112,9 +113,9 @@ def mask_agreement(
     """
     model, half = model.eval(), half.eval()
     dataset = CropDataset(index, rule)
-    places = np.linspace(0, len(index.samples) - 1, min(count, len(index.samples)))
+    places = evenly_spaced(range(len(index.samples)), count)
     between, with_truth = [], []
-    for place in places.round().astype(int).tolist():
+    for place in places:
         crop = dataset[place]
         truth = crop["label"][0].numpy()
         loops = [Interaction(net, net.image_encoder(crop["image"][None])) for net in (model, half)]

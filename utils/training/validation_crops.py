@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from segment_anything import Interaction, Sam3D, autocast, upsample
+from utils.cases.choice import evenly_spaced
 from utils.data_paths import val_datas
 from utils.errors import InputError
 from utils.prompts.click_method import challenge_click
@@ -58,9 +59,7 @@ class CropValidation:
         precision: torch.dtype,
     ) -> None:
         _require_other_cases(index, train)
-        count = len(index.samples)
-        chosen = np.linspace(0, count - 1, min(most or count, count)).round().astype(int)
-        self.numbers = sorted(set(chosen.tolist()))
+        self.numbers = evenly_spaced(range(len(index.samples)), most or None)
         self.dataset = CropDataset(index, rule)
         self.device, self.precision = device, precision
 

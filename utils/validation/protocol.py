@@ -10,16 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple, TypeVar
-
-import numpy as np
+from typing import ClassVar, NamedTuple
 
 from segment_anything import Sam3D, fingerprint
 from utils.files.stamp import stamp
 from utils.run.network import NetworkFile
 from utils.validation.scores import CaseScore
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -172,17 +168,6 @@ class Summary(ABC):
     def sections(self) -> Sequence[Section]:
         """Further tables of the report."""
         return ()
-
-
-def evenly_spaced(items: Sequence[Item], count: int | None) -> list[Item]:
-    """Return ``count`` of the items, evenly spaced from the first to the last; None: all.
-
-    >>> evenly_spaced("abcdefg", 3)
-    ['a', 'd', 'g']
-    """
-    if count is None or count >= len(items):
-        return list(items)
-    return [items[number] for number in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 class ValidationProtocol(ABC):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from utils.cases.challenge import ChallengeCase, read_challenge_case, write_segs
+from utils.cases.choice import evenly_spaced
 from utils.cases.label_table import LabelTableError, modality_of, read_label_table
 from utils.cases.prepared import require_usable_names
 from utils.errors import InputError
@@ -29,7 +30,6 @@ from utils.validation.protocol import (
     ScoreJob,
     Summary,
     ValidationProtocol,
-    evenly_spaced,
 )
 from utils.validation.scores import CHALLENGE, CaseScore, TargetScore
 from utils.validation.tables import (

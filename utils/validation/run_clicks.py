@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from utils.cases.choice import evenly_spaced
 from utils.cases.prepared import Case, find_cases, read_case
 from utils.files.atomic import atomic_path
 from utils.files.nifti import read_nifti, write_nifti
@@ -30,7 +31,6 @@ from utils.validation.protocol import (
     RunSettings,
     ScoreJob,
     ValidationProtocol,
-    evenly_spaced,
 )
 from utils.validation.scores import CLICKS, CaseScore, TargetScore
 from utils.validation.tables import (
