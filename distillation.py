@@ -47,10 +47,9 @@ from utils.files.answers import require_distinct_files
 from utils.run.checkpoint_flags import FROM_HUB, checkpoint_file, with_local_files
 from utils.run.flags import non_negative_float, positive_int, share
 from utils.run.folder import write_flags
-from utils.run.network import open_network, trained_on
+from utils.run.network import open_network, save_payload, trained_on
 from utils.run.ranks import joined, rank
 from utils.run.start import owning, start_run
-from utils.training.checkpoint import save_payload
 from utils.training.config import TIME_PARTS, add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, read_index
 from utils.training.data_loader import CROP_FLAGS, CropDataset, add_crop_arguments, augmentation

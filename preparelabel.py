@@ -46,11 +46,10 @@ from utils.files.atomic import make_folder
 from utils.run.checkpoint_flags import with_local_files
 from utils.run.device import pick_precision
 from utils.run.folder import write_flags
-from utils.run.network import open_network, trained_on
+from utils.run.network import open_network, save_payload, trained_on
 from utils.run.network_flags import changed
 from utils.run.ranks import joined, rank
 from utils.run.start import owning, start_run
-from utils.training.checkpoint import save_payload
 from utils.training.config import add_training_arguments, fit_config
 from utils.training.crop_cache import CropIndex, build_cache, read_index
 from utils.training.data_loader import CROP_FLAGS, CropDataset, augmentation

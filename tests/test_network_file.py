@@ -6,8 +6,7 @@ from small_networks import RULE, save_student, save_teacher, small_sam
 
 from segment_anything import checkpoint_payload, fingerprint
 from utils.errors import InputError
-from utils.run.network import open_network
-from utils.training.checkpoint import save_payload
+from utils.run.network import open_network, save_payload
 
 
 def test_a_network_comes_back_with_its_crops(tmp_path):

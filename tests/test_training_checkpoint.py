@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from utils.files.atomic import WriteError, atomic_path
-from utils.training.checkpoint import save_payload
+from utils.run.network import save_payload
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
-"""Open a network file: rebuild and check the network; return it with its crop rule."""
+"""Open a network file: rebuild and check the network, return it with its crop rule. Save one."""
 
+import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from segment_anything import (
     CheckpointError,
@@ -20,6 +23,7 @@ from segment_anything import (
 )
 from segment_anything.onnx_encoder import OnnxError, use_onnx_encoder
 from utils.errors import InputError
+from utils.files.atomic import atomic_path
 from utils.volumes.geometry import CropRule
 
 logger = logging.getLogger(__name__)
@@ -120,6 +124,19 @@ def trained_on(path: Path) -> set[str] | None:
             "names.\nUse a file that this version of the project wrote."
         )
     return set(names)
+
+
+def save_payload(path: Path, payload: dict) -> None:
+    """Write a checkpoint.
+
+    Raises:
+        WriteError: the disk is full, or the folder cannot be written to; an older file stays.
+    """
+    # Serialise in memory: on a full disk torch.save raises a RuntimeError without the reason.
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 @contextmanager

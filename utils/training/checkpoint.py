@@ -3,7 +3,6 @@
 The network's part, its configuration and weights, is defined in segment_anything/checkpoint.py.
 """
 
-import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,7 @@ import torch
 
 from segment_anything import Sam3D, load_checkpoint, read_checkpoint
 from utils.errors import InputError
-from utils.files.atomic import atomic_path
-from utils.run.network import checkpoint_errors
+from utils.run.network import checkpoint_errors, save_payload
 from utils.training.definition import require_same_facts, require_same_run
 from utils.training.optimizer import Optimizer
 from utils.training.progress import Progress
@@ -99,16 +97,3 @@ def _damaged(path: Path, found: str) -> InputError:
         f"{path}: its training state cannot be used ({found}), expected that of a stopped run.\n"
         "Start from its weights with --checkpoint, or train anew, in another --out-dir."
     )
-
-
-def save_payload(path: Path, payload: dict) -> None:
-    """Write a checkpoint.
-
-    Raises:
-        WriteError: the disk is full, or the folder cannot be written to; an older file stays.
-    """
-    # Serialise in memory: on a full disk torch.save raises a RuntimeError without the reason.
-    buffer = io.BytesIO()
-    torch.save(payload, buffer)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())

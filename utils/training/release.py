@@ -49,8 +49,8 @@ from utils.prompts.click_method import challenge_click
 from utils.results.metrics import dsc
 from utils.run.flags import positive_int
 from utils.run.folder import FLAGS
-from utils.run.network import checkpoint_errors, open_network
-from utils.training.checkpoint import RUN, save_payload
+from utils.run.network import checkpoint_errors, open_network, save_payload
+from utils.training.checkpoint import RUN
 from utils.training.crop_cache import CropIndex, read_index
 from utils.training.data_loader import CropDataset
 from utils.volumes.geometry import CropRule
