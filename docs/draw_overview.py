@@ -1,9 +1,9 @@
-"""Draw the picture of the README: two phantoms, their prompts, and the masks of the demo's student.
+"""Draw the picture of the README: two phantoms, clicks, and the masks of the student that ships.
 
-Reads   --checkpoint  the student that `make demo` trains
+Reads   --checkpoint  a network file (default: weights/student.pth)
 Writes  --out         a PNG: truth green, mask magenta, clicks numbered
 
-    make demo && .venv/bin/python docs/draw_overview.py
+    python docs/draw_overview.py
 """
 
 import argparse
@@ -27,6 +27,7 @@ from utils.results.metrics import dsc
 from utils.results.overlays import overlay_figure
 from utils.run.flags import new_file, positive_int
 from utils.run.network import open_network
+from utils.run.shipped import shipped
 
 SEED = 37  # of phantoms that no demo trains on
 DPI = 90
@@ -36,11 +37,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    student = Path("work_dir/demo/120_steps/student/student.pth")
-    parser.add_argument("--checkpoint", type=Path, default=student, help=f"(default: {student})")
+    parser.add_argument("--checkpoint", type=Path, help="(default: weights/student.pth)")
     out = Path(__file__).with_name("overview.png")
     parser.add_argument("--out", type=new_file, default=out, help="(default: docs/overview.png)")
-    parser.add_argument("--clicks", type=positive_int, default=5, help="on each (default: 5)")
+    parser.add_argument("--clicks", type=positive_int, default=3, help="on each (default: 3)")
     return parser.parse_args(argv)
 
 
@@ -77,7 +77,7 @@ def pixels(figure: Figure) -> np.ndarray:
 
 def run(args: argparse.Namespace) -> Path:
     """Draw the picture; return its path."""
-    predictor = Predictor(*open_network(args.checkpoint))
+    predictor = Predictor(*open_network(args.checkpoint or shipped("student")))
     rng = np.random.default_rng(SEED)
     liver, ventricle = CT_CLASSES["Liver"], MR_CLASSES["Left ventricle cavity"]
     rows = [
