@@ -1,12 +1,13 @@
 """How long a click takes over HTTP, from its sending to its mask, and what the server's memory is.
 
-    python benchmarks/serving.py --checkpoint student.pth
-    python benchmarks/serving.py --checkpoint student.pth --shape 300 512 512 --targets 1 8 32
+    python benchmarks/serving.py --checkpoint weights/student.pth
+    python benchmarks/serving.py --checkpoint weights/student.pth --shape 300 512 512 --targets 1 8
 
 The script starts serve.py, sends a phantom as large as --shape, and clicks as the page does: one
 click on each target, then further clicks at random places in and beside them. The times hold all
-that the server does and the way through this machine's network, and not the drawing of the page.
-The masks are pasted together as the page does it, and compared with the server's whole mask.
+that the server does and the way through this machine's network, and not the drawing of the page,
+which benchmarks/page_drawing.py times. The masks are pasted together as the page does it, and
+compared with the server's whole mask.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from utils.cases.phantoms import ct_phantom
 from utils.errors import InputError, exit_on_input_error
 from utils.files.nifti import nifti_front
 from utils.files.strict_json import parse_json
-from utils.run.flags import positive_int
+from utils.run.flags import add_device_arguments, positive_int
 from utils.volumes.geometry import affine_from_spacing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--shape", type=positive_int, nargs=3, default=[128, 256, 256], metavar=("D", "H", "W"))
     add("--targets", type=positive_int, nargs="+", default=[1, 8], help="(default: 1 8)")
     add("--clicks", type=positive_int, default=20, help="further clicks (default: 20)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add_device_arguments(parser)
     add("--json", type=json_file, help="also write the numbers to this file")
     return parser.parse_args(argv)
 
@@ -160,7 +161,8 @@ def run(args: argparse.Namespace) -> dict[str, object]:
 def serving(args: argparse.Namespace) -> Iterator[tuple[str, subprocess.Popen]]:
     """Yield the address of a server that is ready, and its process."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ["--checkpoint", args.checkpoint.resolve(), "--port", 0, "--device", args.device]
+        words = ["--checkpoint", args.checkpoint.resolve(), "--port", 0]
+        words += ["--device", args.device, "--precision", args.precision]
         words += ["--network", args.network] if args.network else []
         command = [sys.executable, str(ROOT / "serve.py"), *map(str, words)]
         process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)

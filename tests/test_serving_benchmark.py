@@ -1,10 +1,11 @@
-"""The benchmark of the server, on a case small enough for a test."""
+"""The benchmarks of the server and of the page, on a case small enough for a test."""
 
 import json
 
+from page_helpers import require_browser
 from small_networks import save_student
 
-from benchmarks import serving
+from benchmarks import page_drawing, serving
 
 
 def test_clicks_of_one_and_of_two_sessions_are_timed(tmp_path):
@@ -17,3 +18,14 @@ def test_clicks_of_one_and_of_two_sessions_are_timed(tmp_path):
     assert report["upload_mb_s"] > 0
     assert len(json.loads((tmp_path / "serving.json").read_text())["two sessions"]) == 2
     assert "further click, two sessions" in serving.report_text(report)
+
+
+def test_the_pages_own_time_and_its_drawing_are_told_apart(tmp_path):
+    require_browser()
+    student = save_student(tmp_path / "student.pth")
+    flags = ["--checkpoint", student, "--shape", 20, 24, 28, "--clicks", 2, "--device", "cpu"]
+    found = page_drawing.run(page_drawing.parse_args(list(map(str, flags))))
+    assert found.shape == (2, 3)
+    there, network, drawing = found.T
+    assert (there > network).all()
+    assert (drawing > 0).all()
