@@ -1,141 +1,32 @@
 """The container's recipe, followed without Docker: the copied files suffice to segment a case."""
 
 import ast
-import os
 import re
-import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import urllib.error
-import urllib.request
-from fnmatch import fnmatch
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
 import pytest
+from container_helpers import (
+    DOCKER,
+    build,
+    instructions,
+    is_ignored,
+    packages_of,
+    required,
+    run_sh,
+    shipped_folder,
+)
 from preparation_helpers import ROOT
 from small_cases import ball
 from small_networks import save_student
 
-import serve
-
-DOCKER = ROOT / "docker"
 SHAPE = (20, 24, 28)
 BOX = {
     "z_min": 4, "z_max": 14, "z_mid": 9,
     "z_mid_y_min": 7, "z_mid_y_max": 17, "z_mid_x_min": 10, "z_mid_x_max": 20,
 }  # fmt: skip
-
-
-def all_instructions(**build_args):
-    """Return the Dockerfile's (instruction, words), with build arguments in their places.
-
-    The words of COPY begin with "--from=weights" where the files come from the named folder.
-    """
-    text = re.sub(r"\\\n", " ", (DOCKER / "Dockerfile").read_text())
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    values, found = {}, []
-    for line in lines:
-        name, _, rest = line.partition(" ")
-        if name == "ARG":
-            key, _, default = rest.partition("=")
-            values[key] = build_args.get(key, default.strip('"'))
-        for key, value in values.items():
-            rest = rest.replace(f"${{{key}}}", value)
-        found.append((name, shlex.split(rest) if name == "COPY" else rest))
-    return found
-
-
-def instructions(target="", **build_args):
-    """Return the steps of the stage for the weights, then those of an image from its base on.
-
-    Args:
-        target: as of --target; by default the last stage.
-    """
-    stages = {}
-    for name, words in all_instructions(**build_args):
-        if name == "FROM":
-            source, _, own = words.partition(" AS ")
-            steps = [*stages[source]] if source in stages else [(name, words)]
-            stages[own] = steps
-        else:
-            steps.append((name, words))
-    return [*stages["weights"], *stages[target]]
-
-
-def is_ignored(path):
-    """Say whether .dockerignore keeps a path from the build: the last rule that matches counts."""
-    ignored = False
-    for rule in (ROOT / ".dockerignore").read_text().splitlines():
-        if not rule or rule.startswith("#"):
-            continue
-        keep, pattern = rule.startswith("!"), rule.removeprefix("!")
-        names = [path, *path.parents[:-1]]
-        if pattern.startswith("**/"):
-            matches = any(fnmatch(name.name, pattern[3:]) for name in names)
-        else:
-            depth = pattern.count("/") + 1
-            matches = any(len(n.parts) == depth and fnmatch(str(n), pattern) for n in names)
-        ignored = (not keep) if matches else ignored
-    return ignored
-
-
-def copy(context, source, target):
-    """Do what COPY does: a folder's content, or a file, without what is ignored."""
-    source = context / source
-    files = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
-    for path in files:
-        inner = path.relative_to(source) if source.is_dir() else path.name
-        if not is_ignored(path.relative_to(context)):
-            (target / inner).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, target / inner)
-
-
-def copy_weights(folder, patterns, target):
-    """Do what COPY does with a named folder: patterns may match nothing, a name must be there."""
-    target.mkdir(parents=True, exist_ok=True)
-    for pattern in patterns:
-        found = sorted(folder.glob(pattern))
-        if not found and not re.search(r"[*?[]", pattern):
-            raise FileNotFoundError(pattern)
-        for path in found:
-            shutil.copy(path, target / path.name)
-
-
-def stages(target="", **build_args):
-    """Return the steps of the stage that stands for the named folder, and those of the image."""
-    recipe = instructions(target, **build_args)
-    first, second = [n for n, (name, _) in enumerate(recipe) if name == "FROM"]
-    assert recipe[first] == ("FROM", "scratch AS weights")
-    return recipe[first:second], recipe[second:]
-
-
-def shipped_folder(context, folder):
-    """Follow the COPY lines of the stage that takes the named folder's place; return ``folder``."""
-    folder.mkdir()
-    for name, words in stages()[0]:
-        if name == "COPY":
-            source, target = words
-            assert target == "/"
-            copy(context, source, folder)
-    return folder
-
-
-def build(workspace, weights, target="", **build_args):
-    """Follow the recipe's COPY lines into ``workspace``, with a folder of weights."""
-    for name, words in stages(target, **build_args)[1]:
-        if name != "COPY" or words[0] == "--from=page":  # which npm fetches
-            continue
-        *sources, target = words
-        if sources[0] == "--from=weights":
-            copy_weights(weights, sources[1:], workspace / target)
-        else:
-            for source in sources:
-                copy(ROOT, source, workspace / target)
-    return workspace
 
 
 @pytest.fixture(scope="module")
@@ -156,24 +47,6 @@ def workspace(tmp_path_factory):
         boxes=np.array([BOX, BOX], object),
     )
     return workspace
-
-
-def run_sh(workspace, command="sh predict.sh", **environment):
-    """Run a command, by default the challenge's, with this Python as the container's."""
-    return subprocess.run(
-        ["/bin/sh", "-c", command], cwd=workspace, env=environment_of(workspace) | environment,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-def environment_of(workspace):
-    """Return environment variables with which this Python is the container's."""
-    tools = workspace.parent / "bin"
-    tools.mkdir(exist_ok=True)
-    (tools / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" -X importtime "$@"\n')
-    (tools / "python").chmod(0o755)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    return kept | {"PATH": f"{tools}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="module")
@@ -197,41 +70,6 @@ def test_every_module_and_package_it_may_import_is_there(workspace):
     packages = packages_of(workspace, "predict", "check_network")
     assert {"torch", "nibabel"} <= packages
     assert {packages_distributions()[name][0] for name in packages} <= required("requirements.txt")
-
-
-def required(*files):
-    """Return the packages that requirement files of docker/ name."""
-    lines = [line for file in files for line in (DOCKER / file).read_text().splitlines()]
-    return {re.split(r"[=<>]", line)[0] for line in lines if not line.startswith("#")}
-
-
-def packages_of(workspace, *scripts):
-    """Return the packages that scripts may import, by themselves and by our modules."""
-    waiting, ours, packages = [*scripts], set(), set()
-    while waiting:
-        name = waiting.pop()
-        path = workspace / f"{name.replace('.', '/')}.py"
-        path = path if path.exists() else workspace / name.replace(".", "/") / "__init__.py"
-        names = imports_of(path)
-        mine = {inner for inner in names if inner.split(".")[0] in ("utils", "segment_anything")}
-        waiting += mine - ours
-        ours |= mine
-        packages |= {other.split(".")[0] for other in names - mine}
-    optional = {"flash_attn", "huggingface_hub"} | (set() if "serve" in scripts else {"SimpleITK"})
-    return packages - {*sys.stdlib_module_names, *optional}
-
-
-def imports_of(path):
-    """Return the modules that a file names, wherever in it the import stands."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            is_module = [(ROOT / f"{name.replace('.', '/')}.py").exists() for name in inner]
-            names |= set(inner) if all(is_module) else {node.module}
-    return names
 
 
 def test_its_packages_are_those_of_the_project():
@@ -457,102 +295,3 @@ def test_it_does_not_run_as_root(target):
     users = [words for name, words in instructions(target) if name == "USER"]
     assert users
     assert users[-1] not in ("root", "0")
-
-
-@pytest.fixture(scope="module")
-def served_workspace(tmp_path_factory):
-    """Return a folder that stands for /workspace after the build of the target "serve"."""
-    pytest.importorskip("starlette", reason="no package starlette: requirements-serve.txt")
-    weights = tmp_path_factory.mktemp("weights")
-    save_student(weights / "student.pth")
-    workspace = tmp_path_factory.mktemp("served") / "workspace"
-    return build(workspace, weights, "serve", CHECKPOINT="student.pth")
-
-
-def test_a_build_without_target_makes_the_challenges_container():
-    recipe = instructions()
-    assert ("CMD", '["/bin/bash", "-c", "sh predict.sh"]') in recipe
-    assert "serve" not in str(recipe)
-
-
-def test_the_server_has_every_module_and_package_it_may_import(served_workspace):
-    packages = packages_of(served_workspace, "serve", "check_network")
-    assert {"torch", "starlette", "SimpleITK", "blosc2"} <= packages
-    names = {packages_distributions()[name][0].lower() for name in packages}
-    both = required("requirements.txt", "requirements-serve.txt")
-    assert names <= {name.lower() for name in both}
-
-
-def test_the_servers_packages_are_those_of_the_project_in_tested_versions():
-    files = [ROOT / "requirements.txt", ROOT / "requirements-serve.txt"]
-    ours = [line.split("#")[0].strip() for file in files for line in file.open()]
-    pinned = (ROOT / "constraints.txt").read_text().lower()
-    for line in (DOCKER / "requirements-serve.txt").read_text().splitlines():
-        if not line.startswith("#"):
-            assert line in ours
-            assert f"\n{re.split(r'[=<>]', line)[0].lower()}==" in pinned
-    installs = [words for name, words in instructions("serve") if "pip install" in words]
-    assert all("-c constraints.txt" in part for words in installs for part in words.split("&&"))
-
-
-def test_the_page_of_the_server_is_fetched_in_the_build_by_the_lock_file():
-    recipe = instructions("page")
-    fetches = [words for name, words in recipe if "utils.serving.fetch_page" in words]
-    node = re.search(r"^NODE := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1]
-    assert fetches == [f"pip install --no-cache-dir {node} && python -m utils.serving.fetch_page"]
-    vendor = "utils/serving/page/vendor/"
-    copied = ["--from=page", f"/workspace/{vendor}", vendor]
-    assert ("COPY", copied) in instructions("serve")
-    assert not any(node in words for name, words in instructions("serve") if name == "RUN")
-
-
-def test_the_server_opens_the_network_in_the_build_as_the_user_who_runs_it():
-    recipe = instructions("serve")
-    user = [n for n, (name, _) in enumerate(recipe) if name == "USER"]
-    checked = [n for n, step in enumerate(recipe) if step == ("RUN", "sh predict.sh --check")]
-    assert user < checked
-    assert ("ENTRYPOINT", '["sh", "serve.sh"]') in recipe
-    assert ("STOPSIGNAL", "SIGINT") in recipe
-
-
-def served_flags(workspace, folder, *words, **environment):
-    """Return the arguments that serve.sh gives to serve.py."""
-    scene = shutil.copytree(workspace, folder / "workspace")
-    (scene / "serve.py").write_text("import sys; print(sys.argv[1:])")
-    done = run_sh(scene, f"sh serve.sh {' '.join(words)}", **environment)
-    return ast.literal_eval(done.stdout)
-
-
-def test_the_server_is_reached_from_outside_with_a_token_alone(served_workspace, tmp_path):
-    words = served_flags(served_workspace, tmp_path, "--image", "'images/a b.nii.gz'")
-    args = serve.parse_args(words)
-    assert (args.host, args.port, args.token) == ("0.0.0.0", 1527, serve.NEW_TOKEN)
-    assert (str(args.save_dir), str(args.image)) == ("masks", "images/a b.nii.gz")
-    assert str(args.checkpoint) == "weights/student.pth"
-
-
-def test_flags_of_the_user_come_before_those_of_the_container(served_workspace, tmp_path):
-    token = "a-token-of-the-user"
-    words = served_flags(served_workspace, tmp_path, "--token", token, NETWORK="fastsam3d")
-    args = serve.parse_args(words)
-    assert (args.token, args.network) == (token, "fastsam3d")
-
-
-def test_the_server_runs_on_the_copied_files_and_ends_as_docker_stops_it(served_workspace):
-    command = ["/bin/sh", "serve.sh", "--port", "0", "--device", "cpu"]
-    process = subprocess.Popen(
-        command, cwd=served_workspace, env=environment_of(served_workspace),
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    with process:
-        ready = next(line for line in process.stderr if line.startswith("ready: "))
-        url = ready.split()[1]
-        assert re.fullmatch(r"http://127\.0\.0\.1:[0-9]+/\?token=[\w-]{32}", url)
-        with urllib.request.urlopen(url) as page:
-            assert page.status == 200
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(url.partition("?")[0] + "api/status")
-        process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
-        assert process.wait(60) == 0
-    assert "ended; prompts are kept in masks/autosave" in rest
