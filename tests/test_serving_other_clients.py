@@ -7,18 +7,29 @@ import json
 
 import numpy as np
 import pytest
-from serving_helpers import CENTRES, SHAPE, client_of, plain_masks, small_context, voxels
+from serving_helpers import (
+    CENTRES,
+    SHAPE,
+    client_of,
+    open_session,
+    plain_masks,
+    small_context,
+    voxels,
+)
 from small_cases import ball
 
 from utils.files.images import read_image
 from utils.files.nifti import write_nifti
 from utils.prompts.kinds import BoxPrompt, Click, MaskPrompt
+from utils.serving.drawings import checked_drawing
 from utils.serving.scan import scan_of_array, scan_of_volume
 from utils.volumes.geometry import affine_from_spacing
 from utils.volumes.grid import Volume
 
 INSIDE, OUTSIDE = Click(CENTRES[0], True), Click((2, 2, 25), False)
 AFFINE = affine_from_spacing(np.array([1.2, 1.1, 1.0]))
+CURVE = np.zeros(SHAPE, np.uint8)  # drawn on one slice
+CURVE[6, 6:9, 2:27] = 1
 
 
 @pytest.fixture
@@ -81,14 +92,43 @@ def test_slicers_old_plugin_is_served_a_whole_session(client):
     slicer.check(answer, MaskPrompt(given), OUTSIDE)
 
 
+def after_drawing(scan, *earlier, **kind):
+    """The labels of a session that gets prompts, and then the curve as a drawing."""
+    session = open_session(scan)
+    for prompt in earlier:
+        session.add(1, prompt)
+    before = session.labels.copy()
+    session.draw(1, checked_drawing(CURVE, None, SHAPE, **kind))
+    assert (session.labels != before).any()
+    return session.labels
+
+
+@pytest.mark.parametrize("kind", ["scribble", "lasso"])
+@pytest.mark.parametrize("word", ["True", "False"])
+def test_slicers_old_plugin_draws(client, kind, word):
+    slicer = Slicer(client)
+    path = f"/add_{kind}_interaction"
+    first = slicer.file(path, CURVE, positive_click=word)
+    assert first.json() == {"status": "error", "message": "No image uploaded"}
+    slicer.upload(voxels())
+    slicer.prompt("/add_point_interaction", voxel_coord=list(CENTRES[1]), positive_click=True)
+    answer = slicer.file(path, CURVE, positive_click=word)
+    click = Click(CENTRES[1], True)
+    how = {"is_foreground": word == "True", "is_lasso": kind == "lasso"}
+    expected = after_drawing(slicer.scan, click, **how)
+    np.testing.assert_array_equal(slicer.mask(answer), expected)
+
+
 def test_slicers_old_plugin_is_told_what_is_wrong_and_goes_on(client):
     slicer = Slicer(client)
     slicer.upload(voxels())
     answer = slicer.prompt("/add_point_interaction", voxel_coord=[99, 0, 0], positive_click=True)
     assert answer.status_code == 200
     assert "is not a voxel of the image" in answer.json()["message"]
-    answer = slicer.file("/add_scribble_interaction", np.ones(SHAPE), positive_click="True")
-    assert "not supported" in answer.json()["message"]
+    answer = slicer.file("/add_scribble_interaction", np.zeros(SHAPE), positive_click="True")
+    assert "holds 0 voxels" in answer.json()["message"]
+    answer = slicer.file("/add_lasso_interaction", CURVE[1:], positive_click="True")
+    assert "has shape (19, 24, 28)" in answer.json()["message"]
     assert slicer.prompt("/add_point_interaction", voxel_coord="x").status_code == 400
     point = {"voxel_coord": list(CENTRES[0]), "positive_click": True}
     slicer.check(slicer.prompt("/add_point_interaction", **point), INSIDE)
@@ -128,17 +168,34 @@ def test_a_bomb_in_a_form_is_inflated_no_further_than_an_image_may_be(client):
 LPS_DIRECTION = [0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0]  # turned about z
 
 
-def itk_upload(client, session, array, **changes):
+def itk_send(client, path, array, **changes):
     metadata = {
         "dimensions": list(array.shape[::-1]), "spacing": [1.2, 1.1, 1.0], "origin": [5, -6, 7],
         "direction": LPS_DIRECTION, "components_per_pixel": 1, "component_type": "float32",
     }  # fmt: skip
     content = gzip.compress(array.astype("<f4").tobytes())
     return client.post(
-        f"/v2/upload_raw/{session}?filename=upload.nii.gz",
+        path,
         files={"file": ("image.gz", content, "application/gzip")},
         data={"metadata": json.dumps(metadata | changes)},
     )
+
+
+def itk_upload(client, session, array, **changes):
+    path = f"/v2/upload_raw/{session}?filename=upload.nii.gz"
+    return itk_send(client, path, array, **changes)
+
+
+def itk_scan():
+    """The scan that the server makes of `itk_upload`'s voxels."""
+    lps = np.array([[0, -1.1, 0, 5], [1.2, 0, 0, -6], [0, 0, 1, 7], [0, 0, 0, 1]])
+    volume = Volume(voxels().astype(np.float32), np.diag([-1, -1, 1, 1]) @ lps)
+    return scan_of_volume(volume, "image.nii.gz")
+
+
+def itk_mask(answer):
+    content = gzip.decompress(base64.b64decode(answer.json()["result"]))
+    return np.frombuffer(content, np.int8).reshape(SHAPE)
 
 
 def test_itksnap_is_served_a_whole_session(client):
@@ -146,14 +203,10 @@ def test_itksnap_is_served_a_whole_session(client):
     (model,) = client.get("/v2/models").json()["models"]
     session = client.get(f"/v2/start_session/{model['id']}").json()["session_id"]
     assert itk_upload(client, session, voxels()).json()["message"]
-    lps = np.array([[0, -1.1, 0, 5], [1.2, 0, 0, -6], [0, 0, 1, 7], [0, 0, 0, 1]])
-    volume = Volume(voxels().astype(np.float32), np.diag([-1, -1, 1, 1]) @ lps)
-    scan = scan_of_volume(volume, "image.nii.gz")
+    scan = itk_scan()
 
     def check(answer, *prompts):
-        content = gzip.decompress(base64.b64decode(answer.json()["result"]))
-        mask = np.frombuffer(content, np.int8).reshape(SHAPE)
-        np.testing.assert_array_equal(mask, plain_masks({1: prompts}, scan))
+        np.testing.assert_array_equal(itk_mask(answer), plain_masks({1: prompts}, scan))
 
     z, y, x = CENTRES[0]
     points = f"point={x}&point={y}&point={z}&foreground=true"
@@ -164,6 +217,37 @@ def test_itksnap_is_served_a_whole_session(client):
     check(client.get(f"/v2/process_point_interaction/{session}?{points}"), INSIDE)
     assert client.get(f"/end_session/{session}").status_code == 200
     assert client.get(f"/v2/process_point_interaction/{session}?{points}").status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["scribble", "lasso"])
+@pytest.mark.parametrize("front", ["", "/v2"])
+def test_itksnap_draws(client, kind, front):
+    assert kind in client.get("/v2/models").json()["models"][0]["interactions"]
+    session = client.get("/start_session").json()["session_id"]
+    itk_upload(client, session, voxels())
+    path = f"{front}/process_{kind}_interaction/{session}?foreground="
+    for word, is_foreground in (("true", True), ("false", False)):
+        z, y, x = CENTRES[1]
+        client.get(f"/process_point_interaction/{session}?x={x}&y={y}&z={z}&foreground=true")
+        mask = itk_mask(itk_send(client, path + word, CURVE))
+        how = {"is_foreground": is_foreground, "is_lasso": kind == "lasso"}
+        expected = after_drawing(itk_scan(), Click(CENTRES[1], True), **how)
+        np.testing.assert_array_equal(mask, expected)
+        client.get(f"/reset_interactions/{session}")
+
+
+def test_itksnaps_drawing_that_cannot_be_used_changes_nothing(client):
+    session = client.get("/start_session").json()["session_id"]
+    path = f"/process_scribble_interaction/{session}?foreground="
+    assert itk_send(client, path + "true", CURVE).status_code == 409  # no image
+    itk_upload(client, session, voxels())
+    assert itk_send(client, path + "maybe", CURVE).status_code == 400
+    assert itk_send(client, path + "true", np.zeros(SHAPE)).status_code == 400
+    assert itk_send(client, path + "true", CURVE[1:]).status_code == 400
+    assert itk_send(client, path.replace("scribble", "box") + "true", CURVE).status_code == 400
+    z, y, x = CENTRES[0]
+    answer = client.get(f"/process_point_interaction/{session}?x={x}&y={y}&z={z}&foreground=true")
+    np.testing.assert_array_equal(itk_mask(answer), plain_masks({1: [INSIDE]}, itk_scan()))
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,21 @@ def test_too_many_sessions_and_requests_are_refused_for_now(tmp_path):
         pages[2].click(CENTRES[0])  # others go on
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [b"\x1f\x8b\x08", b"\x1f\x8b\x08\x00" + bytes(6) + b"\xff" * 40, b"\x1f\x8b"],
+    ids=["no-block", "wrong-block", "no-header"],
+)
+def test_a_damaged_gzip_file_is_the_clients_error(tmp_path, damage):
+    with client_of(small_context(tmp_path, small_scan())) as client:
+        page = PageClient(client)
+        for content in (damage, damage + bytes(600)):
+            answer = client.post(f"{page.path}/image?name=a.nii.gz", content=content)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_image")
+            assert str(tmp_path) not in answer.text
+        page.click(CENTRES[0])  # the image before is still there
+
+
 def test_an_image_too_large_for_memory_is_refused(tmp_path, scan_file):
     context = small_context(tmp_path, small_scan())
     context.registry.memory_bytes = 2**16

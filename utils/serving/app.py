@@ -82,8 +82,8 @@ def either_lease_or_not(leased: NNInteractive, legacy: SlicerLegacy) -> list[Rou
     handlers = {
         "/add_point_interaction": legacy.add_point,
         "/add_bbox_interaction": legacy.add_box,
-        "/add_scribble_interaction": legacy.add_drawing,
-        "/add_lasso_interaction": legacy.add_drawing,
+        "/add_scribble_interaction": legacy.add_scribble,
+        "/add_lasso_interaction": legacy.add_lasso,
     }
     routes = []
     for route in leased.routes():

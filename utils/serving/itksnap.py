@@ -20,11 +20,12 @@ from starlette.routing import Route
 from utils.files.strict_json import JsonError, parse_json
 from utils.prompts.kinds import Click
 from utils.serving.context import Context
+from utils.serving.drawings import checked_drawing
 from utils.serving.forms import bad_form, file_of, form_of, inflated
 from utils.serving.frames import json_response
 from utils.serving.refusals import Refusal
-from utils.serving.registry import OpenSession
-from utils.serving.scan import Scan, scan_of_volume, voxel_bytes
+from utils.serving.registry import Intake, OpenSession
+from utils.serving.scan import scan_of_volume, voxel_bytes
 from utils.serving.session import Session
 from utils.serving.uploads import MAX_ITEMSIZE, SLACK_BYTES
 from utils.volumes.forms import LPS
@@ -34,6 +35,7 @@ KIND = "itksnap"
 TARGET = 1
 VERSION = "0.1.6"  # of the reference; clients ask for 0.1.2 or newer
 MODEL = "fastsam3d"
+INTERACTIONS = ["point", "scribble", "lasso"]
 
 
 class Metadata(msgspec.Struct):
@@ -62,7 +64,7 @@ class ITKSnap:
 
     def routes(self) -> list[Route]:
         """Return the paths with their handlers."""
-        drawings = ("scribble", "lasso", "box")
+        drawings = {"scribble": self.scribble, "lasso": self.lasso, "box": self.box}
         return [
             Route("/status", self.status),
             Route("/v2/models", self.models),
@@ -77,13 +79,9 @@ class ITKSnap:
             Route("/end_session/{session}", self.end),
             Route("/v2/end_session/{session}", self.end),
             *(
-                Route(
-                    f"{front}/process_{kind}_interaction/{{session}}",
-                    self.drawing,
-                    methods=["POST"],
-                )
+                Route(f"{front}/process_{kind}_interaction/{{session}}", handler, methods=["POST"])
                 for front in ("", "/v2")
-                for kind in drawings
+                for kind, handler in drawings.items()
             ),
         ]
 
@@ -93,7 +91,7 @@ class ITKSnap:
 
     async def models(self, request: Request) -> Response:
         """Say which prompts are taken."""
-        model = {"id": MODEL, "channels": [1], "dimensions": 3, "interactions": ["point"]}
+        model = {"id": MODEL, "channels": [1], "dimensions": 3, "interactions": INTERACTIONS}
         return json_response({"models": [model]})
 
     async def start(self, request: Request) -> Response:
@@ -101,21 +99,12 @@ class ITKSnap:
         return json_response({"session_id": self.context.registry.open(KIND).id})
 
     async def upload(self, request: Request) -> Response:
-        """Take in the image: raw float32, x fastest, gzipped, with its grid beside it."""
-        each, most = self._session(request), self.context.max_voxels * 4
+        """Take in the image."""
+        each = self._session(request)
         with self.context.registry.intake(each) as intake:
-            form = await form_of(request, most + SLACK_BYTES, intake)
-            meta = _metadata(form.fields.get("metadata", ""))
-            count = math.prod(meta.dimensions)
-            if count > self.context.max_voxels:
-                raise Refusal(
-                    413, "too_large",
-                    f"the image has {count:,} voxels. Expected 1 to {self.context.max_voxels:,}: "
-                    "crop or resample it.",
-                )  # fmt: skip
-            async with self.context.decoding:
-                intake.promise(count * voxel_bytes(MAX_ITEMSIZE // 2))
-                scan = await asyncio.to_thread(_scan_of, file_of(form), meta, count)
+            array, meta = await self._voxels(request, intake)
+            volume = Volume(array, meta.affine())
+            scan = await asyncio.to_thread(scan_of_volume, volume, "image.nii.gz")
             await self.context.registry.run(each, lambda session: session.set_scan(scan))
         return json_response({"message": "the image was taken in"})
 
@@ -123,19 +112,26 @@ class ITKSnap:
         """Add a click; answer with the whole mask."""
         query = request.query_params
         given = query.getlist("point") or [query.get(axis, "") for axis in "xyz"]
-        foreground = query.get("foreground", "true").lower()
-        if foreground not in ("true", "false", "1", "0"):
-            raise Refusal(400, "bad_prompt", "foreground is neither true nor false.")
+        is_foreground = _is_foreground(request)
         if len(given) != 3 or not all(re.fullmatch("-?[0-9]{1,9}", text) for text in given):
             raise Refusal(400, "bad_prompt", "the point is no voxel x, y, z of whole numbers.")
-        click = Click(tuple(map(int, given[::-1])), foreground in ("true", "1"))
+        click = Click(tuple(map(int, given[::-1])), is_foreground)
         return await self._mask(request, lambda session: session.add(TARGET, click))
 
-    async def drawing(self, request: Request) -> Response:
-        """Refuse scribbles, lassos and boxes, which the list of models says are not taken."""
+    async def scribble(self, request: Request) -> Response:
+        """Add the prompts of a scribble; answer with the whole mask."""
+        return await self._draw(request, is_lasso=False)
+
+    async def lasso(self, request: Request) -> Response:
+        """Add the prompts of a lasso; answer with the whole mask."""
+        return await self._draw(request, is_lasso=True)
+
+    async def box(self, request: Request) -> Response:
+        """Refuse a box, which the list of models says is not taken."""
         self._session(request)
         raise Refusal(
-            400, "bad_prompt", "only points are taken of ITK-SNAP. Expected one: use a point.",
+            400, "bad_prompt",
+            "no boxes are taken of ITK-SNAP. Expected a point, a scribble or a lasso: use one.",
         )  # fmt: skip
 
     async def reset(self, request: Request) -> Response:
@@ -153,6 +149,35 @@ class ITKSnap:
         """Close the session."""
         self.context.registry.close(self._session(request).id)
         return json_response({"message": "the session is closed"})
+
+    async def _draw(self, request: Request, is_lasso: bool) -> Response:
+        each, is_foreground = self._session(request), _is_foreground(request)
+        with self.context.registry.intake(each) as intake:
+            drawn, _ = await self._voxels(request, intake)
+
+        def job(session: Session) -> None:
+            drawing = checked_drawing(
+                drawn, None, session.scan.shape, is_foreground=is_foreground, is_lasso=is_lasso
+            )
+            session.draw(TARGET, drawing)
+
+        return await self._mask(request, job)
+
+    async def _voxels(self, request: Request, intake: Intake) -> tuple[np.ndarray, Metadata]:
+        """Return the image (D, H, W) of a request's form: raw float32, x fastest, gzipped."""
+        form = await form_of(request, 4 * self.context.max_voxels + SLACK_BYTES, intake)
+        meta = _metadata(form.fields.get("metadata", ""))
+        count = math.prod(meta.dimensions)
+        if count > self.context.max_voxels:
+            raise Refusal(
+                413, "too_large",
+                f"the image has {count:,} voxels. Expected 1 to {self.context.max_voxels:,}: "
+                "crop or resample it.",
+            )  # fmt: skip
+        async with self.context.decoding:
+            intake.promise(count * voxel_bytes(MAX_ITEMSIZE // 2))
+            array = await asyncio.to_thread(_float32_of, file_of(form), count)
+        return array.reshape(meta.dimensions[::-1]), meta
 
     async def _mask(self, request: Request, job: Callable[[Session], object]) -> Response:
         each = self._session(request)
@@ -183,11 +208,16 @@ def _metadata(text: str) -> Metadata:
     return meta
 
 
-def _scan_of(content: bytes, meta: Metadata, count: int) -> Scan:
+def _is_foreground(request: Request) -> bool:
+    foreground = request.query_params.get("foreground", "true").lower()
+    if foreground not in ("true", "false", "1", "0"):
+        raise Refusal(400, "bad_prompt", "foreground is neither true nor false.")
+    return foreground in ("true", "1")
+
+
+def _float32_of(content: bytes, count: int) -> np.ndarray:
+    """Return the ``count`` voxels of a gzip file."""
     raw = inflated(content, 4 * count)
     if len(raw) != 4 * count:
         raise bad_form(f"{count} voxels have {len(raw)} bytes")
-    array = np.frombuffer(raw, "<f4").astype(np.float32, copy=False)
-    return scan_of_volume(
-        Volume(array.reshape(meta.dimensions[::-1]), meta.affine()), "image.nii.gz"
-    )
+    return np.frombuffer(raw, "<f4").astype(np.float32, copy=False)

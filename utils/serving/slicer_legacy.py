@@ -18,7 +18,8 @@ from utils.errors import InputError
 from utils.prompts.kinds import Click, MaskPrompt, Prompt, checked_box
 from utils.serving.boxes import box_of_corners
 from utils.serving.context import Context
-from utils.serving.forms import file_of, form_of, inflated, npy_array
+from utils.serving.drawings import checked_drawing
+from utils.serving.forms import Form, file_of, form_of, inflated, npy_array
 from utils.serving.frames import json_response
 from utils.serving.nninteractive_bodies import body_of
 from utils.serving.refusals import Refusal
@@ -30,7 +31,7 @@ from utils.serving.uploads import MAX_ITEMSIZE, SLACK_BYTES, drop_body
 KIND = "slicer_legacy"
 TARGET = 1
 NO_IMAGE = {"status": "error", "message": "No image uploaded"}  # the client then sends it
-UNSUPPORTED = "Scribbles and lassos are not supported by this server: use points or boxes."
+YES = ("true", "1", "yes")
 
 
 class Point(msgspec.Struct):
@@ -83,7 +84,7 @@ class SlicerLegacy:
         if each is None:
             return json_response(NO_IMAGE)
         with self.context.registry.intake(each) as intake:
-            mask = await self._drawing(request, intake)
+            _, mask = await self._form_with_mask(request, intake)
 
         def job(session: Session) -> None:
             if mask.shape != session.scan.shape:
@@ -115,10 +116,30 @@ class SlicerLegacy:
 
         return await self._add(request, prompt)
 
-    async def add_drawing(self, request: Request) -> Response:
-        """Say that scribbles and lassos are not taken."""
-        await drop_body(request, self.context.max_voxels + SLACK_BYTES)
-        return json_response({"status": "error", "message": UNSUPPORTED})
+    async def add_scribble(self, request: Request) -> Response:
+        """Add the prompts of a scribble; answer with the mask."""
+        return await self._draw(request, is_lasso=False)
+
+    async def add_lasso(self, request: Request) -> Response:
+        """Add the prompts of a lasso; answer with the mask."""
+        return await self._draw(request, is_lasso=True)
+
+    async def _draw(self, request: Request, is_lasso: bool) -> Response:
+        each = self._session(request)
+        if each is None:
+            await drop_body(request, self.context.max_voxels + SLACK_BYTES)
+            return json_response(NO_IMAGE)
+        with self.context.registry.intake(each) as intake:
+            form, drawn = await self._form_with_mask(request, intake)
+        is_foreground = form.fields.get("positive_click", "").lower() in YES
+
+        def job(session: Session) -> None:
+            drawing = checked_drawing(
+                drawn, None, session.scan.shape, is_foreground=is_foreground, is_lasso=is_lasso
+            )
+            session.draw(TARGET, drawing)
+
+        return await self._answer(each, job)
 
     async def _add(self, request: Request, prompt: Callable[[Session], Prompt]) -> Response:
         each = self._session(request)
@@ -151,14 +172,14 @@ class SlicerLegacy:
         headers = {"Content-Encoding": "gzip", "Cache-Control": "no-store"}
         return Response(igzip.compress(bits, 1), 200, headers, "application/octet-stream")
 
-    async def _drawing(self, request: Request, intake: Intake) -> np.ndarray:
-        """Return the mask (k, j, i) bool of a request's form."""
+    async def _form_with_mask(self, request: Request, intake: Intake) -> tuple[Form, np.ndarray]:
+        """Return a request's form, and the mask (k, j, i) bool in it."""
         most = self.context.max_voxels + SLACK_BYTES
-        content = file_of(await form_of(request, most, intake))
+        form = await form_of(request, most, intake)
         array = await asyncio.to_thread(
-            lambda: npy_array(inflated(content, most), self.context.max_voxels)
+            lambda: npy_array(inflated(file_of(form), most), self.context.max_voxels)
         )
-        return array > 0
+        return form, array > 0
 
     def _session(self, request: Request, *, opens: bool = False) -> OpenSession | None:
         """Return the session of a client; None if it has no image."""

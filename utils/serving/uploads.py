@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import nibabel as nib
-from isal import igzip
+from isal import igzip, isal_zlib
 from starlette.requests import ClientDisconnect, Request
 
 from utils.errors import InputError
@@ -186,7 +186,7 @@ def _nifti_voxels(path: Path, max_voxels: int) -> int:
                 inflated.replace(path)
         except InputError:
             raise
-        except (EOFError, OSError, zlib.error, igzip.BadGzipFile) as error:
+        except (EOFError, OSError, zlib.error, isal_zlib.error) as error:
             raise InputError(
                 f"{path}: cannot be inflated ({error}). Expected a complete file: send it again."
             ) from error
