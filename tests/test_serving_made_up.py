@@ -6,6 +6,8 @@ tries thousands of requests; without the variable there are a few hundred.
 """
 
 import contextlib
+import gzip
+import io
 import json
 import os
 import socket
@@ -157,6 +159,50 @@ def named(tmp_path_factory):
         # The voxels are whole numbers, so the image itself is a label on its grid.
         answer = client.put("/datastore/label?image=good", files={"label": ("a.nii", IMAGE)})
         assert answer.status_code == 200, answer.text
+
+
+CURVE = np.zeros(voxels().shape, np.uint8)
+CURVE[6, 6:9, 2:27] = 1
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory):
+    """A client with two sessions: of Slicer's old plug-in, and of ITK-SNAP, whose id is given."""
+    with client_of(small_context(tmp_path_factory.mktemp("server"))) as client:
+        files = {"file": ("volume.npy", npy(voxels()))}
+        assert client.post("/upload_image", files=files).json() == {"status": "ok"}
+        session = client.get("/start_session").json()["session_id"]
+        shape = {"dimensions": list(voxels().shape[::-1]), "spacing": [1, 1, 1]}
+        fields = {"metadata": json.dumps(shape)}
+        files = {"file": ("image.gz", gzip.compress(voxels().astype("<f4").tobytes()))}
+        answer = client.post(f"/upload_raw/{session}", files=files, data=fields)
+        assert answer.status_code == 200, answer.text
+        yield client, session, fields
+        click = {"voxel_coord": list(CENTRES[0]), "positive_click": True}
+        assert client.post("/add_point_interaction", json=click).status_code == 200
+
+
+@MADE_UP
+@given(st.data(), st.booleans(), st.sampled_from(["scribble", "lasso"]), JSON)
+def test_made_up_drawings_of_other_clients(drawing, data, zipped_later, kind, fields):
+    client, session, grid = drawing
+    for path, content, known in (
+        (f"/add_{kind}_interaction", npy(CURVE), {"positive_click": "True"}),
+        (f"/process_{kind}_interaction/{session}", CURVE.astype("<f4").tobytes(), grid),
+    ):
+        sent = changed(data, content) if zipped_later else content
+        sent = gzip.compress(sent) if zipped_later else changed(data, gzip.compress(sent))
+        form = known if zipped_later else {name: json.dumps(fields) for name in known}
+        answer = client.post(path, files={"file": ("a.gz", sent)}, data=form)
+        assert answer.status_code in (200, 400, 413, 429), answer.text
+    client.get(f"/reset_interactions/{session}")
+    client.post("/upload_segment", files={"file": ("a.gz", gzip.compress(npy(CURVE * 0)))})
 
 
 @MADE_UP
