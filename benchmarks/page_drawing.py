@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.measure import machine_line, table
-from benchmarks.serving import clicks_on, phantom, serving
+from benchmarks.serving import Clicks, phantom, serving
 from utils.errors import InputError, exit_on_input_error
 from utils.run.flags import add_device_arguments, positive_int
 
@@ -60,7 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", type=Path, required=True)
     add("--network", help="name of the network in a released file, such as vit_b_ori")
     add("--shape", type=positive_int, nargs=3, default=[128, 256, 256], metavar=("D", "H", "W"))
-    add("--clicks", type=positive_int, default=20, help="clicks in one target (default: 20)")
+    add("--clicks", type=positive_int, default=20, help="further clicks (default: 20)")
     add_device_arguments(parser)
     return parser.parse_args(argv)
 
@@ -105,14 +105,10 @@ def run(args: argparse.Namespace) -> np.ndarray:
             page.wait_for_timeout(200)
         while not page.evaluate(READY):
             page.wait_for_timeout(200)
-        organs = len(np.unique(labels)) - 1
-        return np.array(
-            [
-                page.evaluate(CLICK, [1, place.tolist(), bool(is_on)])
-                for place, is_on, organ in clicks_on(labels, args.clicks * organs, seed=99)
-                if organ == 0
-            ]
-        )
+        places = Clicks(labels, seed=99)
+        page.evaluate(CLICK, [1, places.on(1).tolist(), True])
+        near = [places.near(1) for _ in range(args.clicks)]
+        return np.array([page.evaluate(CLICK, [1, at.tolist(), is_on]) for at, is_on in near])
 
 
 @exit_on_input_error

@@ -4,10 +4,11 @@
     python benchmarks/serving.py --checkpoint weights/student.pth --shape 300 512 512 --targets 1 8
 
 The script starts serve.py, sends a phantom as large as --shape, and clicks as the page does: one
-click on each target, then further clicks at random places in and beside them. The times hold all
-that the server does and the way through this machine's network, and not the drawing of the page,
-which benchmarks/page_drawing.py times. The masks are pasted together as the page does it, and
-compared with the server's whole mask.
+click on an organ for each target, then further clicks at random places on and beside the targets'
+organs. Then it clicks on until --all-clicks have been sent, and reads the server's memory. The
+times hold all that the server does and the way through this machine's network, and not the drawing
+of the page, which benchmarks/page_drawing.py times. The masks are pasted together as the page does
+it, and compared with the server's whole mask.
 """
 
 import argparse
@@ -47,8 +48,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", type=Path, required=True)
     add("--network", help="name of the network in a released file, such as vit_b_ori")
     add("--shape", type=positive_int, nargs=3, default=[128, 256, 256], metavar=("D", "H", "W"))
-    add("--targets", type=positive_int, nargs="+", default=[1, 8], help="(default: 1 8)")
+    add("--targets", type=positive_int, nargs="+", default=[1, 8, 32], help="(default: 1 8 32)")
     add("--clicks", type=positive_int, default=20, help="further clicks (default: 20)")
+    memory = "clicks after which the memory is read (default: 200)"
+    add("--all-clicks", type=positive_int, default=200, help=memory)
     add_device_arguments(parser)
     add("--json", type=json_file, help="also write the numbers to this file")
     return parser.parse_args(argv)
@@ -109,16 +112,25 @@ def phantom(shape: Sequence[int]) -> tuple[bytes, np.ndarray]:
     return front + array.tobytes(), small.label[places]
 
 
-def clicks_on(labels: np.ndarray, count: int, seed: int) -> Iterator[tuple[np.ndarray, bool, int]]:
-    """Yield places on and beside organs, whether they are on it, and the organ's number from 0."""
-    rng, organs = np.random.default_rng(seed), np.unique(labels[labels > 0])
-    voxels = [np.argwhere(labels == organ) for organ in organs]
-    for number in range(count):
-        organ = number % len(organs)
-        place = voxels[organ][rng.integers(len(voxels[organ]))]
-        if number >= len(organs):
-            place = np.clip(place + rng.integers(-6, 7, 3), 0, np.array(labels.shape) - 1)
-        yield place, labels[tuple(place)] == organs[organ], organ
+class Clicks:
+    """Places on organs, and near them."""
+
+    def __init__(self, labels: np.ndarray, seed: int) -> None:
+        self.labels, self.rng = labels, np.random.default_rng(seed)
+        self.organs = np.unique(labels[labels > 0])
+        self.voxels = [np.argwhere(labels == organ) for organ in self.organs]
+
+    def on(self, target: int) -> np.ndarray:
+        """Return a random voxel of a target's organ; targets, from 1, share the organs in turns."""
+        voxels = self.voxels[(target - 1) % len(self.organs)]
+        return voxels[self.rng.integers(len(voxels))]
+
+    def near(self, target: int) -> tuple[np.ndarray, bool]:
+        """Return a voxel on or beside a target's organ, and whether it is on it."""
+        place = self.on(target) + self.rng.integers(-6, 7, 3)
+        place = np.clip(place, 0, np.array(self.labels.shape) - 1)
+        organ = self.organs[(target - 1) % len(self.organs)]
+        return place, bool(self.labels[tuple(place)] == organ)
 
 
 def scored(page: Page, labels: np.ndarray, targets: int, clicks: int) -> dict[str, list[float]]:
@@ -127,12 +139,11 @@ def scored(page: Page, labels: np.ndarray, targets: int, clicks: int) -> dict[st
     have = len(page.http.get(page.path).json()["targets"])
     for _ in range(targets - have):
         page.send("targets")
-    found: dict[str, list[float]] = {"first": [], "further": []}
-    for number, (place, _, _) in enumerate(clicks_on(labels, targets, seed=targets)):
-        found["first"].append(page.click(place, True, number + 1))
-    for number, (place, is_on, organ) in enumerate(clicks_on(labels, clicks, seed=99)):
-        target = organ + 1 if organ < targets else number % targets + 1
-        found["further"].append(page.click(place, is_on, target))
+    places = Clicks(labels, seed=targets)
+    found = {"first": [page.click(places.on(n), True, n) for n in range(1, targets + 1)]}
+    found["further"] = [
+        page.click(*places.near(n % targets + 1), n % targets + 1) for n in range(clicks)
+    ]
     page.require_whole()
     return found
 
@@ -145,7 +156,12 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         report: dict[str, object] = {"machine": machine(), "shape": args.shape}
         report["upload_mb_s"] = len(content) / 1e6 / page.upload(content, args.shape)
         report["targets"] = {n: scored(page, labels, n, args.clicks) for n in args.targets}
-        report["peak_mib"] = peak_mib(process.pid)
+        sent = sum(len(times) for kinds in report["targets"].values() for times in kinds.values())
+        targets, places = args.targets[-1], Clicks(labels, seed=99)
+        for n in range(args.all_clicks - sent):
+            page.click(*places.near(n % targets + 1), n % targets + 1)
+        report["clicks"] = max(sent, args.all_clicks)
+        report["memory_mib"] = {name: memory_mib(process.pid, name) for name in ("VmRSS", "VmHWM")}
         other = Page(url)
         other.upload(content, args.shape)
         with ThreadPoolExecutor(2) as pool:
@@ -177,10 +193,13 @@ def serving(args: argparse.Namespace) -> Iterator[tuple[str, subprocess.Popen]]:
             process.communicate()
 
 
-def peak_mib(process: int) -> float | None:
-    """Return the largest resident set of a process so far; None where /proc does not tell."""
+def memory_mib(process: int, name: str) -> float | None:
+    """Return the resident set of a process, VmRSS, or the largest so far, VmHWM.
+
+    None where /proc does not tell.
+    """
     path = Path(f"/proc/{process}/status")
-    match = re.search(r"VmHWM:\s+(\d+) kB", path.read_text()) if path.exists() else None
+    match = re.search(rf"{name}:\s+(\d+) kB", path.read_text()) if path.exists() else None
     return int(match[1]) / 1024 if match else None
 
 
@@ -195,11 +214,12 @@ def report_text(report: dict) -> str:
     rows.append(
         ["further click, two sessions", *(f"{np.percentile(both, q):.0f}" for q in (50, 95))]
     )
-    memory = f"{report['peak_mib']:.0f}" if report["peak_mib"] else "unknown"
+    now, peak = (f"{mib:.0f}" if mib else "unknown" for mib in report["memory_mib"].values())
     return (
         f"{machine_line()}; {' x '.join(map(str, report['shape']))} voxels, "
         f"{report['volume_mib']:.0f} MiB\n\n{table(['over HTTP', 'median ms', 'p95 ms'], rows)}\n\n"
-        f"upload {report['upload_mb_s']:.0f} MB/s; peak memory {memory} MiB"
+        f"upload {report['upload_mb_s']:.0f} MB/s; memory after {report['clicks']} clicks "
+        f"{now} MiB, at most {peak} MiB; 3 x the image + 1 GB are {3 * report['volume_mib'] + 954:.0f} MiB"
     )
 
 
