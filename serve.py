@@ -32,6 +32,7 @@ from utils.volumes.intensity import add_intensity_arguments
 
 PORT = 1527  # of nnInteractive's server
 NEW_TOKEN = "new"
+CLASSES_HELP = "text file of target names, one a line; a colour may follow: liver #aa3322"
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     files.add_argument("--network", help="name of the network in a released file, as vit_b_ori")
     teacher = "take prompt encoder and mask decoder from this file"
     files.add_argument("--teacher", type=checkpoint_file, help=teacher)
-    files.add_argument("--classes", type=Path, help="text file of target names, one a line")
+    files.add_argument("--classes", type=Path, help=CLASSES_HELP)
     files.add_argument(
         "--save-dir",
         type=Path,
@@ -118,6 +119,7 @@ def run(args: argparse.Namespace) -> None:
     predictor = ready_predictor(
         model, rule, device=args.device, precision=args.precision, engine=args.engine
     )
+    classes = class_colors(args.classes)
     served = Served(
         predictor=predictor,
         network=checkpoint.name,
@@ -126,7 +128,8 @@ def run(args: argparse.Namespace) -> None:
         sessions=args.sessions,
         max_voxels=args.max_voxels,
         save_dir=args.save_dir,
-        classes=class_names(args.classes),
+        classes=list(classes),
+        class_colors={name: color for name, color in classes.items() if color},
     )
     serve(served, address, open_browser=args.open)
 
@@ -144,19 +147,23 @@ def with_packages() -> None:
         ) from error
 
 
-def class_names(path: Path | None) -> list[str]:
-    """Return the names of targets in a text file, one a line; none without a file.
+def class_colors(path: Path | None) -> dict[str, str]:
+    """Return the names of targets in a text file, one a line, with their colours; none without.
+
+    Returns:
+        name -> "#rrggbb", which may follow the name on its line; empty where it does not.
 
     Raises:
         InputError: the file cannot be read.
     """
     if path is None:
-        return []
+        return {}
     from utils.files.safe_read import open_regular, reading
 
     with reading(path, "a text file of names"), open_regular(path) as file:
         lines = file.read(2**20).decode("utf-8-sig").splitlines()
-    return [line.strip()[:64] for line in lines if line.strip()]
+    found = (re.fullmatch(r"(.*?)(?:\s(#[0-9a-fA-F]{6}))?", line.strip()) for line in lines)
+    return {match[1].strip()[:64]: (match[2] or "").lower() for match in found if match[1].strip()}
 
 
 def port(text: str) -> int:

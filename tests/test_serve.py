@@ -104,6 +104,15 @@ def test_a_port_in_use_is_named(tmp_path, student, monkeypatch):
             serve.run(parsed("--checkpoint", student, "--port", port, "--device", "cpu"))
 
 
+def test_class_names_may_have_colours(tmp_path):
+    names = tmp_path / "classes.txt"
+    names.write_text("liver #AA3322\n\n  left kidney \nvertebra L#1\n#112233\n", "utf-8-sig")
+    assert serve.class_colors(names) == {
+        "liver": "#aa3322", "left kidney": "", "vertebra L#1": "", "#112233": "",
+    }  # fmt: skip
+    assert serve.class_colors(None) == {}
+
+
 def test_every_flag_is_read(tmp_path, student, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(server, "serve", lambda *_, **__: None)

@@ -133,6 +133,23 @@ def test_earlier_work_on_the_same_image_is_offered_and_taken_up(tmp_path, page, 
         assert other.state["undo"] == 1
 
 
+def test_work_of_a_page_that_was_closed_is_offered_to_the_next(tmp_path):
+    context, now = small_context(tmp_path, small_scan()), [0.0]
+    context.registry._clock = lambda: now[0]
+    with client_of(context) as client:
+        closed = PageClient(client)
+        closed.click(CENTRES[0])
+        now[0] = 100.0
+        beside = PageClient(client)
+        assert beside.state["earlier"] == []  # the other page may be open still
+        now[0] = 200.0
+        after = PageClient(client)
+        (earlier,) = after.state["earlier"]
+        assert earlier["id"] == closed.state["session"]
+        after.send("POST", "earlier", {"id": earlier["id"]})
+        np.testing.assert_array_equal(after.labels, closed.labels)
+
+
 def test_the_same_image_opened_again_offers_what_was_done_on_it(tmp_path, page, scan_file):
     upload(page, scan_file)
     page.click(CENTRES[0])
@@ -335,7 +352,7 @@ def test_a_client_that_leaves_sessions_behind_does_not_shut_others_out(tmp_path)
     registry._clock = lambda: now[0]
     left = [registry.open("itksnap") for now[0] in (1.0, 0.0)]
     page = registry.open("page")
-    now[0] = 200.0
+    now[0] = 100.0
     with pytest.raises(Refusal, match="3 sessions are open"):
         registry.open("page")
     now[0] = 400.0

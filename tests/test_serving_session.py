@@ -246,6 +246,18 @@ def test_an_id_is_used_again_where_all_were_used_and_targets_were_removed():
     assert session.targets[7].name == "again"
 
 
+def test_undo_and_redo_still_work_where_no_further_step_is_taken(monkeypatch):
+    session, click = open_session(), Click(CENTRES[0], True)
+    session.add(1, click)
+    monkeypatch.setattr(session_module, "MOST_STEPS", 1)
+    with pytest.raises(PromptError):
+        session.add(1, OUTSIDE)
+    session.undo()
+    assert not session.labels.any()
+    session.redo()
+    assert session.prompts[1] == (click,)
+
+
 def test_a_target_that_cannot_be_added_leaves_no_name(monkeypatch):
     session = open_session()
     monkeypatch.setattr(session_module, "MOST_STEPS", 0)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ class Context:
     max_voxels: int
     first_scan: Scan | None = None  # the image of new sessions
     classes: Sequence[str] = ()  # names offered for targets
+    class_colors: Mapping[str, str] = field(default_factory=dict)  # "#rrggbb" of some of them
     shared: str = ""  # the one session that all pages show, where there is one
     is_ready: bool = False  # the network has run once
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))

@@ -75,6 +75,7 @@ class PageApi:
             "sessions": {"open": len(registry), "most": registry.most},
             "save_dir": str(context.save_dir),
             "classes": list(context.classes),
+            "class_colors": dict(context.class_colors),
             "modalities": list(MODALITIES),
         }
         return json_response(content)

@@ -72,7 +72,7 @@ def _earlier(context: Context, session: Session) -> list[dict]:
     return [
         {"id": one.id, "saved": one.saved, "targets": one.targets, "prompts": one.prompts}
         for one in found
-        if not context.registry.has(one.id)
+        if context.registry.is_left(one.id)
     ]
 
 

@@ -24,11 +24,12 @@ class Patience:
     yields: float = math.inf  # without any request, where another session needs its place
 
 
-#: By kind of client. A page in a background tab may send nothing for minutes. The others beside
-#: nnInteractive's never say that they are there, nor that they go: they leave sessions behind.
+#: By kind of client. A page asks after its session every 15 seconds, in a background tab once a
+#: minute; a closed one leaves its session behind. So do the clients beside nnInteractive's, which
+#: never say that they are there, nor that they go.
 UNHEARD = Patience(3600, 3600, yields=300)
 PATIENCE = {
-    "page": Patience(900, 12 * 3600),
+    "page": Patience(900, 12 * 3600, yields=180),
     "nninteractive": Patience(60, 600),
     "slicer_legacy": UNHEARD,
     "itksnap": UNHEARD,
@@ -164,17 +165,20 @@ class Registry:
             if is_gone and not (each.is_kept or each.waiting or each.taking_in):
                 self.close(each.id)
 
+    def is_left(self, session_id: str) -> bool:
+        """Tell whether no client was heard of a session for so long that it may have gone."""
+        each = self._open.get(session_id)
+        return each is None or self._clock() - each.heard >= PATIENCE[each.kind].yields
+
     def _make_place(self) -> None:
         """Where all places are taken, close the session that was silent longest, of those that may.
 
         Its client sends the image again with its next prompt, or asks its user to.
         """
-        now = self._clock()
         may = [
             each
             for each in self._open.values()
-            if now - each.heard >= PATIENCE[each.kind].yields
-            and not (each.waiting or each.taking_in)
+            if self.is_left(each.id) and not (each.waiting or each.taking_in)
         ]
         if may and len(self._open) >= self.most:
             self.close(min(may, key=lambda each: each.heard).id)

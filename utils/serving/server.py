@@ -8,8 +8,8 @@ import socket
 import threading
 import time
 import webbrowser
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import uvicorn
@@ -96,6 +96,7 @@ class Served:
     max_voxels: int
     save_dir: Path
     classes: Sequence[str] = ()
+    class_colors: Mapping[str, str] = field(default_factory=dict)  # "#rrggbb" of some classes
 
 
 def context_of(served: Served) -> Context:
@@ -115,6 +116,7 @@ def context_of(served: Served) -> Context:
         max_voxels=served.max_voxels,
         first_scan=served.scan,
         classes=served.classes,
+        class_colors=served.class_colors,
     )
 
 

@@ -264,7 +264,7 @@ class Session:
         label_map, before = self._label_map, self._applied
         if sum(map(len, snapshot.values())) > max(MOST_PROMPTS, sum(map(len, before.values()))):
             raise _too_many(f"{MOST_PROMPTS} prompts")
-        if self.history.undo_steps >= MOST_STEPS:
+        if record == self.history.push and self.history.undo_steps >= MOST_STEPS:
             raise _too_many(f"{MOST_STEPS} steps")
         try:
             self._apply(snapshot)

@@ -66,7 +66,7 @@ async function startViewer() {
 
 /** Make all parts, and let each know of the others' changes. */
 function connect(status, viewer, messages) {
-  const session = new Session();
+  const session = new Session(status.class_colors);
   const masks = new Masks(viewer);
   const overlay = new Overlay(element("overlay"), viewer);
   const gestures = new Gestures(element("overlay"), viewer, overlay);
@@ -81,7 +81,9 @@ function connect(status, viewer, messages) {
   connectPrompts(page);
   connectTargets(page);
   fillHelp(element("keys"));
-  listen(element("overlay"), (action, event) => page.actions[action](event));
+  listen(element("overlay"), (action, event) => {
+    if (element("veil").hidden) page.actions[action](event); // no image is being loaded
+  });
   window.fastsam3d = page; // for the browser's console
   return page;
 }

@@ -30,8 +30,10 @@ function store(id) {
 }
 
 export class Session extends EventTarget {
-  constructor() {
+  /** @param classColors colours of target names, "#rrggbb". */
+  constructor(classColors = {}) {
     super();
+    this.classColors = classColors;
     this.state = null;
     this.waiting = 0;
     this.online = true;
@@ -93,6 +95,7 @@ export class Session extends EventTarget {
   /** Ask for the labels of the whole image. */
   async refresh() {
     const frame = await getFrame(`${this.path}/mask`);
+    if (frame.state.revision < this.state.revision) return; // a click was answered meanwhile
     this._take(frame.state);
     this._tell("labels", { box: frame.state.box, labels: frame.labels, all: true });
   }
@@ -106,7 +109,7 @@ export class Session extends EventTarget {
         this._setOnline(true);
         return true;
       } catch (error) {
-        await this._handle(error);
+        await this._handle(error, true);
         return false;
       } finally {
         this.waiting -= 1;
@@ -130,18 +133,22 @@ export class Session extends EventTarget {
   _take(state, isNew = false) {
     const before = this.state;
     this.state = state;
-    for (const target of state.targets) target.color ||= colorOf(target.id);
+    for (const target of state.targets) {
+      target.color ||= this.classColors[target.name] ?? colorOf(target.id);
+    }
     this._tell("state", state);
     const isOther = !before || before.image?.digest !== state.image?.digest;
     if (isNew || isOther) this._tell("image", state.image);
   }
 
-  async _handle(error) {
+  /** Show an error. `isAction`: it kept an action of the user's from the server. */
+  async _handle(error, isAction = false) {
     if (error instanceof ApiError && error.code === "token") {
       location.replace("./");
     } else if (error instanceof ApiError && error.code === "no_session") {
       await this._reopen(error);
     } else if (error instanceof OfflineError) {
+      this._lost ||= isAction;
       this._setOnline(false);
     } else {
       this._tell("trouble", error);
@@ -167,6 +174,10 @@ export class Session extends EventTarget {
     if (online === this.online) return;
     this.online = online;
     this._tell("online", online);
+    if (online && this._lost) {
+      this._lost = false;
+      this._tell("trouble", new Error("The last action did not reach the server: repeat it."));
+    }
     if (!online) setTimeout(() => this._retry(), RETRY_MS);
   }
 
@@ -181,7 +192,7 @@ export class Session extends EventTarget {
   }
 
   async _heartbeat() {
-    if (document.hidden || this.waiting || !this.online) return;
+    if (this.waiting || !this.online) return; // in a hidden tab too: the session stays open
     try {
       const { revision } = await getJson(`${this.path}/heartbeat`);
       if (revision > this.state.revision && !this.waiting) await this.refresh();
