@@ -31,6 +31,7 @@ from serving_helpers import (
 from utils.prompts.kinds import Click
 from utils.serving.nnia import pack, unpack
 from utils.serving.refusals import Refusal
+from utils.serving.scan import scan_of_array
 
 EXAMPLES = int(os.environ.get("SERVING_EXAMPLES", "80"))
 MADE_UP = settings(
@@ -42,6 +43,9 @@ MADE_UP = settings(
 )
 IMAGE = nib.Nifti1Image(voxels().T, np.diag([1.2, 1.1, 1.0, 1.0])).to_bytes()
 ARRAY = pack(voxels()[None])
+MASK_AFTER_CLICK = plain_masks(
+    {1: [Click(CENTRES[0], True)]}, scan_of_array(voxels(), (1.0, 1.0, 1.0), "image.nii.gz")
+)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +120,13 @@ def leased(tmp_path_factory):
         answer = client.post("/set_image", content=ARRAY, headers=lease)
         assert answer.json() == {"original_image_shape": [1, *voxels().shape]}
         yield client, lease
-        assert client.post("/heartbeat", json={}, headers=lease).status_code == 200
+        assert client.post("/reset_interactions", json={}, headers=lease).status_code == 200
+        click = {"coordinates": list(CENTRES[0]), "include_interaction": True}
+        answer = client.post("/add_point_interaction", json=click, headers=lease)
+        box = json.loads(answer.headers["X-Meta"])["bbox"]
+        found = np.zeros(voxels().shape, np.uint8)
+        found[tuple(slice(*side) for side in box)] = unpack(answer.content, 10**6)
+        np.testing.assert_array_equal(found, MASK_AFTER_CLICK)
 
 
 @MADE_UP
@@ -185,7 +195,9 @@ def drawing(tmp_path_factory):
         assert answer.status_code == 200, answer.text
         yield client, session, fields
         click = {"voxel_coord": list(CENTRES[0]), "positive_click": True}
-        assert client.post("/add_point_interaction", json=click).status_code == 200
+        bits = np.frombuffer(client.post("/add_point_interaction", json=click).content, np.uint8)
+        found = np.unpackbits(bits, count=CURVE.size).reshape(CURVE.shape)
+        np.testing.assert_array_equal(found, MASK_AFTER_CLICK)
 
 
 @MADE_UP

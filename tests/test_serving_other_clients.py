@@ -21,6 +21,7 @@ from small_cases import ball
 from utils.files.images import read_image
 from utils.files.nifti import write_nifti
 from utils.prompts.kinds import BoxPrompt, Click, MaskPrompt
+from utils.serving import forms
 from utils.serving.drawings import checked_drawing
 from utils.serving.scan import scan_of_array, scan_of_volume
 from utils.volumes.geometry import affine_from_spacing
@@ -90,6 +91,14 @@ def test_slicers_old_plugin_is_served_a_whole_session(client):
     assert slicer.file("/upload_segment", given).json() == {"status": "ok"}
     answer = slicer.prompt("/add_point_interaction", voxel_coord=[2, 2, 25], positive_click=False)
     slicer.check(answer, MaskPrompt(given), OUTSIDE)
+
+
+def test_a_form_is_parsed_in_parts(client, monkeypatch):
+    monkeypatch.setattr(forms, "CHUNK", 1000)
+    slicer = Slicer(client)
+    slicer.upload(voxels())  # 13 parts
+    point = {"voxel_coord": list(CENTRES[0]), "positive_click": True}
+    slicer.check(slicer.prompt("/add_point_interaction", **point), INSIDE)
 
 
 def after_drawing(scan, *earlier, **kind):

@@ -1,5 +1,6 @@
 """Forms of other clients (multipart/form-data), and the arrays in them: bounded, and no pickles."""
 
+import asyncio
 import io
 import math
 import zlib
@@ -17,6 +18,7 @@ from utils.serving.registry import Intake
 from utils.serving.uploads import JSON_BYTES, read_body, too_large
 
 KINDS = "buif"
+CHUNK = 2**20  # bytes of a form that are parsed at once
 GZIP_WINDOW = 31  # zlib's code for a gzip stream
 
 
@@ -38,10 +40,15 @@ async def form_of(request: Request, most: int, intake: Intake | None = None) -> 
         Refusal: it is too large, or no such form.
     """
     body = await read_body(request, most, intake)
-    sent = [{"type": "http.request", "body": body, "more_body": False}]
+    starts = iter(range(0, max(len(body), 1), CHUNK))
 
     async def receive() -> dict:
-        return sent.pop() if sent else {"type": "http.disconnect"}
+        await asyncio.sleep(0)  # other requests are answered between the parts of a large form
+        start = next(starts, None)
+        if start is None:
+            return {"type": "http.disconnect"}
+        part, has_more = body[start : start + CHUNK], start + CHUNK < len(body)
+        return {"type": "http.request", "body": part, "more_body": has_more}
 
     try:
         parsed = Request(request.scope, receive).form(

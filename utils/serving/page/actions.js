@@ -133,6 +133,20 @@ export class Actions {
     if (target) this.choose(target.id);
   }
 
+  nextTarget() {
+    this._step(1);
+  }
+
+  previousTarget() {
+    this._step(-1);
+  }
+
+  _step(by) {
+    const { targets, active } = this.page.list;
+    const at = targets.findIndex(({ id }) => id === active) + by;
+    if (targets.length) this.choose(targets[(at + targets.length) % targets.length].id);
+  }
+
   choose(id) {
     const { list, overlay, viewer, session } = this.page;
     list.choose(id);

@@ -14,6 +14,8 @@ export const KEYS = [
   { group: "Prompts", keys: "Escape", on: "cancel", text: "stop drawing; close messages" },
   { group: "Targets", keys: "N", on: "add", text: "new target" },
   { group: "Targets", keys: "1 to 9", on: "pick", text: "work on this target" },
+  { group: "Targets", keys: "T", on: "nextTarget", text: "work on the next target" },
+  { group: "Targets", keys: "Shift+T", on: "previousTarget", text: "work on the previous target" },
   { group: "Targets", keys: "R", on: "rename", text: "rename the target" },
   { group: "Targets", keys: "Delete", on: "remove", text: "remove the target" },
   { group: "Targets", keys: "H", on: "hide", text: "hide or show the target's mask" },
