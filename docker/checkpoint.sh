@@ -22,3 +22,4 @@ fi
 if [ -n "${NETWORK:-}" ]; then set -- --network "$NETWORK" "$@"; fi
 if [ "$teachers" -eq 1 ]; then set -- --teacher "$teacher" "$@"; fi
 set -- --checkpoint "$checkpoint" "$@"
+echo "checkpoint: $checkpoint" >&2

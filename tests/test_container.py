@@ -252,7 +252,8 @@ def test_a_file_that_is_no_network_ends_the_build(workspace, tmp_path, content):
     (scene / "weights" / "student.pth").write_bytes(content)
     ended = run_sh(scene, "sh predict.sh --check")
     assert ended.returncode == 1
-    (line, *_) = [x for x in ended.stderr.splitlines() if not x.startswith("import time:")]
+    said, line, *_ = [x for x in ended.stderr.splitlines() if not x.startswith("import time:")]
+    assert said == "checkpoint: weights/student.pth"
     assert line.startswith("InputError: weights/student.pth")
 
 

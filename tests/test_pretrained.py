@@ -99,7 +99,7 @@ def test_a_predictor_of_no_file_saves_no_data_sets(tmp_path):
 def test_a_repository_of_the_hub_is_downloaded(tmp_path):
     student = save_student(tmp_path / "student.pth")
     with LocalHub({"owner/net/student.pth": student.read_bytes()}) as hub:
-        done = run_with_hub(hub, tmp_path, "-c", LOAD.format("'owner/net', revision='main'"))
+        done = run_with_hub(hub, tmp_path, "-c", LOAD.format("'owner/net', revision=None"))
         assert done.stdout.strip() == fingerprint(small_student()), done.stderr
         again = run_with_hub(hub, tmp_path, "-c", LOAD.format(f"'owner/net', revision='{COMMIT}'"))
         assert again.stdout == done.stdout, again.stderr
@@ -117,7 +117,21 @@ def test_released_weights_are_opened_by_their_networks_name(tmp_path):
     assert done.stdout.strip() == fingerprint(model), done.stderr
 
 
-@pytest.mark.parametrize("name", ["missing", "a/b/c/../d", "owner/", "/nowhere/at/all/.."])
+def test_a_sha256_without_its_file_is_kept_and_refused(tmp_path):
+    (tmp_path / "student.pth.sha256").write_text("of another file")
+    with pytest.raises(InputError, match=r"student\.pth\.sha256: is there already"):
+        PretrainedPredictor(small_student(), RULE).save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["student.pth.sha256"]
+
+
+def test_a_folder_without_the_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"has no net\.pth.*\n.*file="):
+        PretrainedPredictor.from_pretrained(tmp_path, file="net.pth")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "missing", "a/b/c", "a/b/c/../d", "owner/", "/nowhere/at/all/.."]
+)
 def test_a_name_of_neither_form_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"is no folder.*OWNER/REPO"):

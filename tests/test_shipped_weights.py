@@ -88,6 +88,10 @@ def test_the_files_are_small_and_whole(role):
     assert digest in (WEIGHTS / "README.md").read_text()
 
 
+def test_both_files_together_are_small():
+    assert sum(shipped(role).stat().st_size for role in ("student", "teacher")) <= 20 * MB
+
+
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_the_files_are_what_was_compared_with_float32(role):
     content = read_checkpoint(shipped(role))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segment_anything import checkpoint_payload
+from segment_anything.checkpoint import HASH_SUFFIX
 from utils.errors import InputError
 from utils.files.atomic import atomic_path
 from utils.files.hub import SCHEME, HubFile, fetch
@@ -40,6 +41,9 @@ predictor = PretrainedPredictor.from_pretrained("OWNER/REPO")
 Or on the command line: `python predict.py --checkpoint hf://OWNER/REPO/{file} …`
 
 Folders of its training data: {trained_on}
+
+If its training began with the weights that ship with the project, their licence (CC BY-SA 4.0)
+and the attributions in `weights/README.md` apply to these weights too.
 """
 
 
@@ -59,7 +63,7 @@ class PretrainedPredictor(Predictor):
         name: str | os.PathLike,
         *,
         file: str = NETWORK_FILE,
-        revision: str = "main",
+        revision: str | None = None,
         network: str | None = None,
         **settings: Any,
     ) -> "PretrainedPredictor":
@@ -74,15 +78,16 @@ class PretrainedPredictor(Predictor):
         Args:
             name: a folder, or OWNER/REPO.
             file: the network's file in it.
-            revision: branch, tag or commit of the repository; of no effect for a folder.
+            revision: branch, tag or commit of the repository, by default main; of no effect for a
+                folder.
             network: name in `sam_model_registry3D`, for released weights.
             settings: keyword arguments of `Predictor`, such as ``device``.
 
         Raises:
-            InputError: there is no such folder and ``name`` is no OWNER/REPO; the file cannot be
-                fetched; or it is no network file, see `open_network`.
+            InputError: there is no such folder and ``name`` is no OWNER/REPO; the file is not in
+                the folder or cannot be fetched; or it is no network file, see `open_network`.
         """
-        path = Path(name) / file if Path(name).is_dir() else fetch(_on_hub(name, file, revision))
+        path = _in_folder(name, file) or fetch(_on_hub(name, file, revision or "main"))
         predictor = cls(*open_network(path, network), **settings)
         predictor.trained_on = trained_on(path)
         return predictor
@@ -103,11 +108,12 @@ class PretrainedPredictor(Predictor):
             WriteError: the disk is full, or the folder cannot be written to.
         """
         path = Path(folder) / NETWORK_FILE
-        if os.path.lexists(path):
-            raise InputError(
-                f"{path}: is there already, expected no such file.\nName another folder; "
-                "save_pretrained replaces nothing."
-            )
+        for taken in (path, path.with_name(NETWORK_FILE + HASH_SUFFIX)):
+            if os.path.lexists(taken):
+                raise InputError(
+                    f"{taken}: is there already, expected no such file.\nName another folder; "
+                    "save_pretrained replaces nothing."
+                )
         model, facts = self.network.model, {"crop_rule": self.rule.to_dict()}
         if self.trained_on is not None:
             facts["trained_on"] = sorted(self.trained_on)
@@ -127,10 +133,26 @@ class PretrainedPredictor(Predictor):
         )
 
 
+def _in_folder(name: str | os.PathLike, file: str) -> Path | None:
+    """Return the path of a folder's file; None where ``name`` is no folder."""
+    folder = Path(name)
+    if not (os.fspath(name) and folder.is_dir()):
+        return None
+    if not (folder / file).is_file():
+        raise InputError(
+            f"{folder}: has no {file}, expected a network file.\nName it with file=, or name "
+            "another folder."
+        )
+    return folder / file
+
+
 def _on_hub(name: str | os.PathLike, file: str, revision: str) -> HubFile:
     """Return the address of a repository's file."""
     try:
-        return HubFile.parse(f"{SCHEME}{name}/{file}@{revision}")
+        found = HubFile.parse(f"{SCHEME}{name}/{file}@{revision}")
+        if found.repo != os.fspath(name):
+            raise InputError(f"{name}: is more than OWNER/REPO. Expected OWNER/REPO: shorten it.")
+        return found
     except InputError as error:
         raise InputError(
             f"{name}: is no folder, and {file} at {revision} in it is no file of the hub. Expected "
