@@ -1,4 +1,4 @@
-"""How long the page takes to show a mask: the server's part, the page's own, and the drawing.
+"""How long the page takes to show a mask: until it has the labels, and until they are drawn.
 
     python benchmarks/page_drawing.py --checkpoint weights/student.pth
 
@@ -21,31 +21,31 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.measure import machine_line, table
-from benchmarks.serving import Clicks, phantom, serving
+from benchmarks.serving import Clicks, add_server_arguments, phantom, serving
 from utils.errors import InputError, exit_on_input_error
-from utils.run.flags import add_device_arguments, positive_int
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+#: WebGL without a graphics card. --no-sandbox: for root, as in containers.
 CHROMIUM = (
     "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist",
-    "--no-sandbox",
+    "--no-sandbox", "--disable-extensions", "--disable-background-networking",
 )  # fmt: skip
 WAIT_MS = 300_000
 READY = "() => window.fastsam3d?.viewer.order && document.getElementById('veil').hidden"
-#: Sends a click; returns the milliseconds until its mask is in the page, of these the server's, and
-#: those until the mask is drawn.
+#: Sends a click; returns the milliseconds until its mask is in the page, those of the network among
+#: them, and those of the drawing that follows.
 CLICK = """async ([target, at, positive]) => {
     const { session, viewer } = fastsam3d;
-    const drawn = new Promise((done) => viewer.addEventListener("drawn", done, { once: true }));
     let answer = null;
     session.addEventListener("answered", ({ detail }) => { answer = detail; }, { once: true });
     const start = performance.now();
     const prompt = { target, type: "point", at, positive };
     if (!(await session.change("prompts", prompt, { timed: true }))) throw new Error("refused");
-    viewer.draw();
     const there = performance.now();
+    const drawn = new Promise((done) => viewer.addEventListener("drawn", done, { once: true }));
+    viewer.draw();
     await drawn;
     viewer.nv.gl.finish();
     return [there - start, answer.network, performance.now() - there];
@@ -56,12 +56,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--checkpoint", type=Path, required=True)
-    add("--network", help="name of the network in a released file, such as vit_b_ori")
-    add("--shape", type=positive_int, nargs=3, default=[128, 256, 256], metavar=("D", "H", "W"))
-    add("--clicks", type=positive_int, default=20, help="further clicks (default: 20)")
-    add_device_arguments(parser)
+    add_server_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -98,17 +93,20 @@ def run(args: argparse.Namespace) -> np.ndarray:
         scan = Path(folder) / "phantom.nii"
         scan.write_bytes(content)
         page.goto(url)
-        while not page.evaluate(READY):
-            page.wait_for_timeout(200)
+        _wait(page, READY)
         page.set_input_files("#image-file", scan)
-        while page.evaluate("() => fastsam3d.session.state.image?.name") != scan.name:
-            page.wait_for_timeout(200)
-        while not page.evaluate(READY):
-            page.wait_for_timeout(200)
+        _wait(page, f"() => fastsam3d.session.state.image?.name === '{scan.name}'")
+        _wait(page, READY)
         places = Clicks(labels, seed=99)
         page.evaluate(CLICK, [1, places.on(1).tolist(), True])
         near = [places.near(1) for _ in range(args.clicks)]
         return np.array([page.evaluate(CLICK, [1, at.tolist(), is_on]) for at, is_on in near])
+
+
+def _wait(page: "Page", condition: str) -> None:
+    """Wait until a condition holds; the page's policy forbids the browser's own wait."""
+    while not page.evaluate(condition):
+        page.wait_for_timeout(200)
 
 
 @exit_on_input_error

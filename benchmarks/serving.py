@@ -45,16 +45,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add_server_arguments(parser)
+    add("--targets", type=positive_int, nargs="+", default=[1, 8, 32], help="(default: 1 8 32)")
+    memory = "clicks after which the memory is read (default: 200)"
+    add("--all-clicks", type=positive_int, default=200, help=memory)
+    add("--json", type=json_file, help="also write the numbers to this file")
+    return parser.parse_args(argv)
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the server and its image, and the number of further clicks."""
+    add = parser.add_argument
     add("--checkpoint", type=Path, required=True)
     add("--network", help="name of the network in a released file, such as vit_b_ori")
     add("--shape", type=positive_int, nargs=3, default=[128, 256, 256], metavar=("D", "H", "W"))
-    add("--targets", type=positive_int, nargs="+", default=[1, 8, 32], help="(default: 1 8 32)")
     add("--clicks", type=positive_int, default=20, help="further clicks (default: 20)")
-    memory = "clicks after which the memory is read (default: 200)"
-    add("--all-clicks", type=positive_int, default=200, help=memory)
     add_device_arguments(parser)
-    add("--json", type=json_file, help="also write the numbers to this file")
-    return parser.parse_args(argv)
 
 
 class Page:

@@ -11,15 +11,11 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from benchmarks.page_drawing import CHROMIUM
 from utils.serving.context import Context
 from utils.serving.page_files import PAGE, VIEWER
 from utils.serving.server import UVICORN, Address, app_of, listening_socket
 
-#: WebGL without a graphics card. --no-sandbox: tests may run as root, as in containers.
-CHROMIUM = (
-    "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist",
-    "--no-sandbox", "--disable-extensions", "--disable-background-networking",
-)  # fmt: skip
 WAIT_S = 300  # SwiftShader on a busy CPU
 
 

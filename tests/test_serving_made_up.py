@@ -202,15 +202,15 @@ def drawing(tmp_path_factory):
 
 @MADE_UP
 @given(st.data(), st.booleans(), st.sampled_from(["scribble", "lasso"]), JSON)
-def test_made_up_drawings_of_other_clients(drawing, data, zipped_later, kind, fields):
+def test_made_up_drawings_of_other_clients(drawing, data, is_damaged_inside, kind, fields):
     client, session, grid = drawing
     for path, content, known in (
         (f"/add_{kind}_interaction", npy(CURVE), {"positive_click": "True"}),
         (f"/process_{kind}_interaction/{session}", CURVE.astype("<f4").tobytes(), grid),
     ):
-        sent = changed(data, content) if zipped_later else content
-        sent = gzip.compress(sent) if zipped_later else changed(data, gzip.compress(sent))
-        form = known if zipped_later else {name: json.dumps(fields) for name in known}
+        sent = changed(data, content) if is_damaged_inside else content
+        sent = gzip.compress(sent) if is_damaged_inside else changed(data, gzip.compress(sent))
+        form = known if is_damaged_inside else {name: json.dumps(fields) for name in known}
         answer = client.post(path, files={"file": ("a.gz", sent)}, data=form)
         assert answer.status_code in (200, 400, 413, 429), answer.text
     client.get(f"/reset_interactions/{session}")

@@ -6,6 +6,7 @@ holds its own configuration, and nothing in a folder is replaced.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,13 +149,10 @@ def _in_folder(name: str | os.PathLike, file: str) -> Path | None:
 
 def _on_hub(name: str | os.PathLike, file: str, revision: str) -> HubFile:
     """Return the address of a repository's file."""
-    try:
-        found = HubFile.parse(f"{SCHEME}{name}/{file}@{revision}")
-        if found.repo != os.fspath(name):
-            raise InputError(f"{name}: is more than OWNER/REPO. Expected OWNER/REPO: shorten it.")
-        return found
-    except InputError as error:
-        raise InputError(
-            f"{name}: is no folder, and {file} at {revision} in it is no file of the hub. Expected "
-            "a folder with a network file, or a repository as OWNER/REPO."
-        ) from error
+    if os.fspath(name).count("/") == 1:
+        with suppress(InputError):
+            return HubFile.parse(f"{SCHEME}{name}/{file}@{revision}")
+    raise InputError(
+        f"{name}: is no folder, and {file} at {revision} in it is no file of the hub. Expected a "
+        "folder with a network file, or a repository as OWNER/REPO."
+    )

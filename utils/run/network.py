@@ -1,4 +1,4 @@
-"""Open a network file: rebuild and check the network, return it with its crop rule. Save one."""
+"""Network files: the network of one is rebuilt and checked, with its crop rule; one is written."""
 
 import io
 import logging

@@ -37,6 +37,7 @@ export class Session extends EventTarget {
     this.state = null;
     this.waiting = 0;
     this.online = true;
+    this._lost = false; // an action did not reach the server
     this._tail = Promise.resolve();
   }
 
