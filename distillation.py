@@ -17,8 +17,7 @@ A stopped run resumes with --resume. ``student.pth`` holds the encoder in the la
 fastsam3d.pth, and also the teacher's prompt encoder and decoder, so that it is a complete network.
 """
 
-import utils.run.blas_threads  # before NumPy
-import utils.run.threads  # noqa: F401  before torch
+import utils.run.threads  # noqa: F401  before NumPy and torch
 
 # isort: split
 import argparse

@@ -17,7 +17,7 @@ cases are answered, and the exit code is 1; tracebacks go to OUTPUT/errors_<time
     python predict.py --input inputs --output outputs --checkpoint student.pth
 """
 
-import utils.run.threads  # noqa: F401  before torch
+import utils.run.threads  # noqa: F401  before NumPy and torch
 
 # isort: split
 import argparse

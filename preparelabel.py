@@ -18,8 +18,7 @@ Writes  --crops-dir     the crop cache; a case is read again only if its files o
 A stopped run resumes with --resume.
 """
 
-import utils.run.blas_threads  # before NumPy
-import utils.run.threads  # noqa: F401  before torch
+import utils.run.threads  # noqa: F401  before NumPy and torch
 
 # isort: split
 import argparse

@@ -13,7 +13,7 @@ The server prints the address of its page when it is ready, and ends on Ctrl-C. 
 tells how to connect 3D Slicer and napari, and how to use it from another machine.
 """
 
-import utils.run.threads  # noqa: F401  before torch
+import utils.run.threads  # noqa: F401  before NumPy and torch
 
 # isort: split
 import argparse
@@ -73,6 +73,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     reach.add_argument(
         "--allow-host", nargs="+", default=[], metavar="NAME", help="more names of this machine"
     )
+    reach.add_argument(
+        "--allow-origin",
+        type=origin,
+        nargs="+",
+        default=[],
+        metavar="URL",
+        help="web pages of other sites that may use the server, as https://viewer.example "
+        "(default: none)",
+    )
     reach.add_argument("--open", action="store_true", help="open the page in the browser")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--sessions", type=positive_int, default=4, help="(default: %(default)s)")
@@ -98,13 +107,16 @@ def run(args: argparse.Namespace) -> None:
     """
     with_packages()
     from utils.files.atomic import make_folder
-    from utils.prediction.predictor import ready_predictor
+    from utils.prediction.predictor import Predictor, ready_predictor
     from utils.run.network import open_network
     from utils.serving.scan import open_scan, phantom_scan
     from utils.serving.server import Address, Served, file_digest, serve
+    from utils.serving.worker import Worker
 
     secret = secrets.token_urlsafe(24) if args.token == NEW_TOKEN else args.token
-    address = Address(args.host, args.port, secret, args.allow_host)
+    address = Address(
+        args.host, args.port, secret, names=args.allow_host, origins=args.allow_origin
+    )
     address.require_safe()
     args = with_local_files(args)
     checkpoint = args.checkpoint or default_checkpoint()
@@ -113,15 +125,18 @@ def run(args: argparse.Namespace) -> None:
     logger.info("%s: %s", scan.name, scan.mapping)
     if scan.warning:
         logger.warning("%s: %s", scan.name, scan.warning)
-    model, rule = open_network(
-        checkpoint, args.network, args.teacher, encoder=args.encoder, refine=args.refine
-    )
-    predictor = ready_predictor(
-        model, rule, device=args.device, precision=args.precision, engine=args.engine
-    )
-    classes = class_colors(args.classes)
+
+    def opened() -> Predictor:
+        model, rule = open_network(
+            checkpoint, args.network, args.teacher, encoder=args.encoder, refine=args.refine
+        )
+        return ready_predictor(
+            model, rule, device=args.device, precision=args.precision, engine=args.engine
+        )
+
+    classes, worker = class_colors(args.classes), Worker()
     served = Served(
-        predictor=predictor,
+        predictor=worker.call(opened),
         network=checkpoint.name,
         digest=file_digest(checkpoint),
         scan=scan,
@@ -130,6 +145,7 @@ def run(args: argparse.Namespace) -> None:
         save_dir=args.save_dir,
         classes=list(classes),
         class_colors={name: color for name, color in classes.items() if color},
+        worker=worker,
     )
     serve(served, address, open_browser=args.open)
 
@@ -171,6 +187,15 @@ def port(text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"found {text}, expected 0 to 65535")
     return int(text)
+
+
+def origin(text: str) -> str:
+    """Parse the value of a flag: scheme, host and port of a page's address."""
+    if not re.fullmatch(r"https?://[a-z0-9.\-]+(:[0-9]{1,5})?", text.lower()):
+        raise argparse.ArgumentTypeError(
+            f"found {text}, expected the start of a page's address alone, as https://viewer.example"
+        )
+    return text.lower()
 
 
 def token(text: str) -> str:

@@ -18,7 +18,7 @@ A stopped run resumes: cases that are scored already are not scored again.
     python validation.py --checkpoint sam_med3d_turbo.pth --network vit_b_ori --num-clicks 10
 """
 
-import utils.run.threads  # noqa: F401  before torch
+import utils.run.threads  # noqa: F401  before NumPy and torch
 
 # isort: split
 import argparse

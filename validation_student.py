@@ -21,7 +21,7 @@ A stopped run resumes: cases that are scored already are not scored again.
         --teacher sam_med3d_turbo.pth
 """
 
-import utils.run.threads  # noqa: F401  before torch
+import utils.run.threads  # noqa: F401  before NumPy and torch
 
 # isort: split
 import argparse

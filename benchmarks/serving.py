@@ -103,7 +103,10 @@ class Page:
         box = parse_json(content[4 : 4 + length])["box"]
         if box is not None:
             place = self.labels[tuple(slice(*side) for side in box)]
-            place[...] = np.frombuffer(content, np.uint8, offset=4 + length).reshape(place.shape)
+            runs = content[4 + length :]
+            lengths = np.frombuffer(runs, "<u4", len(runs) // 5)
+            values = np.frombuffer(runs, np.uint8, offset=lengths.nbytes)
+            place[...] = np.repeat(values, lengths).reshape(place.shape)
 
 
 def phantom(shape: Sequence[int]) -> tuple[bytes, np.ndarray]:

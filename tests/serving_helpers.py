@@ -142,9 +142,10 @@ class PageClient:
             assert len(content) == 4 + length
             return self.state
         box = tuple(slice(*side) for side in self.state["box"])
-        self.labels[box] = np.frombuffer(content[4 + length :], np.uint8).reshape(
-            self.labels[box].shape
-        )
+        runs = content[4 + length :]
+        count = len(runs) // 5
+        lengths, values = np.frombuffer(runs, "<u4", count), list(runs[4 * count :])
+        self.labels[box] = np.repeat(values, lengths).reshape(self.labels[box].shape)
         return self.state
 
     def click(self, at, positive: bool = True, target: int = 1) -> dict:

@@ -98,7 +98,8 @@ def test_a_voxel_keeps_its_place_from_file_to_ras_and_back():
 def test_a_frame_is_a_state_and_the_labels_of_its_box():
     state = {"revision": 3, "box": [[0, 1], [2, 4], [5, 8]]}
     text = json.dumps(state).encode()
-    frame = len(text).to_bytes(4, "little") + text + bytes(range(6))
+    runs = np.array([2, 3, 1], "<u4").tobytes() + bytes([7, 0, 9])
+    frame = len(text).to_bytes(4, "little") + text + runs
     code = """
         import { decodeFrame } from "./frame.js";
         const read = (bytes) => {
@@ -111,10 +112,16 @@ def test_a_frame_is_a_state_and_the_labels_of_its_box():
         };
         result = frames.map(read);
     """
-    frames = [frame, frame[:-1], frame[:3], (10**6).to_bytes(4, "little") + text]
-    good, short, tiny, cut = in_node(code, frames=[list(each) for each in frames])
-    assert good == [state, list(range(6))]
-    assert short == "the mask does not fill its box"
+    none = json.dumps(state | {"box": None}).encode()
+    frames = [
+        frame, len(none).to_bytes(4, "little") + none, frame[:-1],
+        frame.replace(runs, runs[:4] + runs[-3:-2]), frame[:3],
+        (10**6).to_bytes(4, "little") + text,
+    ]  # fmt: skip
+    good, empty, cut_off, short, tiny, cut = in_node(code, frames=[list(each) for each in frames])
+    assert good == [state, [7, 7, 0, 0, 0, 9]]
+    assert empty == [state | {"box": None}, []]
+    assert cut_off == short == "the mask does not fill its box"
     assert tiny == cut == "the server's answer is cut off"
 
 

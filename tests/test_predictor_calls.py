@@ -266,7 +266,7 @@ def test_kept_logits_never_exceed_their_room(monkeypatch, predictor):
     for target in (1, 2, 3, 4):
         predictor.add_point((4 * target, 12, 14), target=target)
     predictor.segmentation()
-    sizes = [logits.values.nbytes for _, logits in predictor._cached.values()]
+    sizes = [kept.nbytes for kept in predictor._cached.values()]
     assert len(sizes) == 4
     room = max(sizes) + min(sizes)
     monkeypatch.setattr(predictor_module, "LOGIT_BYTES", room)
@@ -274,7 +274,7 @@ def test_kept_logits_never_exceed_their_room(monkeypatch, predictor):
     for target in (1, 2, 3, 4):
         predictor.add_point((4 * target, 12, 14), target=target)
     predictor.segmentation()
-    held = sum(logits.values.nbytes for _, logits in predictor._cached.values())
+    held = sum(kept.nbytes for kept in predictor._cached.values())
     assert 0 < held <= room
 
 
@@ -323,3 +323,16 @@ def test_the_options_are_the_predictors():
 def test_a_box_is_of_the_whole_target_unless_said_otherwise(predictor):
     predictor.add_box((4, 5, 6), (12, 15, 18))
     assert same(predictor, fresh(BoxPrompt((4, 5, 6), (12, 15, 18), False)))
+
+
+def test_a_sibling_shares_the_network_and_nothing_else(predictor):
+    predictor.add_point((10, 12, 14))
+    expected = predictor.mask()
+    sibling = predictor.sibling()
+    assert sibling.network is predictor.network
+    assert (sibling.session, sibling.targets) == (None, [])
+    sibling.set_image(np.zeros((4, 5, 6), np.uint8), (1.0, 1.0, 1.0))
+    sibling.add_point((1, 1, 1), target=3)
+    assert sibling.mask(target=3).shape == (4, 5, 6)
+    assert predictor.targets == [1]
+    np.testing.assert_array_equal(predictor.mask(), expected)

@@ -311,6 +311,36 @@ def test_monai_labels_client_is_served_a_whole_session(client, tmp_path):
     assert client.delete(f"/session/{session}").status_code == 200
 
 
+def test_monai_labels_request_chooses_what_it_is_answered(client, tmp_path):
+    path = tmp_path / "scan.nii.gz"
+    write_nifti(path, voxels(), AFFINE)
+    file = {"file": (path.name, path.read_bytes())}
+    session = client.put("/session/", files={"files": file["file"]}).json()["session_id"]
+
+    def infer(query, files=None, **params):
+        params = {"foreground": [list(CENTRES[0][::-1])], "label": "liver"} | params
+        files = {"params": (None, json.dumps(params))} | (files or {})
+        return client.post(f"/infer/fastsam3d?{query}", files=files)
+
+    answer = infer(f"image={session}&output=json")
+    assert answer.json() == {"label_names": {"liver": 1}}
+    answer = infer(f"image={session}", result_extension=".nii.gz")
+    assert b'filename="res.nii.gz"' in answer.content
+    answer = infer(f"image={session}&output=image", result_extension=".nii.gz")
+    (tmp_path / "mask.nii.gz").write_bytes(answer.content)
+    expected = plain_masks({1: [INSIDE]}, scan_of_volume(read_image(path), path.name))
+    np.testing.assert_array_equal(read_image(tmp_path / "mask.nii.gz").array, expected)
+    for query, params in (("output=dicom_seg", {}), ("", {"result_extension": ".seg.nrrd"})):
+        answer = infer(f"image={session}&{query}", **params)
+        assert answer.status_code == 400, answer.text
+    before = client.get("/api/status").json()["sessions"]["open"]
+    answer = infer("output=image", file)  # the image comes with the request
+    (tmp_path / "mask.nrrd").write_bytes(answer.content)
+    np.testing.assert_array_equal(read_image(tmp_path / "mask.nrrd").array, expected)
+    assert infer("output=image").status_code == 400  # neither a name nor a file
+    assert client.get("/api/status").json()["sessions"]["open"] == before
+
+
 @pytest.mark.parametrize(
     ("params", "status"),
     [

@@ -24,7 +24,6 @@ from utils.prediction.session import PredictorOptions
 from utils.prompts.kinds import BoxPrompt, Click
 from utils.serving.refusals import Refusal
 from utils.serving.scan import voxel_bytes
-from utils.serving.server import fresh_predictor
 from utils.volumes.geometry import affine_from_spacing
 
 AFFINE = affine_from_spacing(np.array([1.2, 1.1, 1.0]))
@@ -388,14 +387,6 @@ def test_sessions_share_the_network_and_nothing_else(tmp_path):
         np.testing.assert_array_equal(other.labels, plain_masks({1: [Click(CENTRES[1], True)]}))
         sessions = [context.registry.get(p.state["session"], "page").session for p in (one, other)]
         assert sessions[0].predictor.network is sessions[1].predictor.network
-
-
-def test_a_fresh_predictor_computes_what_the_shared_network_does():
-    base = small_predictor()
-    fresh = fresh_predictor(base)
-    assert fresh.network is base.network
-    assert fresh.rule == base.rule
-    assert fresh.session is None
 
 
 def test_the_server_says_what_it_is(page):

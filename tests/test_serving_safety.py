@@ -107,6 +107,29 @@ def test_another_page_can_reach_nothing_but_the_page(page, headers):
     assert page.client.get("/", headers=headers).status_code == 200
 
 
+def test_a_page_that_was_allowed_can_use_the_server_and_no_other_can(tmp_path):
+    context, viewer = small_context(tmp_path, small_scan()), {"Origin": "https://viewer.example"}
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    with client_of(context, token=TOKEN, origins=["https://viewer.example"]) as client:
+        asked = {"Access-Control-Request-Method": "PATCH", "Sec-Fetch-Site": "cross-site"}
+        answer = client.options("/api/sessions/x/targets/1", headers=viewer | asked)
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "https://viewer.example"
+        assert "PATCH" in answer.headers["access-control-allow-methods"]
+        assert "access-control-allow-credentials" not in answer.headers
+        answer = client.post("/api/sessions", headers=viewer | bearer, json={})
+        assert answer.status_code == 201
+        assert answer.headers["access-control-allow-origin"] == "https://viewer.example"
+        refused(client.post("/api/sessions", headers=viewer, json={}), 401, "token")
+        for other in ("https://viewer.example.evil.example", "http://viewer.example", "null"):
+            for headers in ({"Origin": other}, {"Origin": other} | asked):
+                answer = client.options("/api/status", headers=headers | bearer)
+                refused(answer, 403, "origin")
+                assert "access-control-allow-origin" not in answer.headers
+        two = [("Origin", "https://viewer.example"), ("Origin", "https://evil.example")]
+        refused(client.get("/api/status", headers=[*two, *bearer.items()]), 403, "origin")
+
+
 def test_the_own_page_and_programs_are_answered(page):
     for headers in (
         {"Origin": "http://127.0.0.1:1527", "Sec-Fetch-Site": "same-origin"}, {},

@@ -1,4 +1,4 @@
-"""How PyTorch's threads wait is set before torch is loaded, by every script that computes."""
+"""How threads wait is set before torch and NumPy are loaded, by every script that computes."""
 
 import os
 import subprocess
@@ -10,7 +10,9 @@ import pytest
 from benchmarks import waiting
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("preparelabel", "distillation", "validation", "validation_student", "predict")
+SCRIPTS = (
+    "preparelabel", "distillation", "validation", "validation_student", "predict", "serve",
+)  # fmt: skip
 
 #: Imports a script up to its first import of a package, and prints the setting that this would see.
 WATCH = """
@@ -45,8 +47,8 @@ def test_a_script_sets_it_before_torch(script):
     assert python(WATCH, script, *TORCH).split() == ["10000", "False"]
 
 
-@pytest.mark.parametrize("script", ["preparelabel", "distillation"])
-def test_numpys_products_have_one_thread_in_a_training(script, monkeypatch):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_numpys_products_have_one_thread(script, monkeypatch):
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     assert python(WATCH, script, *NUMPY).split() == ["1", "False"]
     assert python(WATCH, script, *NUMPY, OPENBLAS_NUM_THREADS="2").split() == ["2", "False"]

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segment_anything.config import IMAGE_CELLS
-from segment_anything.modeling.common import MLP, ChannelNorm3d, unfold_cells, upsample, wide
+from segment_anything.modeling.common import (
+    MLP,
+    ChannelNorm3d,
+    dense_last,
+    unfold_cells,
+    upsample,
+    wide,
+)
 from segment_anything.modeling.conv3D import DetailConv3d, PatchConvTranspose3d
 from segment_anything.modeling.pyramid3D import (
     CELL_CHANS,
@@ -90,8 +97,8 @@ class PyramidMaskDecoder3D(nn.Module):
         detail, image = detail_of(image_embeddings, self.dim), image_of(image_embeddings)
         maps = unfold_cells(dense_prompt_embeddings)
         # 1. Prompts and cells down to the tokens
-        cells = self.prompt_cells(_dense_last(maps.to(detail.dtype)))
-        cells = cells + self.detail_cells(_dense_last(detail))
+        cells = self.prompt_cells(dense_last(maps.to(detail.dtype)))
+        cells = cells + self.detail_cells(dense_last(detail))
         halves = self.prompt_halves(F.gelu(self.prompt_cells_norm(cells)))
         src = tokens + self.prompt_tokens(F.gelu(self.prompt_halves_norm(halves)))
 
@@ -111,7 +118,7 @@ class PyramidMaskDecoder3D(nn.Module):
 
         # 4. Up to the half cells, with image and mask prompt
         mask = unfold_image(maps[:, -IMAGE_CELLS:].detach())
-        fine = self.fine_prompt(_dense_last(torch.cat([image.to(maps.dtype), mask], dim=1)))
+        fine = self.fine_prompt(dense_last(torch.cat([image.to(maps.dtype), mask], dim=1)))
         fine = F.relu(self.to_fine(cells) + fine, inplace=True)
         fine = F.relu(self.fine_conv(fine), inplace=True)
 
@@ -129,8 +136,3 @@ def _products(features: Tensor, vectors: Tensor) -> Tensor:
     """Return the products (B, 1, D, H, W) of features (B, c, D, H, W) and vectors (B, c)."""
     products = features.movedim(1, -1) @ vectors[:, None, None, :, None]
     return wide(products.movedim(-1, 1))
-
-
-def _dense_last(volume: Tensor) -> Tensor:
-    """Order a volume with its channels last in memory, which convolutions are fastest on."""
-    return volume.contiguous(memory_format=torch.channels_last_3d)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segment_anything.config import PromptConfig
 from segment_anything.modeling.boxes3D import CORNERS, box_of, core, share_inside, surroundings
-from segment_anything.modeling.common import fold_cells, wide
+from segment_anything.modeling.common import dense_last, fold_cells, wide
 from segment_anything.modeling.diffusion3D import (
     CLICK_MAPS,
     click_cells,
@@ -84,7 +84,7 @@ class PyramidPromptEncoder3D(PointEmbeddings3D):
         self._require_fit(points, masks, image_embeddings)
         coords, labels = points
         tokens = image_embeddings[:, : self.embed_dim]
-        detail = wide(detail_of(image_embeddings, self.embed_dim))
+        detail = dense_last(wide(detail_of(image_embeddings, self.embed_dim)))
         sparse = self.embed_points(coords, labels, tokens, detail)
         maps = [self.stamps(coords, labels)]
         if self.config.click_diffusion:

@@ -149,21 +149,22 @@ def keep_prompted(
     mask = logits.values > 0
     if not mask.any():
         return logits
-    labels, _ = connected_components(mask)
+    labels, count = connected_components(mask)
     places = np.array(list(seeds), float).reshape(-1, 3)
     voxels = np.vstack([np.floor(places), np.ceil(places)]).astype(int) - logits.start
     inside = ((voxels >= 0) & (voxels < labels.shape)).all(axis=1)
-    kept = set(np.unique(labels[tuple(voxels[inside].T)]).tolist())
+    kept = np.zeros(count + 1, bool)
+    kept[labels[tuple(voxels[inside].T)]] = True
     if extent is not None:
         first = np.maximum(np.floor(extent.low + 0.5).astype(int) - logits.start, 0)
         last = np.maximum(np.ceil(extent.high + 0.5).astype(int) - logits.start, 0)
-        boxed = tuple(map(slice, first, last))
-        kept |= set(np.unique(labels[boxed]).tolist())
-    kept -= {0}
-    if not kept:
+        kept[np.unique(labels[tuple(map(slice, first, last))])] = True
+    kept[0] = False
+    if not kept.any() or kept[1:].all():
         return logits
-    dropped = mask & ~np.isin(labels, list(kept))
-    return LogitBox(logits.box, np.where(dropped, -SURE_LOGIT, logits.values))
+    dropped = ~kept
+    dropped[0] = False
+    return LogitBox(logits.box, np.where(dropped[labels], -SURE_LOGIT, logits.values))
 
 
 class ForegroundClicks:
@@ -236,14 +237,22 @@ def compete(shape: tuple[int, int, int], targets: Iterable[tuple[int, LogitBox]]
     Returns:
         (D, H, W) target ids, uint8, or uint16 if an id is above 255.
     """
-    best = np.zeros(shape, np.float32)
     answer = np.zeros(shape, np.uint8)
+    best: np.ndarray | None = None  # of all targets but the last, the highest logit
+    last: LogitBox | None = None
     for number, logits in targets:
-        if number > np.iinfo(answer.dtype).max:
-            answer = answer.astype(np.uint16)
-        mine = logits.values > best[logits.box]
-        answer[logits.box][mine] = number
-        best[logits.box][mine] = logits.values[mine]
+        if number > 255:
+            answer = answer.astype(np.uint16, copy=False)
+        if last is not None:
+            best = np.zeros(shape, np.float32) if best is None else best
+            np.maximum(best[last.box], last.values, out=best[last.box])
+        above = np.broadcast_to(np.float32(0), shape) if best is None else best
+        # Plane by plane, so that what was read is still in the processor's cache.
+        for ids, values, highest in zip(
+            answer[logits.box], logits.values, above[logits.box], strict=True
+        ):
+            np.copyto(ids, number, where=values > highest)
+        last = logits
     return answer
 
 

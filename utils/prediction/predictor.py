@@ -29,8 +29,10 @@ Conventions of all methods:
 How prompts become masks: utils/prediction/session.py and docs/prediction.md.
 """
 
+import copy
 import threading
 from collections.abc import Generator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -63,6 +65,28 @@ from utils.volumes.geometry import CropRule
 GPU_BATCH, CPU_BATCH = 16, 1
 #: Bytes of logits that are cached between calls, enough for hundreds of small targets.
 LOGIT_BYTES = 2**29
+
+
+class _Kept(NamedTuple):
+    """A target's logits, and what they were computed from."""
+
+    state: State
+    raw: LogitBox  # from the network alone
+    others: list[Click] | None  # foreground clicks of other targets in its box; None: not honoured
+    logits: LogitBox  # with all clicks honoured; ``raw`` itself where no click contradicts it
+
+    def honouring(self, logits: LogitBox, others: list[Click]) -> "_Kept":
+        """Return new logits with other clicks honoured; equal logits stay the same object."""
+        old = self.logits
+        if old.box == logits.box and np.array_equal(old.values, logits.values):
+            logits = old
+        return self._replace(logits=logits, others=others)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the logits."""
+        own = 0 if self.logits.values is self.raw.values else self.logits.values.nbytes
+        return self.raw.values.nbytes + own
 
 
 class Predictor:
@@ -105,6 +129,14 @@ class Predictor:
         self.decoder: BatchDecoder | None = None
         self._turn = threading.RLock()
         self.reset()
+
+    def sibling(self) -> "Predictor":
+        """Return a predictor without image that shares this one's network and compiled kernels."""
+        other = copy.copy(self)
+        other.session, other.decoder = None, None
+        other._turn = threading.RLock()
+        other.reset()
+        return other
 
     def set_image(
         self,
@@ -252,7 +284,7 @@ class Predictor:
             if target is None:
                 self._prompts: dict[int, PromptHistory] = {}
                 self._states: dict[int, list[State]] = {}  # after each prompt that counts
-                self._cached: dict[int, tuple[State, LogitBox]] = {}
+                self._cached: dict[int, _Kept] = {}
             else:
                 target = checks.checked_target(target)
                 for kept in (self._prompts, self._states, self._cached):
@@ -315,29 +347,25 @@ class Predictor:
             return self._logits(target, self._foreground_clicks())
 
     def _logits(self, target: int, foreground: ForegroundClicks) -> LogitBox:
-        logits, state = self._cached_logits(target), self._states[target][-1]
-        if not self.options.honour_clicks:
-            return logits
-        scene = self.session.scene
-        return honour_clicks(
-            logits,
-            self._prompts[target].clicks,
-            foreground.of_others(target, logits),
-            tuple(scene.voxel_mm),
-            self.session.cell_mm(state),
-            scene.shape,
-        )
+        """Return a target's logits; the same object as long as nothing in them changes."""
+        state, kept = self._states[target][-1], self._cached.pop(target, None)
+        if kept is None or kept.state is not state:
+            raw = self.session.logits(state)
+            raw.values.flags.writeable = False
+            kept = _Kept(state, raw, None, raw)
+        others = foreground.of_others(target, kept.raw)
+        if self.options.honour_clicks and others != kept.others:
+            kept = kept.honouring(self._honoured(target, kept.raw, state, others), others)
+        cached_bytes = sum(other.nbytes for other in self._cached.values())
+        if kept.nbytes + cached_bytes <= LOGIT_BYTES:
+            self._cached[target] = kept
+        return kept.logits
 
-    def _cached_logits(self, target: int) -> LogitBox:
-        """Return a target's logits from the network alone, computed once for each new prompt."""
-        state = self._states[target][-1]
-        cached_for, logits = self._cached.pop(target, (None, None))
-        if cached_for is not state:
-            logits = self.session.logits(state)
-            logits.values.flags.writeable = False
-        cached_bytes = sum(other.values.nbytes for _, other in self._cached.values())
-        if logits.values.nbytes + cached_bytes <= LOGIT_BYTES:
-            self._cached[target] = state, logits
+    def _honoured(self, target: int, raw: LogitBox, state: State, others: list[Click]) -> LogitBox:
+        scene, own = self.session.scene, self._prompts[target].clicks
+        cell_mm = self.session.cell_mm(state)
+        logits = honour_clicks(raw, own, others, tuple(scene.voxel_mm), cell_mm, scene.shape)
+        logits.values.flags.writeable = False
         return logits
 
     def _decode_new_prompts(self, targets: Sequence[int]) -> None:

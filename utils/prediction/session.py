@@ -242,12 +242,16 @@ class ImageSession:
 
     def prompted_cells(self, state: State) -> np.ndarray:
         """Return the cells (m, m, m) bool of the mask that are connected to click or box."""
+        return self._prompted(state) > 0
+
+    def _prompted(self, state: State) -> np.ndarray:
+        """Return the logits (m, m, m) without the components that no prompt touches."""
         grid = self.scene.grid(state.region)
         whole = LogitBox((slice(0, self.cells),) * 3, state.low_res)
         cell = grid.size / self.cells
         seeds = np.floor((np.transpose(grid.to_crop(state.seeds.T)) + 0.5) / cell)
         faces = None if state.box is None else np.array(_box_in(grid, state.box)) / cell - 0.5
-        return keep_prompted(whole, seeds, None if faces is None else Extent(*faces)).values > 0
+        return keep_prompted(whole, seeds, None if faces is None else Extent(*faces)).values
 
     def _widened(self, before: State, click: Click) -> Region:
         extent = extent_in(self.scene.grid(before.region), self.prompted_cells(before))
@@ -304,12 +308,14 @@ class ImageSession:
 
     def _view_logits(self, state: State) -> LogitBox:
         grid = self.scene.grid(state.region)
-        logits = LogitBox.from_low_res(grid, state.low_res)
         if state in self._tiled:
-            logits = blended(logits, self._tiled[state])
-        if not self.options.only_prompted:
+            logits = blended(LogitBox.from_low_res(grid, state.low_res), self._tiled[state])
+            if self.options.only_prompted:
+                logits = keep_prompted(logits, state.seeds, state.box)
             return logits
-        return keep_prompted(logits, state.seeds, state.box)
+        # Components of cells are found much faster than those of the image's voxels.
+        low_res = self._prompted(state) if self.options.only_prompted else state.low_res
+        return LogitBox.from_low_res(grid, low_res)
 
 
 def _is_background(prompt: Prompt) -> bool:

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -43,6 +44,7 @@ def build_app(
     names: Iterable[str] = (),
     token: str = "",
     framed_by: Iterable[str] = (),
+    origins: Iterable[str] = (),
 ) -> ASGIApp:
     """Return the app.
 
@@ -51,6 +53,7 @@ def build_app(
         names: further names by which clients may call it.
         token: a secret that clients must show; empty: none.
         framed_by: origins of pages that may show the server's page inside of theirs.
+        origins: of other pages that may send requests (CORS).
     """
     files = PageFiles()
     routes = [
@@ -73,8 +76,18 @@ def build_app(
         },
         middleware=[Middleware(Defects)],
     )
-    cookie = f"fastsam3d_{port}"
-    return Guard(app, host=host, names=names, token=token, cookie=cookie, framed_by=framed_by)
+    if origins := list(origins):
+        rules = {"allow_origins": origins, "allow_methods": ["*"], "allow_headers": ["*"]}
+        app = CORSMiddleware(app, expose_headers=["Content-Disposition"], **rules)
+    return Guard(
+        app,
+        host=host,
+        names=names,
+        token=token,
+        cookie=f"fastsam3d_{port}",
+        framed_by=framed_by,
+        origins=origins,
+    )
 
 
 def either_lease_or_not(leased: NNInteractive, legacy: SlicerLegacy) -> list[Route]:

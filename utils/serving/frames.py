@@ -1,19 +1,22 @@
 """Answers in JSON, and frames: a JSON text, then the labels of the box that changed.
 
-A frame is ``u32 little-endian n | n bytes JSON (UTF-8) | labels, uint8, C order of (z, y, x)``.
+A frame is ``u32 n | n bytes JSON (UTF-8) | u32 lengths of runs | uint8 labels of runs``, integers
+little-endian. A run is a number of equal labels in the box's C order (z, y, x). A mask of millions
+of voxels has ten thousands of runs, which are written and read faster than the voxels.
 """
 
 import json
 import struct
 from collections.abc import Mapping
 
+import numpy as np
 from isal import igzip
 from starlette.requests import Request
 from starlette.responses import Response
 
 from utils.serving.label_map import Change
 
-#: Larger answers are compressed, which takes less time than even a fast network needs for them.
+#: Larger answers are compressed, which takes less time than a fast network needs for them.
 COMPRESSED_FROM = 2**16
 
 
@@ -29,7 +32,15 @@ def frame(content: dict, change: Change) -> bytes:
     """Return JSON with ``box`` [[z0, z1], [y0, y1], [x0, x1]], or null, and the labels in it."""
     sides = change.box and [[side.start, side.stop] for side in change.box]
     text = json.dumps(content | {"box": sides}).encode()
-    return struct.pack("<I", len(text)) + text + change.labels.tobytes()
+    return struct.pack("<I", len(text)) + text + _runs(change.labels)
+
+
+def _runs(labels: np.ndarray) -> bytes:
+    """Return the lengths and the labels of the runs of an array in C order."""
+    flat = labels.reshape(-1)
+    starts = np.append(np.zeros(min(1, flat.size), int), np.flatnonzero(flat[1:] != flat[:-1]) + 1)
+    lengths = np.diff(starts, append=flat.size).astype("<u4")
+    return lengths.tobytes() + flat[starts].tobytes()
 
 
 def frame_response(request: Request, body: bytes, status: int = 200) -> Response:

@@ -4,8 +4,9 @@
 logits changed are gone through; the labels are the same, voxel by voxel.
 """
 
+import functools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ Box = tuple[slice, slice, slice]
 
 #: The largest id of a target in a label map, which is uint8.
 MOST_TARGETS = 255
+#: Voxels of a slab, of at least one plane.
+SLAB_VOXELS = 2**18
 
 
 class Change(NamedTuple):
@@ -58,16 +61,21 @@ class LabelMap:
         Args:
             logits: target id -> logits, as `Predictor.logits` returns them.
         """
-        patches = []
-        for region in self._changed_regions(logits):
-            shape = tuple(side.stop - side.start for side in region)
-            parts = ((target, logits_in(logits[target], region)) for target in sorted(logits))
-            patches.append((region, compete(shape, [part for part in parts if part[1]])))
+        regions = self._changed_regions(logits)
+        self._stale = regions  # until all of them are renewed
+        changed = []
+        for region in regions:
+            near = [target for target in sorted(logits) if logits_in(logits[target], region)]
+            for slab in _slabs(region):
+                shape = tuple(side.stop - side.start for side in slab)
+                parts = [(target, logits_in(logits[target], slab)) for target in near]
+                labels = compete(shape, [part for part in parts if part[1]])
+                changed.append(self._paste(slab, labels))
         self._stale = []
         self._seen = {
             target: (each.box, weakref.ref(each.values)) for target, each in logits.items()
         }
-        return self._paste(patches)
+        return self._change(changed)
 
     def whole(self) -> Change:
         """Return all labels, cut to their bounding box."""
@@ -77,7 +85,8 @@ class LabelMap:
     def show(self, labels: np.ndarray) -> Change:
         """Take over a label map (D, H, W) as it is until the next `update`; return what changed."""
         whole = tuple(slice(0, n) for n in self.labels.shape)
-        change = self._paste([(whole, labels.astype(np.uint8, copy=False))])
+        labels = labels.astype(np.uint8, copy=False)
+        change = self._change([self._paste(slab, labels[slab]) for slab in _slabs(whole)])
         shown = box_of(self.labels != 0)
         self._stale = [box for box in (shown, change.box) if box is not None]
         return change
@@ -97,25 +106,36 @@ class LabelMap:
             regions += boxes
         return regions
 
-    def _paste(self, patches: list[tuple[Box, np.ndarray]]) -> Change:
-        corners = []
-        for region, labels in patches:
-            before = self.labels[region]
-            inner = box_of(before != labels)
-            if inner is None:
-                continue
-            old, new = before[inner], labels[inner]
-            self._counts += np.bincount(new.ravel(), minlength=self._counts.size)
-            self._counts -= np.bincount(old.ravel(), minlength=self._counts.size)
-            old[...] = new
-            starts = [side.start for side in region]
-            corners += [[s + side.start for s, side in zip(starts, inner, strict=True)]]
-            corners += [[s + side.stop for s, side in zip(starts, inner, strict=True)]]
-        if not corners:
+    def _paste(self, box: Box, labels: np.ndarray) -> Box | None:
+        """Replace the labels in a box; return the box of those that are others now."""
+        before = self.labels[box]
+        differs = before != labels
+        inner = box_of(differs)
+        if inner is None:
+            return None
+        self._counts += np.bincount(labels[differs], minlength=self._counts.size)
+        self._counts -= np.bincount(before[differs], minlength=self._counts.size)
+        before[...] = labels
+        return tuple(
+            slice(int(side.start) + within.start, int(side.start) + within.stop)
+            for side, within in zip(box, inner, strict=True)
+        )
+
+    def _change(self, changed: Iterable[Box | None]) -> Change:
+        """Return the labels of the box around boxes."""
+        boxes = [box for box in changed if box is not None]
+        if not boxes:
             return NO_CHANGE
-        low, high = np.min(corners, axis=0).tolist(), np.max(corners, axis=0).tolist()
-        box = tuple(map(slice, low, high))
+        box = tuple(functools.reduce(_joined, sides) for sides in zip(*boxes, strict=True))
         return Change(box, self.labels[box].copy())
+
+
+def _slabs(box: Box) -> Iterator[Box]:
+    """Cut a box along z into slabs that stay in a processor's cache while they are worked on."""
+    z, *plane = box
+    thick = max(1, SLAB_VOXELS // max(1, _volume(tuple(plane))))
+    for start in range(z.start, z.stop, thick):
+        yield slice(start, min(start + thick, z.stop)), *plane
 
 
 def box_of(mask: np.ndarray) -> Box | None:

@@ -18,7 +18,7 @@ from utils.files.strict_json import JsonError, parse_json
 from utils.prompts.kinds import Click, Prompt, checked_box
 from utils.serving.context import Context
 from utils.serving.downloads import target_file
-from utils.serving.forms import bad_form, form_of
+from utils.serving.forms import bad_form, file_of, form_of
 from utils.serving.frames import json_response
 from utils.serving.monailabel_images import KIND, MonaiImages
 from utils.serving.refusals import Refusal
@@ -27,6 +27,10 @@ from utils.serving.session import Session
 from utils.serving.uploads import most_bytes
 
 MODEL, TARGET = "fastsam3d", 1
+#: What an answer holds: the mask's file, its labels' names, or both.
+OUTPUTS = ("image", "json", "all")
+#: Endings of the mask's file -> format of downloads.py.
+FORMATS = {".nrrd": "nrrd", ".nii.gz": "nifti"}
 
 Place = tuple[float, float, float]
 
@@ -38,6 +42,7 @@ class Params(msgspec.Struct):
     background: list[Place] = []
     roi: tuple[float, float, float, float, float, float] | None = None
     label: str = ""
+    result_extension: str = ".nrrd"
 
 
 class MonaiLabel:
@@ -116,25 +121,44 @@ class MonaiLabel:
         return json_response({})
 
     async def infer(self, request: Request) -> Response:
-        """Answer all prompts of a request with a mask, as NRRD."""
-        query = request.query_params
-        each = self._opened(request)
+        """Answer all prompts of a request with a mask."""
         if request.path_params["model"] != MODEL:
             raise Refusal(404, "no_such_path", f"there is no such model. Expected {MODEL}.")
-        form = await form_of(request, 2**20)
+        output = request.query_params.get("output", "all")
+        if output not in OUTPUTS:
+            raise Refusal(400, "bad_request", f"output is none of {', '.join(OUTPUTS)}.")
+        # A request without the image's name brings its file.
+        named = "session_id" in request.query_params or "image" in request.query_params
+        each = self._opened(request) if named else None
+        most = 0 if named else most_bytes(self.context.max_voxels)
+        with self.context.registry.intake(each) as intake:
+            form = await form_of(request, 2**20 + most, intake)
+            params = _params(form.fields.get("params", "{}"))
+            if each is None:
+                content = file_of(form)
+                scan = await self.images.read(form.names["file"], content, intake)
+                each = self.context.registry.open(KIND)
+                await self.images.open(request, each, scan)
         try:
-            params = msgspec.convert(parse_json(form.fields.get("params", "{}")), Params)
-        except (JsonError, msgspec.ValidationError) as error:
-            raise bad_form(f"its params: {error}") from error
+            return await self._answer(each, params, output)
+        finally:
+            if not named:
+                self.context.registry.close(each.id)
+
+    async def _answer(self, each: OpenSession, params: Params, output: str) -> Response:
+        file_format = FORMATS[params.result_extension]
 
         def job(session: Session) -> bytes:
             session.replace({}, {TARGET: _prompts(params, session.scan.shape)})
-            return target_file(session, TARGET, "nrrd")[1]
+            return b"" if output == "json" else target_file(session, TARGET, file_format)[1]
 
         mask = await self.context.registry.run(each, job)
-        if query.get("output") == "image":
+        found = {"label_names": {params.label or "target": 1}}
+        if output == "json":
+            return json_response(found)
+        if output == "image":
             return Response(mask, media_type="application/octet-stream")
-        return _two_parts({"label_names": {params.label or "target": 1}}, mask)
+        return _two_parts(found, mask, f"res{params.result_extension}")
 
     def _opened(self, request: Request) -> OpenSession:
         """Return the session that a request names, or that of the image which it names."""
@@ -162,14 +186,27 @@ def _prompts(params: Params, shape: tuple[int, int, int]) -> tuple[Prompt, ...]:
     return tuple(found)
 
 
-def _two_parts(params: dict, mask: bytes) -> Response:
+def _params(text: str) -> Params:
+    try:
+        params = msgspec.convert(parse_json(text), Params)
+    except (JsonError, msgspec.ValidationError) as error:
+        raise bad_form(f"its params: {error}") from error
+    if params.result_extension not in FORMATS:
+        raise bad_form(
+            f"its params: result_extension {params.result_extension[:20]!a}. Expected one of "
+            f"{', '.join(FORMATS)}"
+        )
+    return params
+
+
+def _two_parts(params: dict, mask: bytes, name: str) -> Response:
     """Return a form with the JSON ``params`` and the file of the mask."""
     boundary = secrets.token_hex(16)
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="params"\r\n'
         f"Content-Type: application/json\r\n\r\n{json.dumps(params)}\r\n".encode(),
         f'--{boundary}\r\nContent-Disposition: form-data; name="image"; '
-        'filename="res.nrrd"\r\nContent-Type: application/octet-stream\r\n\r\n'.encode(),
+        f'filename="{name}"\r\nContent-Type: application/octet-stream\r\n\r\n'.encode(),
         mask,
         f"\r\n--{boundary}--\r\n".encode(),
     ]

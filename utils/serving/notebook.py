@@ -1,6 +1,6 @@
 """The page in a notebook's cell: `show` starts a server of its own and displays it in a frame."""
 
-import utils.run.threads  # noqa: F401  before torch
+import utils.run.threads  # noqa: F401  before NumPy and torch
 
 # isort: split
 import argparse
@@ -18,7 +18,7 @@ import numpy as np
 from utils.errors import InputError
 from utils.files.atomic import make_folder
 from utils.files.strict_json import parse_json, read_json
-from utils.prediction.predictor import ready_predictor
+from utils.prediction.predictor import Predictor, ready_predictor
 from utils.run.checkpoint_flags import checkpoint_file, with_local_files
 from utils.run.network import open_network
 from utils.serving.background import BackgroundServer
@@ -28,6 +28,7 @@ from utils.serving.prompt_file import prompts_json
 from utils.serving.scan import IntensityFlags, Scan, open_scan, scan_of_array
 from utils.serving.server import Address, Served, file_digest
 from utils.serving.session import Session
+from utils.serving.worker import Worker
 from utils.volumes.intensity import MODALITIES
 
 JUPYTER_PORT = 8888
@@ -164,9 +165,14 @@ def show(
     path = with_local_files(named).checkpoint or default_checkpoint()
     folder = Path(save_dir).absolute()
     make_folder(folder)
-    model, rule = open_network(path, network)
+    worker = Worker()
+
+    def opened() -> Predictor:
+        model, rule = open_network(path, network)
+        return ready_predictor(model, rule, device=device, precision="auto", engine="eager")
+
     served = Served(
-        predictor=ready_predictor(model, rule, device=device, precision="auto", engine="eager"),
+        predictor=worker.call(opened),
         network=path.name,
         digest=file_digest(path),
         scan=scan,
@@ -174,6 +180,7 @@ def show(
         max_voxels=MAX_VOXELS,
         save_dir=folder,
         classes=[str(name)[:64] for name in names],
+        worker=worker,
     )
     token = secrets.token_urlsafe(24)
     address = Address("127.0.0.1", port, token, framed_by=framed_by)

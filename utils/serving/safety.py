@@ -48,6 +48,7 @@ class Guard:
         token: a secret that every client must show; empty: none.
         cookie: the name of the cookie that holds the token.
         framed_by: origins of pages that may show this server's page inside of theirs.
+        origins: of other pages that may send requests.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Guard:
         token: str = "",
         cookie: str,
         framed_by: Iterable[str] = (),
+        origins: Iterable[str] = (),
     ) -> None:
         self._app, self._token, self.cookie = app, token, cookie
+        self._origins = frozenset(origins)
         self._headers = framed_headers(framed_by)
         own = () if is_loopback(host) else (socket.gethostname(), socket.getfqdn())
         self._names = {name.lower() for name in (*LOOPBACK_NAMES, host, *own, *names) if name}
@@ -104,13 +107,15 @@ class Guard:
                 f"the request is for the host {hosts[0][:80] if hosts else ''!r}. Expected a name "
                 "of this server: start it with --allow-host NAME, or use its address.",
             )  # fmt: skip
-        if not is_page and _is_foreign(headers, hosts[0]):
+        is_allowed = headers.getlist("origin") in [[origin] for origin in self._origins]
+        if not (is_page or is_allowed) and _is_foreign(headers, hosts[0]):
             return (
                 403, "origin",
                 "the request comes from a page of another site. Expected the server's own page or "
                 "a program: open the server's address itself.",
             )  # fmt: skip
-        if self._is_known(scope, headers):
+        is_question = scope["method"] == "OPTIONS"  # of a browser, which sends no token with it
+        if (is_allowed and is_question) or self._is_known(scope, headers):
             return None
         if is_page:
             scope["path"] = "/login"  # the page that asks for the token

@@ -58,6 +58,7 @@ class Address:
     token: str = ""
     names: Sequence[str] = ()
     framed_by: Sequence[str] = ()  # origins of pages that may show the page inside of theirs
+    origins: Sequence[str] = ()  # of other pages that may send requests
 
     @property
     def url(self) -> str:
@@ -97,6 +98,7 @@ class Served:
     save_dir: Path
     classes: Sequence[str] = ()
     class_colors: Mapping[str, str] = field(default_factory=dict)  # "#rrggbb" of some classes
+    worker: Worker = field(default_factory=Worker)  # whose thread the network was opened in
 
 
 def context_of(served: Served) -> Context:
@@ -104,9 +106,9 @@ def context_of(served: Served) -> Context:
     first = served.classes[0] if served.classes else "target 1"
 
     def new_session() -> Session:
-        return Session(fresh_predictor(served.predictor), first)
+        return Session(served.predictor.sibling(), first)
 
-    registry = Registry(new_session, Worker(), served.sessions, memory_bytes())
+    registry = Registry(new_session, served.worker, served.sessions, memory_bytes())
     return Context(
         registry=registry,
         autosaves=Autosaves(served.save_dir / "autosave", served.digest),
@@ -118,21 +120,6 @@ def context_of(served: Served) -> Context:
         classes=served.classes,
         class_colors=served.class_colors,
     )
-
-
-def fresh_predictor(predictor: Predictor) -> Predictor:
-    """Return a predictor without image that shares another's network and its compiled kernels."""
-    network = predictor.network
-    engine = network.engine
-    fresh = Predictor(
-        network.model,
-        predictor.rule,
-        device=network.device,
-        precision=engine.precision,
-        options=predictor.options,
-    )
-    fresh.network = network
-    return fresh
 
 
 def serve(served: Served, address: Address, *, open_browser: bool = False) -> None:
@@ -172,6 +159,7 @@ def app_of(context: Context, address: Address) -> ASGIApp:
         names=address.names,
         token=address.token,
         framed_by=address.framed_by,
+        origins=address.origins,
     )
 
 
@@ -196,7 +184,7 @@ def file_digest(path: Path) -> str:
 def warm_up(predictor: Predictor) -> float:
     """Answer a click on a phantom, so that a user's first is not slow; return the seconds."""
     start = time.perf_counter()
-    session, scan = Session(fresh_predictor(predictor)), phantom_scan()
+    session, scan = Session(predictor.sibling()), phantom_scan()
     session.set_scan(scan)
     for positive in (True, False):
         middle = tuple(n // 2 + (0 if positive else 3) for n in scan.shape)

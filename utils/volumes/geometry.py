@@ -219,16 +219,14 @@ class CropGrid:
             raise GeometryError(
                 f"the crop was placed on a volume of shape {self.volume_shape}, got {volume.shape}"
             )
-        out, weights = np.transpose(volume, self.axes), []
-        for n in range(3):
-            positions = self.origin[n] + self.steps[n] * np.arange(self.size)
-            needed, matrix = _needed(_linear_weights(positions, out.shape[n]))
-            out = out[(slice(None),) * n + (needed,)]
-            weights.append(matrix)
-        out = out.astype(np.float32)
-        for n, matrix in enumerate(weights):
-            out = _along(out, n, matrix)
-        return out
+        z, y, x = (self._neighbours(n) for n in np.argsort(self.axes))
+        # Plane by plane, so that what was read is still in the processor's cache. Products with
+        # matrices are slower here: they need copies of the whole volume, in float32.
+        planes, places = np.unique([z.low, z.high], return_inverse=True)
+        small = np.stack([x.interpolate(y.interpolate(volume[k], 0), 1) for k in planes])
+        low, high = places.reshape(2, self.size)
+        out = replace(z, low=low, high=high).interpolate(small, 0)
+        return np.ascontiguousarray(np.transpose(out, self.axes))
 
     def paste(self, values: np.ndarray, outside: float) -> np.ndarray:
         """Resample ``values`` on this cube linearly to the volume's grid.
@@ -247,15 +245,19 @@ class CropGrid:
         return whole
 
     def paste_box(self, values: np.ndarray, box: tuple[slice, slice, slice]) -> np.ndarray:
-        """Resample as `paste` does, but only to a box of voxels inside the cube; returns a view."""
+        """Resample as `paste` does, but only to a box of voxels inside the cube."""
         cell = self.size / values.shape[0]
-        out = np.asarray(values, dtype=np.float32)
-        for n, axis in enumerate(self.axes):
-            voxels = np.arange(box[axis].start, box[axis].stop)
+        neighbours = []
+        for n in np.argsort(self.axes):
+            voxels = np.arange(box[self.axes[n]].start, box[self.axes[n]].stop)
             positions = (voxels - self.origin[n]) / self.steps[n]
-            cells = (positions + 0.5) / cell - 0.5
-            out = _along(out, n, _linear_weights(cells, values.shape[0]))
-        return np.transpose(out, np.argsort(self.axes))
+            neighbours.append(_Neighbours.of((positions + 0.5) / cell - 0.5, len(values)))
+        out = np.transpose(values, np.argsort(self.axes)).astype(np.float32)
+        needed = tuple(each.needed for each in neighbours)
+        out = np.ascontiguousarray(out[needed])
+        for axis, (each, part) in enumerate(zip(neighbours, needed, strict=True)):
+            out = _along(out, axis, each.matrix(len(values))[:, part])
+        return out
 
     def carry(self, values: np.ndarray, other: "CropGrid", outside: float) -> np.ndarray:
         """Resample ``values`` on this cube linearly to another cube on the same volume.
@@ -275,7 +277,7 @@ class CropGrid:
             voxels = other.origin[n] + other.steps[n] * middles
             positions = (voxels - self.origin[n]) / self.steps[n]
             cells = (positions + 0.5) / cell - 0.5
-            out = _along(out, n, _linear_weights(cells, values.shape[0]))
+            out = _along(out, n, _Neighbours.of(cells, len(values)).matrix(len(values)))
         return out + outside
 
     def covered_box(self) -> tuple[slice, slice, slice]:
@@ -305,6 +307,11 @@ class CropGrid:
         covered = np.flatnonzero((positions >= -0.5) & (positions <= self.size - 0.5))
         return slice(int(covered[0]), int(covered[-1]) + 1) if len(covered) else slice(0, 0)
 
+    def _neighbours(self, n: int) -> "_Neighbours":
+        """Return the voxels between which the crop's lie along network axis ``n``."""
+        positions = self.origin[n] + self.steps[n] * np.arange(self.size)
+        return _Neighbours.of(positions, self.volume_shape[self.axes[n]])
+
     def to_crop(self, point_zyx: Triple) -> Triple:
         """Map an array coordinate of the volume to crop voxels in the network's axis order."""
         return tuple(
@@ -322,11 +329,9 @@ class CropGrid:
 
 def bounding_box(mask: np.ndarray) -> np.ndarray:
     """Return start and stop (2, 3) of the tight box around the True voxels; one must be True."""
-    ends = []
-    for axis in range(3):
-        rows = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        ends.append((rows[0], rows[-1] + 1))
-    return np.transpose(ends)
+    plane = mask.any(axis=0)  # read once for two axes
+    used = [np.flatnonzero(rows) for rows in (mask.any(axis=(1, 2)), plane.any(1), plane.any(0))]
+    return np.transpose([(rows[0], rows[-1] + 1) for rows in used])
 
 
 def bounding_box_centre(mask: np.ndarray) -> Triple:
@@ -337,33 +342,48 @@ def bounding_box_centre(mask: np.ndarray) -> Triple:
     return tuple(float(c) for c in (start + stop - 1) / 2)
 
 
-def _linear_weights(positions: np.ndarray, length: int) -> np.ndarray:
-    """Return (len(positions), length) linear interpolation weights; rows beyond the axis are 0.
+@dataclass(frozen=True)
+class _Neighbours:
+    """The two voxels of an axis that each of n positions lies between."""
 
-    A voxel reaches half its width beyond its centre: positions in [-0.5, length - 0.5] are inside.
-    """
-    inside = (positions >= -0.5) & (positions <= length - 0.5)
-    clamped = np.clip(positions, 0, length - 1)
-    low = np.floor(clamped).astype(int)
-    high = np.minimum(low + 1, length - 1)
-    fraction = (clamped - low).astype(np.float32)
-    weights = np.zeros((len(positions), length), dtype=np.float32)
-    rows = np.arange(len(positions))
-    np.add.at(weights, (rows, low), np.where(inside, 1 - fraction, 0))
-    np.add.at(weights, (rows, high), np.where(inside, fraction, 0))
-    return weights
+    low: np.ndarray  # (n,) int
+    high: np.ndarray  # (n,) int
+    weights: np.ndarray  # (2, n) float32 of low and high; both are 0 beyond the axis
 
+    @classmethod
+    def of(cls, positions: np.ndarray, length: int) -> "_Neighbours":
+        """Find the neighbours on an axis of this length.
 
-def _needed(weights: np.ndarray) -> tuple[slice | np.ndarray, np.ndarray]:
-    """Return which voxels of an axis have a weight, and the weights of those alone."""
-    used = np.flatnonzero(weights.any(axis=0))
-    if len(used) == 0:
-        return slice(0, 0), weights[:, :0]
-    whole = slice(used[0], used[-1] + 1)
-    # A slice is a view without a copy. An index array copies, but is faster where most voxels have
-    # no weight.
-    needed = whole if whole.stop - whole.start <= 2 * len(used) else used
-    return needed, weights[:, needed]
+        A voxel reaches half its width beyond its centre: positions in [-0.5, length - 0.5] are
+        inside.
+        """
+        inside = (positions >= -0.5) & (positions <= length - 0.5)
+        clamped = np.clip(positions, 0, length - 1)
+        low = np.floor(clamped).astype(int)
+        fraction = (clamped - low).astype(np.float32)
+        weights = np.where(inside, [1 - fraction, fraction], np.float32(0))
+        return cls(low, np.minimum(low + 1, length - 1), weights)
+
+    @property
+    def needed(self) -> slice:
+        """All voxels that have a weight."""
+        return slice(self.low.min(initial=0), self.high.max(initial=-1) + 1)
+
+    def interpolate(self, array: np.ndarray, axis: int) -> np.ndarray:
+        """Interpolate ``array`` linearly along ``axis``; float32."""
+        low, high = self.weights.reshape(2, -1, *(1,) * (array.ndim - 1 - axis))
+        out = array.take(self.low, axis).astype(np.float32, copy=False)
+        out *= low
+        out += array.take(self.high, axis).astype(np.float32, copy=False) * high
+        return out
+
+    def matrix(self, length: int) -> np.ndarray:
+        """Return the weights as a matrix (n, length), to be multiplied into an axis."""
+        matrix = np.zeros((len(self.low), length), dtype=np.float32)
+        rows = np.arange(len(self.low))
+        np.add.at(matrix, (rows, self.low), self.weights[0])
+        np.add.at(matrix, (rows, self.high), self.weights[1])
+        return matrix
 
 
 def _along(array: np.ndarray, axis: int, weights: np.ndarray) -> np.ndarray:

@@ -250,6 +250,14 @@ export class Actions {
     if (this._ready()) this.page.files.download("labels");
   }
 
+  savePrompts() {
+    if (this._ready()) this.page.files.download("prompts");
+  }
+
+  loadPrompts() {
+    if (this._ready()) this.page.files.choosePrompts();
+  }
+
   help() {
     element("help").showModal();
   }

@@ -10,7 +10,7 @@ export class Files {
     const on = (id, run) => element(id).addEventListener("click", run);
     on("open", () => this.chooseImage());
     on("open-here", () => this.chooseImage());
-    on("load-prompts", () => this._choose("prompts-file"));
+    on("load-prompts", () => this.choosePrompts());
     on("save-prompts", () => this.download("prompts"));
     on("save-labels", () => this.download("labels"));
     on("save-target", () => this.download("target"));
@@ -34,6 +34,10 @@ export class Files {
 
   chooseImage() {
     this._choose("image-file");
+  }
+
+  choosePrompts() {
+    this._choose("prompts-file");
   }
 
   /** Open a file: an image, or prompts if its name ends in .json. */

@@ -35,6 +35,8 @@ export const KEYS = [
   { group: "View", keys: "L", on: "turnRight", text: "turn the volume to the right" },
   { group: "File", keys: "Ctrl+O", on: "open", text: "open an image" },
   { group: "File", keys: "Ctrl+S", on: "save", text: "save the masks as one label file" },
+  { group: "File", keys: "E", on: "savePrompts", text: "save the prompts" },
+  { group: "File", keys: "I", on: "loadPrompts", text: "load prompts" },
   { group: "File", keys: "?", on: "help", text: "this help" },
 ];
 
