@@ -218,11 +218,11 @@ def test_foreground_clicks_of_others_are_those_in_the_box():
         (3, Click((1, 3, 4), True)),
         (4, Click((3, 4, 5), True)),
     ]
-    box = box_of((2, 3, 4), np.zeros((3, 4, 5)))
+    box = box_of((2, 3, 4), np.zeros((3, 4, 5))).box
     found = ForegroundClicks(clicks)
     assert found.of_others(2, box) == [clicks[0][1], clicks[5][1]]
     assert found.of_others(9, box) == [clicks[n][1] for n in (0, 1, 2, 5)]
-    assert found.of_others(1, NOTHING) == []
+    assert found.of_others(1, NOTHING.box) == []
     assert ForegroundClicks([]).of_others(1, box) == []
 
 

@@ -266,7 +266,7 @@ def test_kept_logits_never_exceed_their_room(monkeypatch, predictor):
     for target in (1, 2, 3, 4):
         predictor.add_point((4 * target, 12, 14), target=target)
     predictor.segmentation()
-    sizes = [kept.nbytes for kept in predictor._cached.values()]
+    sizes = [kept.nbytes for kept in predictor._kept.values()]
     assert len(sizes) == 4
     room = max(sizes) + min(sizes)
     monkeypatch.setattr(predictor_module, "LOGIT_BYTES", room)
@@ -274,7 +274,7 @@ def test_kept_logits_never_exceed_their_room(monkeypatch, predictor):
     for target in (1, 2, 3, 4):
         predictor.add_point((4 * target, 12, 14), target=target)
     predictor.segmentation()
-    held = sum(kept.nbytes for kept in predictor._cached.values())
+    held = sum(kept.nbytes for kept in predictor._kept.values())
     assert 0 < held <= room
 
 

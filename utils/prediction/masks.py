@@ -27,11 +27,15 @@ OUTSIDE_LOGIT = -20.0
 THIN = 0.1
 
 
+#: A box of the image's voxels, along z, y, x.
+Box = tuple[slice, slice, slice]
+
+
 @dataclass
 class LogitBox:
     """Logits on a box of the image's voxels; everything outside of the box is background."""
 
-    box: tuple[slice, slice, slice]  # along z, y, x
+    box: Box
     values: np.ndarray  # (d, h, w) float32, the box's shape
 
     @classmethod
@@ -179,9 +183,10 @@ class ForegroundClicks:
         self._targets = np.array([target for target, _ in clicks])
         self._places = np.array([click.zyx for click in self._clicks]).reshape(-1, 3)
 
-    def of_others(self, target: int, logits: LogitBox) -> list[Click]:
+    def of_others(self, target: int, box: Box) -> list[Click]:
         """Return the clicks of other targets that lie in a box."""
-        inside = (self._places >= logits.start) & (self._places < logits.stop)
+        start, stop = ([getattr(side, end) for side in box] for end in ("start", "stop"))
+        inside = (self._places >= start) & (self._places < stop)
         found = np.flatnonzero(inside.all(axis=1) & (self._targets != target))
         return [self._clicks[number] for number in found]
 

@@ -42,7 +42,7 @@ from utils.errors import InputError
 from utils.prediction import checks
 from utils.prediction.batching import BatchDecoder
 from utils.prediction.lockstep import in_lockstep
-from utils.prediction.masks import ForegroundClicks, LogitBox, compete, honour_clicks
+from utils.prediction.masks import Box, ForegroundClicks, LogitBox, compete, honour_clicks
 from utils.prediction.prompts import PromptHistory
 from utils.prediction.region import Scene
 from utils.prediction.session import DecodeRequest, ImageSession, PredictorOptions, State
@@ -63,30 +63,38 @@ from utils.volumes.geometry import CropRule
 #: Requests that go through the network at once. A CPU gains nothing from batches. Without batches
 #: the other targets do not change a single bit of a target's logits.
 GPU_BATCH, CPU_BATCH = 16, 1
-#: Bytes of logits that are cached between calls, enough for hundreds of small targets.
+#: Bytes of logits that are cached between calls, enough for hundreds of small targets; those that
+#: were not used for longest go first.
 LOGIT_BYTES = 2**29
 
 
-class _Kept(NamedTuple):
-    """A target's logits, and what they were computed from."""
+class LogitsVersion(NamedTuple):
+    """Which logits a target has: the box that they fill, and a mark of their values."""
 
-    state: State
-    raw: LogitBox  # from the network alone
-    others: list[Click] | None  # foreground clicks of other targets in its box; None: not honoured
-    logits: LogitBox  # with all clicks honoured; ``raw`` itself where no click contradicts it
+    box: Box
+    mark: object  # the same object as long as the values are the same
 
-    def honouring(self, logits: LogitBox, others: list[Click]) -> "_Kept":
-        """Return new logits with other clicks honoured; equal logits stay the same object."""
-        old = self.logits
-        if old.box == logits.box and np.array_equal(old.values, logits.values):
-            logits = old
-        return self._replace(logits=logits, others=others)
+
+class _Kept:
+    """A target's logits; ``raw`` and ``logits`` are dropped and computed again to save memory."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state  # that they are computed from
+        self.raw: LogitBox | None = None  # from the network alone
+        self.raw_box: Box | None = None
+        self.others: list[Click] | None = None  # foreground clicks of other targets in that box
+        self.logits: LogitBox | None = None  # with all clicks honoured; may be ``raw`` itself
+        self.version: LogitsVersion | None = None  # None: never computed
+
+    def drop(self) -> None:
+        """Free the memory of the logits."""
+        self.raw = self.logits = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the logits."""
-        own = 0 if self.logits.values is self.raw.values else self.logits.values.nbytes
-        return self.raw.values.nbytes + own
+        parts = {id(part): part.values.nbytes for part in (self.raw, self.logits) if part}
+        return sum(parts.values())
 
 
 class Predictor:
@@ -127,6 +135,7 @@ class Predictor:
         self.rule, self.options = rule, options
         self.session: ImageSession | None = None
         self.decoder: BatchDecoder | None = None
+        self.logit_bytes: int | None = None  # that are cached; None: `LOGIT_BYTES`
         self._turn = threading.RLock()
         self.reset()
 
@@ -272,7 +281,7 @@ class Predictor:
             history = self._history(target, "has no prompt to undo")
             kept = 0 if isinstance(history.undo(), MaskPrompt) else len(history.counted)
             del self._states[target][kept:]
-            self._cached.pop(target, None)
+            self._kept.pop(target, None)
 
     def reset(self, target: int | None = None) -> None:
         """Remove all prompts of a target, or of all targets if none is named; the image stays.
@@ -284,11 +293,11 @@ class Predictor:
             if target is None:
                 self._prompts: dict[int, PromptHistory] = {}
                 self._states: dict[int, list[State]] = {}  # after each prompt that counts
-                self._cached: dict[int, _Kept] = {}
+                self._kept: dict[int, _Kept] = {}  # the last used last
             else:
                 target = checks.checked_target(target)
-                for kept in (self._prompts, self._states, self._cached):
-                    kept.pop(target, None)
+                for held in (self._prompts, self._states, self._kept):
+                    held.pop(target, None)
 
     @property
     def targets(self) -> list[int]:
@@ -346,27 +355,69 @@ class Predictor:
             self._decode_new_prompts([target])
             return self._logits(target, self._foreground_clicks())
 
+    def versions(self) -> dict[int, LogitsVersion]:
+        """Return which logits each target with a prompt has, without holding all of them at once.
+
+        Raises:
+            InputError: as `segmentation`.
+        """
+        with self._turn:
+            targets = self.targets
+            self._decode_new_prompts(targets)
+            clicks = self._foreground_clicks()
+            found = {}
+            for target in targets:
+                found[target] = self._current(target, clicks).version
+                self._drop_oldest()
+            return found
+
     def _logits(self, target: int, foreground: ForegroundClicks) -> LogitBox:
-        """Return a target's logits; the same object as long as nothing in them changes."""
-        state, kept = self._states[target][-1], self._cached.pop(target, None)
+        kept = self._current(target, foreground)
+        if kept.logits is None:
+            self._compute(target, kept, foreground)
+        logits = kept.logits
+        self._drop_oldest()
+        return logits
+
+    def _current(self, target: int, foreground: ForegroundClicks) -> _Kept:
+        """Return a target's logits of its present prompts; their values may be dropped."""
+        state, kept = self._states[target][-1], self._kept.pop(target, None)
         if kept is None or kept.state is not state:
-            raw = self.session.logits(state)
-            raw.values.flags.writeable = False
-            kept = _Kept(state, raw, None, raw)
-        others = foreground.of_others(target, kept.raw)
-        if self.options.honour_clicks and others != kept.others:
-            kept = kept.honouring(self._honoured(target, kept.raw, state, others), others)
-        cached_bytes = sum(other.nbytes for other in self._cached.values())
-        if kept.nbytes + cached_bytes <= LOGIT_BYTES:
-            self._cached[target] = kept
-        return kept.logits
+            kept = _Kept(state)
+        self._kept[target] = kept  # as the newest
+        if kept.version is None or kept.others != foreground.of_others(target, kept.raw_box):
+            self._compute(target, kept, foreground)
+        return kept
+
+    def _compute(self, target: int, kept: _Kept, foreground: ForegroundClicks) -> None:
+        raw = self.session.logits(kept.state) if kept.raw is None else kept.raw
+        raw.values.flags.writeable = False
+        others = foreground.of_others(target, raw.box)
+        logits = self._honoured(target, raw, kept.state, others)
+        logits.values.flags.writeable = False
+        old = kept.logits
+        if old and old.box == logits.box and np.array_equal(old.values, logits.values):
+            logits = old
+        elif others != kept.others:
+            kept.version = LogitsVersion(logits.box, object())
+        kept.raw, kept.raw_box, kept.others, kept.logits = raw, raw.box, others, logits
 
     def _honoured(self, target: int, raw: LogitBox, state: State, others: list[Click]) -> LogitBox:
+        if not self.options.honour_clicks:
+            return raw
         scene, own = self.session.scene, self._prompts[target].clicks
         cell_mm = self.session.cell_mm(state)
-        logits = honour_clicks(raw, own, others, tuple(scene.voxel_mm), cell_mm, scene.shape)
-        logits.values.flags.writeable = False
-        return logits
+        return honour_clicks(raw, own, others, tuple(scene.voxel_mm), cell_mm, scene.shape)
+
+    def _drop_oldest(self) -> None:
+        """Drop the logits that were not used for longest until the others have room."""
+        most = LOGIT_BYTES if self.logit_bytes is None else self.logit_bytes
+        too_many = sum(kept.nbytes for kept in self._kept.values()) - most
+        for kept in list(self._kept.values()):
+            if too_many <= 0:
+                break
+            too_many -= kept.nbytes
+            kept.drop()
 
     def _decode_new_prompts(self, targets: Sequence[int]) -> None:
         """Decode the prompts that have no state yet, those of all targets in common batches."""

@@ -5,21 +5,22 @@ logits changed are gone through; the labels are the same, voxel by voxel.
 """
 
 import functools
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from utils.prediction.masks import LogitBox, compete
+from utils.prediction.masks import Box, LogitBox, compete
+from utils.prediction.predictor import LogitsVersion
 from utils.volumes.geometry import bounding_box
-
-Box = tuple[slice, slice, slice]
 
 #: The largest id of a target in a label map, which is uint8.
 MOST_TARGETS = 255
-#: Voxels of a slab, of at least one plane.
-SLAB_VOXELS = 2**18
+#: Voxels that targets compete for at a time; beyond it, logits of several targets take much memory.
+COMPETING_VOXELS = 2**24
+#: Voxels that stay in a processor's cache while they are compared and replaced.
+CACHED_VOXELS = 2**18
 
 
 class Change(NamedTuple):
@@ -42,8 +43,7 @@ class LabelMap:
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.labels = np.zeros(shape, np.uint8)
         self._counts = np.zeros(MOST_TARGETS + 1, np.int64)
-        # Of each target: the box of its logits, and a reference to them that keeps no memory.
-        self._seen: dict[int, tuple[Box, weakref.ref[np.ndarray]]] = {}
+        self._seen: dict[int, LogitsVersion] = {}  # the logits that the labels are of
         self._stale: list[Box] = []  # boxes with labels that are not of the logits seen last
 
     def voxels(self, target: int) -> int:
@@ -55,26 +55,24 @@ class LabelMap:
         """Bytes of the label map."""
         return self.labels.nbytes
 
-    def update(self, logits: Mapping[int, LogitBox]) -> Change:
+    def update(
+        self, versions: Mapping[int, LogitsVersion], logits_of: Callable[[int], LogitBox]
+    ) -> Change:
         """Take over the logits of all targets that have any; return what changed.
 
         Args:
-            logits: target id -> logits, as `Predictor.logits` returns them.
+            versions: of each target, as `Predictor.versions` returns them.
+            logits_of: returns a target's logits. It is called for few targets, one by one.
         """
-        regions = self._changed_regions(logits)
+        regions = self._changed_regions(versions)
         self._stale = regions  # until all of them are renewed
         changed = []
         for region in regions:
-            near = [target for target in sorted(logits) if logits_in(logits[target], region)]
-            for slab in _slabs(region):
-                shape = tuple(side.stop - side.start for side in slab)
-                parts = [(target, logits_in(logits[target], slab)) for target in near]
-                labels = compete(shape, [part for part in parts if part[1]])
-                changed.append(self._paste(slab, labels))
-        self._stale = []
-        self._seen = {
-            target: (each.box, weakref.ref(each.values)) for target, each in logits.items()
-        }
+            for slab in _slabs(region, COMPETING_VOXELS):
+                near = [n for n in sorted(versions) if _shared(versions[n].box, slab)]
+                parts = ((n, logits_in(logits_of(n), slab)) for n in near)
+                changed += self._paste(slab, compete(_shape(slab), parts))
+        self._stale, self._seen = [], dict(versions)
         return self._change(changed)
 
     def whole(self) -> Change:
@@ -85,55 +83,55 @@ class LabelMap:
     def show(self, labels: np.ndarray) -> Change:
         """Take over a label map (D, H, W) as it is until the next `update`; return what changed."""
         whole = tuple(slice(0, n) for n in self.labels.shape)
-        labels = labels.astype(np.uint8, copy=False)
-        change = self._change([self._paste(slab, labels[slab]) for slab in _slabs(whole)])
+        change = self._change(self._paste(whole, labels.astype(np.uint8, copy=False)))
         shown = box_of(self.labels != 0)
         self._stale = [box for box in (shown, change.box) if box is not None]
         return change
 
-    def _changed_regions(self, logits: Mapping[int, LogitBox]) -> list[Box]:
+    def _changed_regions(self, versions: Mapping[int, LogitsVersion]) -> list[Box]:
         """Return the boxes, old and new, of targets whose logits are not those seen last."""
         regions = [*self._stale]
-        for target in sorted({*self._seen, *logits}):
-            old_box, old_values = self._seen.get(target, (None, lambda: None))
-            new = logits.get(target)
-            if new is not None and old_box == new.box and old_values() is new.values:
+        for target in sorted({*self._seen, *versions}):
+            old, new = self._seen.get(target), versions.get(target)
+            if old is not None and new is not None and old.mark is new.mark:
                 continue
-            given = (old_box, None if new is None else new.box)
-            boxes = [box for box in given if box is not None and _volume(box)]
+            boxes = [each.box for each in (old, new) if each is not None and _volume(each.box)]
             if len(boxes) == 2 and all(map(_overlaps, *boxes)):
                 boxes = [tuple(map(_joined, *boxes))]
             regions += boxes
         return regions
 
-    def _paste(self, box: Box, labels: np.ndarray) -> Box | None:
-        """Replace the labels in a box; return the box of those that are others now."""
-        before = self.labels[box]
-        differs = before != labels
-        inner = box_of(differs)
-        if inner is None:
-            return None
-        self._counts += np.bincount(labels[differs], minlength=self._counts.size)
-        self._counts -= np.bincount(before[differs], minlength=self._counts.size)
-        before[...] = labels
-        return tuple(
-            slice(int(side.start) + within.start, int(side.start) + within.stop)
-            for side, within in zip(box, inner, strict=True)
-        )
+    def _paste(self, box: Box, labels: np.ndarray) -> list[Box]:
+        """Replace the labels in a box; return boxes around those that are others now."""
+        changed = []
+        for slab in _slabs(box, CACHED_VOXELS):
+            first = slab[0].start - box[0].start
+            before, after = self.labels[slab], labels[first : first + len(self.labels[slab])]
+            differs = before != after
+            inner = box_of(differs)
+            if inner is None:
+                continue
+            self._counts += np.bincount(after[differs], minlength=self._counts.size)
+            self._counts -= np.bincount(before[differs], minlength=self._counts.size)
+            before[...] = after
+            starts = [int(side.start) for side in slab]
+            changed.append(
+                tuple(slice(a + s.start, a + s.stop) for a, s in zip(starts, inner, strict=True))
+            )
+        return changed
 
-    def _change(self, changed: Iterable[Box | None]) -> Change:
+    def _change(self, boxes: list[Box]) -> Change:
         """Return the labels of the box around boxes."""
-        boxes = [box for box in changed if box is not None]
         if not boxes:
             return NO_CHANGE
         box = tuple(functools.reduce(_joined, sides) for sides in zip(*boxes, strict=True))
         return Change(box, self.labels[box].copy())
 
 
-def _slabs(box: Box) -> Iterator[Box]:
-    """Cut a box along z into slabs that stay in a processor's cache while they are worked on."""
+def _slabs(box: Box, most: int) -> Iterator[Box]:
+    """Cut a box along z into slabs of at most so many voxels, and of one plane at least."""
     z, *plane = box
-    thick = max(1, SLAB_VOXELS // max(1, _volume(tuple(plane))))
+    thick = max(1, most // max(1, _volume(tuple(plane))))
     for start in range(z.start, z.stop, thick):
         yield slice(start, min(start + thick, z.stop)), *plane
 
@@ -147,21 +145,30 @@ def box_of(mask: np.ndarray) -> Box | None:
 
 def logits_in(logits: LogitBox, region: Box) -> LogitBox | None:
     """Return the logits that lie in a region, in its coordinates; None if none do."""
-    sides = [
-        (max(own.start, side.start), min(own.stop, side.stop))
-        for own, side in zip(logits.box, region, strict=True)
-    ]
-    if any(start >= stop for start, stop in sides):
+    shared = _shared(logits.box, region)
+    if shared is None:
         return None
-    place = tuple(slice(a - r.start, b - r.start) for (a, b), r in zip(sides, region, strict=True))
-    inner = tuple(
-        slice(a - own.start, b - own.start) for (a, b), own in zip(sides, logits.box, strict=True)
+    place, inner = (
+        tuple(slice(s.start - o.start, s.stop - o.start) for s, o in zip(shared, box, strict=True))
+        for box in (region, logits.box)
     )
     return LogitBox(place, logits.values[inner])
 
 
+def _shared(one: Box, other: Box) -> Box | None:
+    """Return the voxels that two boxes share; None if there are none."""
+    shared = tuple(
+        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True)
+    )
+    return shared if all(side.start < side.stop for side in shared) else None
+
+
+def _shape(box: Box) -> tuple[int, ...]:
+    return tuple(side.stop - side.start for side in box)
+
+
 def _volume(box: Box) -> int:
-    return int(np.prod([max(0, side.stop - side.start) for side in box]))
+    return math.prod(max(0, length) for length in _shape(box))
 
 
 def _overlaps(one: slice, other: slice) -> bool:

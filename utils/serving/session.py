@@ -24,6 +24,8 @@ MOST_PROMPTS, MOST_STEPS = 2000, 20_000
 MASK_BYTES = 2**28
 #: Of the image embeddings that a session keeps, tens of cubes; a script on one image may keep more.
 EMBEDDING_BYTES = 2**28
+#: Of the logits that a session keeps, several large targets.
+LOGIT_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Session:
         label_map = LabelMap(scan.shape)  # first: no room for it must change nothing
         self.predictor.set_image(scan.image, affine=scan.volume.affine, hounsfield=scan.hounsfield)
         self.predictor.decoder.embedding_bytes = EMBEDDING_BYTES
+        self.predictor.logit_bytes = LOGIT_BYTES
         self.scan = scan
         self._restart(label_map)
         self._changed()
@@ -149,7 +152,7 @@ class Session:
 
     def refresh(self) -> Change:
         """Compute the masks of prompts that were added with ``run=False``; return what changed."""
-        change = self._label_map.update(self._logits())
+        change = self._updated(self._label_map)
         if change.box is not None:
             self._changed()
         return change
@@ -268,7 +271,7 @@ class Session:
             raise _too_many(f"{MOST_STEPS} steps")
         try:
             self._apply(snapshot)
-            change = label_map.update(self._logits()) if run else NO_CHANGE
+            change = self._updated(label_map) if run else NO_CHANGE
         except BaseException:
             self._apply(before)
             raise
@@ -295,8 +298,8 @@ class Session:
                 applied[target].append(prompt)
         self._applied = {target: tuple(prompts) for target, prompts in applied.items() if prompts}
 
-    def _logits(self) -> dict:
-        return {target: self.predictor.logits(target) for target in self.predictor.targets}
+    def _updated(self, label_map: LabelMap) -> Change:
+        return label_map.update(self.predictor.versions(), self.predictor.logits)
 
     def _changed(self) -> None:
         self.revision += 1
