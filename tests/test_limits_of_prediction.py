@@ -11,7 +11,8 @@ from small_networks import small_sam
 from segment_anything import CropPredictor
 from utils.errors import InputError
 from utils.prediction.batching import BatchDecoder
-from utils.prediction.masks import SURE_LOGIT, LogitBox, honour_clicks, keep_prompted
+from utils.prediction.honouring import honour_clicks
+from utils.prediction.masks import SURE_LOGIT, LogitBox, keep_prompted
 from utils.prediction.session import DecodeRequest
 from utils.prediction.tiles import blended
 from utils.prompts.files import add_prompt_arguments, find_prompts
@@ -39,7 +40,7 @@ def test_the_nearest_click_of_the_other_kind_narrows_a_spot_however_many_there_a
     def spot(*others):
         logits = LogitBox(tuple(slice(0, n) for n in SHAPE), np.full(SHAPE, -6.0, np.float32))
         clicks = [Click((10, 12, 14), True), *(Click(place, False) for place in others)]
-        return honour_clicks(logits, clicks, [], EVEN, 2.0, SHAPE).values
+        return honour_clicks(logits, clicks, [], EVEN, 2.0, SHAPE).logits.values
 
     near, far = (10, 12, 17), [(1, 2, 3), (18, 2, 3), (1, 22, 3)]  # all on the right side already
     np.testing.assert_array_equal(spot(near, *far), spot(near))

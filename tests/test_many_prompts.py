@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from small_networks import RULE, small_sam
 
-from utils.prediction.masks import LogitBox, honour_clicks
+from utils.prediction.honouring import honour_clicks
+from utils.prediction.masks import LogitBox
 from utils.prediction.predictor import Predictor
 from utils.prediction.region import ZoomRule
 from utils.prediction.session import PredictorOptions
@@ -124,14 +125,13 @@ def test_clicks_one_by_one_or_at_once_give_one_answer(network):
 
 def test_logits_are_not_copied_for_each_corrected_click():
     values = np.full((60, 60, 60), -6.0, np.float32)
-    values.flags.writeable = False
     whole = LogitBox((slice(0, 60),) * 3, values)
     many = [Click(zyx, True) for zyx, _ in clicks(400, (60, 60, 60))]
     start = time.process_time()
     mended = honour_clicks(whole, many, [], (1.0, 1.0, 1.0), 2.0, (60, 60, 60))
     assert time.process_time() - start < 2
-    assert all(mended.values[click.zyx] > 0 for click in many)
-    assert (values == -6).all()
+    assert all(mended.logits.values[click.zyx] > 0 for click in many)
+    assert (mended.undone().values == -6).all()
 
 
 def test_a_mask_prompt_is_kept_as_the_bits_of_its_box():

@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.prediction.masks import THIN, LogitBox, cell_means, compete, honour_clicks, keep_prompted
+from utils.prediction.honouring import honour_clicks
+from utils.prediction.masks import THIN, LogitBox, cell_means, compete, keep_prompted
 from utils.prompts.kinds import Click
 from utils.volumes.components import connected_components
 
@@ -19,7 +20,7 @@ def logit_box(value=-6.0, box=WHOLE):
 
 
 def honoured(logits, clicks, elsewhere=(), cell_mm=4.0, voxel_mm=VOXEL_MM):
-    return honour_clicks(logits, clicks, elsewhere, voxel_mm, cell_mm, SHAPE)
+    return honour_clicks(logits, clicks, elsewhere, voxel_mm, cell_mm, SHAPE).logits
 
 
 def test_a_missed_click_becomes_a_spot_and_no_speckle():

@@ -3,16 +3,14 @@
 import numpy as np
 import pytest
 
+from utils.prediction.honouring import SPOT_REACH, ForegroundClicks, honour_clicks
 from utils.prediction.masks import (
     OUTSIDE_LOGIT,
-    SPOT_REACH,
     SURE_LOGIT,
     THIN,
-    ForegroundClicks,
     LogitBox,
     cell_means,
     compete,
-    honour_clicks,
     keep_prompted,
     merge,
 )
@@ -46,9 +44,9 @@ def noise(shape=SHAPE, seed=0):
 
 def honoured(logits, clicks, others=(), voxel_mm=(1.0, 1.0, 1.0), cell_mm=2.0):
     values = logits.values.copy()
-    return honour_clicks(
-        LogitBox(logits.box, values), clicks, list(others), voxel_mm, cell_mm, SHAPE
-    )
+    given = LogitBox(logits.box, values)
+    found = honour_clicks(given, clicks, list(others), voxel_mm, cell_mm, SHAPE).logits
+    return LogitBox(found.box, found.values.copy())
 
 
 @pytest.mark.parametrize("spacing_xyz", [(1.0, 1.0, 1.0), (0.7, 1.3, 2.5)], ids=["even", "uneven"])

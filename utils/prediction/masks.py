@@ -1,7 +1,8 @@
 """From logits in a cube to masks on the image.
 
-Logits are resampled to the image's voxels, corrected where they contradict a click, and compared
-between targets. A logit above 0 means target. Boxes and voxels are array coordinates ``(z, y, x)``.
+Logits are resampled to the image's voxels, corrected where they contradict a click (honouring.py),
+and compared between targets. A logit above 0 means target. Boxes and voxels are array coordinates
+``(z, y, x)``.
 """
 
 import math
@@ -11,16 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.prediction.region import Extent, extent_in
-from utils.prompts.kinds import Click
 from utils.volumes.components import connected_components
-from utils.volumes.geometry import CropGrid, Triple
+from utils.volumes.geometry import CropGrid
 
 #: The logit of a corrected voxel, with either sign: sigmoid 0.98.
 SURE_LOGIT = 4.0
-#: Standard deviation of a corrected spot: cells of the low-resolution mask, and voxels at least.
-SPOT_CELLS, SPOT_VOXELS = 1.0, 1.0
-#: Radius at which a spot ends, in standard deviations.
-SPOT_REACH = 2.5
 #: The logit of voxels outside of the cube: background.
 OUTSIDE_LOGIT = -20.0
 #: A cell of a thin mask counts as mask if one of its voxels has at least this share; `cell_means`.
@@ -171,67 +167,6 @@ def keep_prompted(
     return LogitBox(logits.box, np.where(dropped[labels], -SURE_LOGIT, logits.values))
 
 
-class ForegroundClicks:
-    """The foreground clicks of all targets, to be searched by place; there may be thousands.
-
-    Args:
-        clicks: pairs (target id, click).
-    """
-
-    def __init__(self, clicks: list[tuple[int, Click]]) -> None:
-        self._clicks = [click for _, click in clicks]
-        self._targets = np.array([target for target, _ in clicks])
-        self._places = np.array([click.zyx for click in self._clicks]).reshape(-1, 3)
-
-    def of_others(self, target: int, box: Box) -> list[Click]:
-        """Return the clicks of other targets that lie in a box."""
-        start, stop = ([getattr(side, end) for side in box] for end in ("start", "stop"))
-        inside = (self._places >= start) & (self._places < stop)
-        found = np.flatnonzero(inside.all(axis=1) & (self._targets != target))
-        return [self._clicks[number] for number in found]
-
-
-def honour_clicks(
-    logits: LogitBox,
-    clicks: Sequence[Click],
-    clicks_of_others: Sequence[Click],
-    voxel_mm: Triple,
-    cell_mm: float,
-    shape: tuple[int, int, int],
-) -> LogitBox:
-    """Change a mask so that it contains foreground clicks and excludes background clicks.
-
-    A click that agrees with the mask changes nothing. Around every other click the logits are
-    blended into `SURE_LOGIT` by a Gaussian, which is narrower where a click of the opposite kind is
-    near. If one voxel has clicks of both kinds, the last click counts.
-
-    Args:
-        clicks: the target's own, in the order clicked.
-        clicks_of_others: foreground clicks of other targets; they are background of this one.
-        voxel_mm: the image's voxel size (z, y, x).
-        cell_mm: edge of a cell of the low-resolution mask.
-        shape: of the image, (D, H, W).
-    """
-    own = {click.zyx: click.is_foreground for click in clicks}
-    # Sorted by voxel, so that the numbering of targets does not matter.
-    places = dict.fromkeys(sorted(click.zyx for click in clicks_of_others), False) | own
-    of_kind = {
-        kind: np.array([zyx for zyx, is_foreground in places.items() if is_foreground == kind])
-        for kind in (True, False)
-    }
-    width = np.maximum(SPOT_CELLS * cell_mm, SPOT_VOXELS * np.array(voxel_mm))
-    reach = np.ceil(SPOT_REACH * width / voxel_mm).astype(int)
-    given = logits.values
-    for zyx, is_foreground in places.items():
-        if (logits.holds(zyx) and logits.values[tuple(zyx - logits.start)] > 0) == is_foreground:
-            continue
-        logits = logits.extended_to(zyx, reach, shape)
-        if logits.values is given:
-            logits = LogitBox(logits.box, given.copy())
-        _blend_spot(logits, zyx, is_foreground, of_kind[not is_foreground], width, voxel_mm)
-    return _set_clicked(logits, places)
-
-
 def compete(shape: tuple[int, int, int], targets: Iterable[tuple[int, LogitBox]]) -> np.ndarray:
     """Give every voxel to the target with the highest logit there; 0 where no logit is above 0.
 
@@ -259,49 +194,3 @@ def compete(shape: tuple[int, int, int], targets: Iterable[tuple[int, LogitBox]]
             np.copyto(ids, number, where=values > highest)
         last = logits
     return answer
-
-
-def _blend_spot(
-    logits: LogitBox,
-    zyx: tuple[int, int, int],
-    is_foreground: bool,
-    opposite: np.ndarray,
-    width_mm: np.ndarray,
-    voxel_mm: Triple,
-) -> None:
-    """Blend logits into `SURE_LOGIT` around a click, in place.
-
-    Args:
-        opposite: (n, 3) voxels of the clicks of the other kind.
-        width_mm: the Gaussian's standard deviation (z, y, x).
-    """
-    if len(opposite):
-        apart = np.linalg.norm((opposite - zyx) * voxel_mm, axis=1).min()
-        width_mm = np.minimum(width_mm, max(apart, 1e-3) / 3)
-    reach = np.ceil(SPOT_REACH * width_mm / voxel_mm).astype(int)
-    middle = zyx - logits.start
-    low = np.maximum(middle - reach, 0)
-    high = np.minimum(middle + reach + 1, logits.values.shape)
-    spot = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    weight = np.ones((1, 1, 1), np.float32)
-    for axis in range(3):
-        mm = (np.arange(low[axis], high[axis]) - middle[axis]) * voxel_mm[axis]
-        along = np.exp(-((mm / width_mm[axis]) ** 2) / 2).astype(np.float32)
-        weight = weight * along.reshape([-1 if a == axis else 1 for a in range(3)])
-    sure = SURE_LOGIT if is_foreground else -SURE_LOGIT
-    # Clipped first: a very confident wrong logit would shrink the spot.
-    before = np.clip(logits.values[spot], -SURE_LOGIT, SURE_LOGIT)
-    after = before + weight * (sure - before)
-    logits.values[spot] = np.where(
-        weight > np.exp(-(SPOT_REACH**2) / 2), after, logits.values[spot]
-    )
-
-
-def _set_clicked(logits: LogitBox, places: dict[tuple[int, int, int], bool]) -> LogitBox:
-    """Set clicked voxels that the spot of a neighbouring click has put on the wrong side."""
-    for zyx, is_foreground in places.items():
-        if logits.holds(zyx):
-            here = tuple(zyx - logits.start)
-            if (logits.values[here] > 0) != is_foreground:
-                logits.values[here] = SURE_LOGIT if is_foreground else -SURE_LOGIT
-    return logits

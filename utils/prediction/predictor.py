@@ -41,8 +41,9 @@ from segment_anything import CropPredictor, Engine, Sam3D
 from utils.errors import InputError
 from utils.prediction import checks
 from utils.prediction.batching import BatchDecoder
+from utils.prediction.honouring import ForegroundClicks, Honoured, Spot, honour_clicks
 from utils.prediction.lockstep import in_lockstep
-from utils.prediction.masks import Box, ForegroundClicks, LogitBox, compete, honour_clicks
+from utils.prediction.masks import Box, LogitBox, compete
 from utils.prediction.prompts import PromptHistory
 from utils.prediction.region import Scene
 from utils.prediction.session import DecodeRequest, ImageSession, PredictorOptions, State
@@ -63,38 +64,34 @@ from utils.volumes.geometry import CropRule
 #: Requests that go through the network at once. A CPU gains nothing from batches. Without batches
 #: the other targets do not change a single bit of a target's logits.
 GPU_BATCH, CPU_BATCH = 16, 1
-#: Bytes of logits that are cached between calls, enough for hundreds of small targets; those that
-#: were not used for longest go first.
+#: Bytes of logits that are cached between calls, enough for hundreds of small targets; those
+#: that were not used for longest go first.
 LOGIT_BYTES = 2**29
 
 
 class LogitsVersion(NamedTuple):
-    """Which logits a target has: the box that they fill, and a mark of their values."""
+    """Which logits a target has. They differ from others of the same mark in the spots alone."""
 
-    box: Box
-    mark: object  # the same object as long as the values are the same
+    box: Box  # that they fill
+    mark: object  # of the target's own prompts
+    spots: frozenset[Spot]  # changed so that clicks are honoured
 
 
 class _Kept:
-    """A target's logits; ``raw`` and ``logits`` are dropped and computed again to save memory."""
+    """A target's logits; their values are dropped to save memory, and then computed again."""
 
     def __init__(self, state: State) -> None:
         self.state = state  # that they are computed from
-        self.raw: LogitBox | None = None  # from the network alone
-        self.raw_box: Box | None = None
+        self.honoured: Honoured | None = None  # None: dropped
+        self.raw_box: Box | None = None  # of the network's logits
         self.others: list[Click] | None = None  # foreground clicks of other targets in that box
-        self.logits: LogitBox | None = None  # with all clicks honoured; may be ``raw`` itself
         self.version: LogitsVersion | None = None  # None: never computed
-
-    def drop(self) -> None:
-        """Free the memory of the logits."""
-        self.raw = self.logits = None
+        self.used = 0  # when the values were used last
 
     @property
     def nbytes(self) -> int:
         """Bytes of the logits."""
-        parts = {id(part): part.values.nbytes for part in (self.raw, self.logits) if part}
-        return sum(parts.values())
+        return self.honoured.nbytes if self.honoured else 0
 
 
 class Predictor:
@@ -136,6 +133,7 @@ class Predictor:
         self.session: ImageSession | None = None
         self.decoder: BatchDecoder | None = None
         self.logit_bytes: int | None = None  # that are cached; None: `LOGIT_BYTES`
+        self._calls = 0
         self._turn = threading.RLock()
         self.reset()
 
@@ -293,7 +291,7 @@ class Predictor:
             if target is None:
                 self._prompts: dict[int, PromptHistory] = {}
                 self._states: dict[int, list[State]] = {}  # after each prompt that counts
-                self._kept: dict[int, _Kept] = {}  # the last used last
+                self._kept: dict[int, _Kept] = {}
             else:
                 target = checks.checked_target(target)
                 for held in (self._prompts, self._states, self._kept):
@@ -334,6 +332,7 @@ class Predictor:
             shape, targets = self._shape, self.targets
             self._decode_new_prompts(targets)
             clicks = self._foreground_clicks()
+            self._calls += 1
             return compete(shape, ((target, self._logits(target, clicks)) for target in targets))
 
     def logits(self, target: int) -> LogitBox:
@@ -343,17 +342,15 @@ class Predictor:
 
         Returns:
             ``box``: three slices (z, y, x) of the image; ``values``: (d, h, w) float32 of that
-            box's shape, above 0 inside of the mask. Outside of the box is background. Read-only.
+            box's shape, above 0 inside of the mask. Outside of the box is background.
 
         Raises:
             PromptError: the target has no prompt.
             InputError: as `segmentation`.
         """
-        target = checks.checked_target(target)
         with self._turn:
-            self._history(target, "has no prompt")
-            self._decode_new_prompts([target])
-            return self._logits(target, self._foreground_clicks())
+            logits = self.shared_logits(target)
+            return LogitBox(logits.box, logits.values.copy())
 
     def versions(self) -> dict[int, LogitsVersion]:
         """Return which logits each target with a prompt has, without holding all of them at once.
@@ -365,59 +362,69 @@ class Predictor:
             targets = self.targets
             self._decode_new_prompts(targets)
             clicks = self._foreground_clicks()
+            self._calls += 1
             found = {}
             for target in targets:
-                found[target] = self._current(target, clicks).version
-                self._drop_oldest()
+                kept = self._current(target, clicks)
+                found[target] = kept.version
+                self._drop_some(kept)
             return found
 
+    def shared_logits(self, target: int) -> LogitBox:
+        """Return `logits` without a copy; the next prompt of any target may change them."""
+        target = checks.checked_target(target)
+        with self._turn:
+            self._history(target, "has no prompt")
+            self._decode_new_prompts([target])
+            return self._logits(target, self._foreground_clicks())
+
     def _logits(self, target: int, foreground: ForegroundClicks) -> LogitBox:
+        """Return a target's logits; a later call may change them in place."""
         kept = self._current(target, foreground)
-        if kept.logits is None:
+        if kept.honoured is None:
             self._compute(target, kept, foreground)
-        logits = kept.logits
-        self._drop_oldest()
+        kept.used, logits = self._calls, kept.honoured.logits
+        self._drop_some(kept)
         return logits
 
     def _current(self, target: int, foreground: ForegroundClicks) -> _Kept:
         """Return a target's logits of its present prompts; their values may be dropped."""
-        state, kept = self._states[target][-1], self._kept.pop(target, None)
+        state, kept = self._states[target][-1], self._kept.get(target)
         if kept is None or kept.state is not state:
-            kept = _Kept(state)
-        self._kept[target] = kept  # as the newest
+            kept = self._kept[target] = _Kept(state)
         if kept.version is None or kept.others != foreground.of_others(target, kept.raw_box):
             self._compute(target, kept, foreground)
         return kept
 
     def _compute(self, target: int, kept: _Kept, foreground: ForegroundClicks) -> None:
-        raw = self.session.logits(kept.state) if kept.raw is None else kept.raw
-        raw.values.flags.writeable = False
-        others = foreground.of_others(target, raw.box)
-        logits = self._honoured(target, raw, kept.state, others)
-        logits.values.flags.writeable = False
-        old = kept.logits
-        if old and old.box == logits.box and np.array_equal(old.values, logits.values):
-            logits = old
-        elif others != kept.others:
-            kept.version = LogitsVersion(logits.box, object())
-        kept.raw, kept.raw_box, kept.others, kept.logits = raw, raw.box, others, logits
+        before, kept.honoured = kept.honoured, None  # no longer valid, whatever happens next
+        raw = before.undone() if before else self.session.logits(kept.state)
+        kept.raw_box, kept.others = raw.box, foreground.of_others(target, raw.box)
+        honoured = Honoured(raw, raw.box, {})
+        if self.options.honour_clicks:
+            scene, own = self.session.scene, self._prompts[target].clicks
+            cell_mm = self.session.cell_mm(kept.state)
+            honoured = honour_clicks(
+                raw, own, kept.others, tuple(scene.voxel_mm), cell_mm, scene.shape
+            )
+        mark = kept.version.mark if kept.version else object()
+        kept.version = LogitsVersion(honoured.logits.box, mark, honoured.spots)
+        kept.honoured, kept.used = honoured, self._calls
 
-    def _honoured(self, target: int, raw: LogitBox, state: State, others: list[Click]) -> LogitBox:
-        if not self.options.honour_clicks:
-            return raw
-        scene, own = self.session.scene, self._prompts[target].clicks
-        cell_mm = self.session.cell_mm(state)
-        return honour_clicks(raw, own, others, tuple(scene.voxel_mm), cell_mm, scene.shape)
+    def _drop_some(self, newest: _Kept) -> None:
+        """Drop logits until the others have room: those that this call does not use, then these.
 
-    def _drop_oldest(self) -> None:
-        """Drop the logits that were not used for longest until the others have room."""
+        A call that needs more logits than there is room for computes the same few anew each time.
+        Were the oldest dropped, it would compute all of them.
+        """
         most = LOGIT_BYTES if self.logit_bytes is None else self.logit_bytes
         too_many = sum(kept.nbytes for kept in self._kept.values()) - most
-        for kept in list(self._kept.values()):
+        unused = [kept for kept in self._kept.values() if kept.used < self._calls]
+        for kept in (*sorted(unused, key=lambda kept: kept.used), newest):
             if too_many <= 0:
                 break
             too_many -= kept.nbytes
-            kept.drop()
+            kept.honoured = None
 
     def _decode_new_prompts(self, targets: Sequence[int]) -> None:
         """Decode the prompts that have no state yet, those of all targets in common batches."""

@@ -94,6 +94,7 @@ class LabelMap:
         for target in sorted({*self._seen, *versions}):
             old, new = self._seen.get(target), versions.get(target)
             if old is not None and new is not None and old.mark is new.mark:
+                regions += [spot.box for spot in old.spots ^ new.spots]
                 continue
             boxes = [each.box for each in (old, new) if each is not None and _volume(each.box)]
             if len(boxes) == 2 and all(map(_overlaps, *boxes)):

@@ -137,7 +137,7 @@ class Session:
         def mask_after(prompts: list[Prompt]) -> np.ndarray:
             self._apply({**self.prompts, target: (*earlier, *prompts)})
             mask = np.zeros(drawing.drawn.shape, bool)
-            part = logits_in(self.predictor.logits(target), drawing.box)
+            part = logits_in(self.predictor.shared_logits(target), drawing.box)
             if part is not None:
                 mask[part.box] = part.values > 0
             return mask
@@ -299,7 +299,7 @@ class Session:
         self._applied = {target: tuple(prompts) for target, prompts in applied.items() if prompts}
 
     def _updated(self, label_map: LabelMap) -> Change:
-        return label_map.update(self.predictor.versions(), self.predictor.logits)
+        return label_map.update(self.predictor.versions(), self.predictor.shared_logits)
 
     def _changed(self) -> None:
         self.revision += 1
