@@ -44,6 +44,18 @@ def test_a_connection_without_a_whole_request_is_closed(port, sent):
     assert found.count(b'{"ok": true}') == sent.count(b"\r\n\r\n")
 
 
+def test_no_answer_waits_for_the_confirmation_of_its_first_part(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        times = []
+        for _ in range(9):
+            start, found = time.perf_counter(), b""
+            connection.sendall(HEAD + b"\r\n")
+            while b"\r\n\r\n" not in found or found.endswith(b"\r\n\r\n"):
+                found += connection.recv(2**16)
+            times.append(time.perf_counter() - start)
+    assert sorted(times)[4] < 0.03  # 0.04 with Nagle's algorithm
+
+
 def test_an_answer_that_takes_long_is_waited_for(port, context):
     body = b"{}"
     head = b"POST /api/sessions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n"
