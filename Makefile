@@ -1,8 +1,8 @@
 # make install                                                 .venv with the packages that scripts need
 # make demo [DATA=folder of challenge NPZ] [JSON=class file]   the six steps, small network
 # make serve [IMAGE=scan] [CHECKPOINT=file] [CLASSES=names]    the page to click in, in the browser
+# make serve FLAGS="--host 0.0.0.0 --token"                    the same, with flags of serve.py
 # make test                                                    the tests
-# make serve FLAGS="--host 0.0.0.0 --token"                     the same with flags of serve.py
 # make lint                                                    ruff check and format check
 # make page                                                    what the page of serve.py needs of others
 # make constraints                                             constraints.txt anew, see CONTRIBUTING.md
