@@ -61,8 +61,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 @contextmanager
-def browser() -> Iterator["Page"]:
-    """Yield a page of 1280 by 720 pixels.
+def browser(
+    width: int = 1280, height: int = 720, colors: str = "light", *, has_touch: bool = False
+) -> Iterator["Page"]:
+    """Yield a page of a browser.
+
+    Args:
+        width, height: of its window, in pixels.
+        colors: "light" or "dark", as the user's desktop wants it.
+        has_touch: the screen is touched, as on a tablet.
 
     Raises:
         InputError: Chromium is not installed.
@@ -75,7 +82,11 @@ def browser() -> Iterator["Page"]:
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=CHROMIUM, timeout=WAIT_MS)
         try:
-            page = chromium.new_page(viewport={"width": 1280, "height": 720})
+            page = chromium.new_page(
+                viewport={"width": width, "height": height},
+                color_scheme=colors,
+                has_touch=has_touch,
+            )
             page.set_default_timeout(WAIT_MS)
             yield page
         finally:
@@ -93,17 +104,17 @@ def run(args: argparse.Namespace) -> np.ndarray:
         scan = Path(folder) / "phantom.nii"
         scan.write_bytes(content)
         page.goto(url)
-        _wait(page, READY)
+        wait(page, READY)
         page.set_input_files("#image-file", scan)
-        _wait(page, f"() => fastsam3d.session.state.image?.name === '{scan.name}'")
-        _wait(page, READY)
+        wait(page, f"() => fastsam3d.session.state.image?.name === '{scan.name}'")
+        wait(page, READY)
         places = Clicks(labels, seed=99)
         page.evaluate(CLICK, [1, places.on(1).tolist(), True])
         near = [places.near(1) for _ in range(args.clicks)]
         return np.array([page.evaluate(CLICK, [1, at.tolist(), is_on]) for at, is_on in near])
 
 
-def _wait(page: "Page", condition: str) -> None:
+def wait(page: "Page", condition: str) -> None:
     """Wait until a condition holds; the page's policy forbids the browser's own wait."""
     while not page.evaluate(condition):
         page.wait_for_timeout(200)

@@ -1,11 +1,16 @@
 """The benchmarks of the server and of the page, on a case small enough for a test."""
 
+import importlib.util
 import json
+from pathlib import Path
 
+from matplotlib.image import imread
 from page_helpers import require_browser
 from small_networks import save_student
 
 from benchmarks import page_drawing, serving
+
+DRAW_PAGE = Path(__file__).parent.parent / "docs" / "draw_page.py"
 
 
 def test_clicks_of_one_and_of_two_sessions_are_timed(tmp_path):
@@ -32,3 +37,17 @@ def test_the_pages_own_time_and_its_drawing_are_told_apart(tmp_path):
     there, network, drawing = found.T
     assert (there > network).all()
     assert (drawing > 0).all()
+
+
+def test_the_page_is_drawn_in_every_state(tmp_path):
+    require_browser()
+    spec = importlib.util.spec_from_file_location("draw_page", DRAW_PAGE)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    student, out = save_student(tmp_path / "student.pth"), tmp_path / "pictures"
+    words = ["--checkpoint", student, "--out", out, "--looks", "tablet"]
+    script.draw(script.parse_args(list(map(str, words))))
+    pictures = [imread(path) for path in sorted(out.glob("*_tablet.png"))]
+    assert len(pictures) == 12
+    assert all(picture.shape[:2] == (1180, 820) for picture in pictures)
+    assert len({picture.tobytes() for picture in pictures}) == 12  # no two states look alike

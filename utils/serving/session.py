@@ -25,7 +25,7 @@ MASK_BYTES = 2**28
 #: Of the image embeddings that a session keeps, tens of cubes; a script on one image may keep more.
 EMBEDDING_BYTES = 2**28
 #: Of the logits that a session keeps, several large targets.
-LOGIT_BYTES = 2**28
+LOGIT_BYTES = 3 * 2**26
 
 
 @dataclass(frozen=True)
