@@ -118,6 +118,27 @@ def test_a_session_is_taken_up_again_after_a_restart(tmp_path, page):
         np.testing.assert_array_equal(again.labels, page.labels)
 
 
+def test_prompts_from_before_a_restart_are_undone_the_last_one_first(tmp_path, page):
+    page.send("POST", "targets", {"name": "second"})
+    labels = []
+    for at, target in ((CENTRES[0], 1), (CENTRES[1], 2), ((2, 2, 25), 1)):
+        labels.append(page.labels.copy())
+        page.click(at, positive=at in CENTRES, target=target)
+    page.click((2, 2, 2), target=2)
+    page.send("POST", "undo", {})
+    with client_of(small_context(tmp_path, small_scan())) as client:
+        again = PageClient(client, resume=page.state["session"])
+        again.send("GET", "mask")
+        assert again.state["undo"] == 3
+        for expected in reversed(labels):
+            again.send("POST", "undo", {})
+            np.testing.assert_array_equal(again.labels, expected)
+        assert (again.state["undo"], again.state["redo"]) == (0, 3)
+        for _ in labels:
+            again.send("POST", "redo", {})
+        np.testing.assert_array_equal(again.labels, page.labels)
+
+
 def test_earlier_work_on_the_same_image_is_offered_and_taken_up(tmp_path, page, scan_file):
     upload(page, scan_file)
     page.click(CENTRES[0])

@@ -102,6 +102,8 @@ class Autosaves:
     def restore(self, session_id: str, session: Session) -> tuple[Change, list[str]]:
         """Replace a session's targets and prompts by those of an autosave of its image.
 
+        Undo then takes back the restored prompts, the last one first.
+
         Returns:
             What changed, and notes for the user.
 
@@ -115,12 +117,13 @@ class Autosaves:
         content = read_json(path, "an autosave of this image", dict)
         try:
             targets, prompts = _targets_of(content, session.scan.shape)
+            order = [int(target) for target in content.get("order", [])]
         except (AttributeError, LookupError, TypeError, ValueError, zlib.error) as error:
             raise InputError(
                 f"{path.name}: is damaged ({error}). Expected an autosave of this program: start "
                 "afresh."
             ) from error
-        change = session.replace(targets, prompts)
+        change = session.restore(targets, prompts, order)
         if content.get("network") == self.network:
             return change, []
         return change, ["These prompts were saved with another network, so the masks may differ."]
@@ -141,7 +144,7 @@ def _content(session: Session, network: str) -> bytes:
     ]
     saved = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     content = {"version": 1, "image": session.scan.name, "saved": saved, "network": network}
-    return json.dumps(content | {"targets": targets}).encode()
+    return json.dumps(content | {"targets": targets, "order": session.history.order()}).encode()
 
 
 def _entry(prompt: Prompt) -> dict:

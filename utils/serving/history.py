@@ -1,6 +1,7 @@
 """The prompts of all targets, and every earlier state of them: undo and redo of any depth."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 from utils.prompts.kinds import MaskPrompt, Prompt
 
@@ -52,6 +53,38 @@ class History:
         self._before.append(self.present)
         self.present = self._undone.pop()
 
+    def order(self) -> list[int]:
+        """Return the target of each present prompt, in the order in which they were given."""
+        given: list[tuple[int, int]] = []  # target, and the prompt's place among the target's own
+        held: Snapshot = {}
+        for snapshot in (*self._before, self.present):
+            for target in {*held, *snapshot}:
+                old, new = held.get(target, ()), snapshot.get(target, ())
+                if old is new:
+                    continue
+                same = _common(old, new)
+                given = [each for each in given if each[0] != target or each[1] < same]
+                given += [(target, place) for place in range(same, len(new))]
+            held = snapshot
+        return [target for target, _ in given]
+
+    @classmethod
+    def one_by_one(cls, present: Snapshot, order: Sequence[int]) -> "History":
+        """Return a history in which the present prompts were given one after the other.
+
+        Args:
+            order: the target of each prompt, as `order` returns it. Where it is of other prompts,
+                those of the first target come first.
+        """
+        if sorted(order) != sorted(_by_target(present)):
+            order = _by_target(present)
+        history, given = cls(dict.fromkeys(present, ())), dict.fromkeys(present, 0)
+        for target in order:
+            given[target] += 1
+            before = history.present
+            history.push({**before, target: present[target][: given[target]]})
+        return history
+
     def forget_oldest(self, mask_bytes: int) -> None:
         """Forget the oldest steps until the masks in all others take at most so many bytes."""
         seen: set[int] = set()  # masks, each counted once: steps share them
@@ -61,6 +94,17 @@ class History:
             if taken > mask_bytes:
                 del self._before[: number + 1]
                 return
+
+
+def _common(old: Sequence[Prompt], new: Sequence[Prompt]) -> int:
+    """Return how many prompts two lists begin with in common."""
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False))
+    return sum(1 for _ in pairs)
+
+
+def _by_target(snapshot: Snapshot) -> list[int]:
+    """Return the target of each prompt, target after target."""
+    return [target for target, prompts in snapshot.items() for _ in prompts]
 
 
 def _new_mask_bytes(snapshot: Snapshot, seen: set[int]) -> int:

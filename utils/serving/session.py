@@ -5,7 +5,7 @@ session as it was. The masks are those of `Predictor.segmentation` for the same 
 those of predict.py, voxel by voxel.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -256,6 +256,33 @@ class Session:
         before, self.targets = self.targets, {**self.targets, **targets}
         try:
             return self._become(dict(prompts), self.history.push)
+        except BaseException:
+            self.targets = before
+            raise
+
+    def restore(
+        self, targets: Mapping[int, Target], prompts: Snapshot, order: Sequence[int]
+    ) -> Change:
+        """Take up earlier work; in a session without any, each prompt is a step to be undone.
+
+        Args:
+            targets, prompts: as for `replace`.
+            order: the target of each prompt in the order given; see `History.one_by_one`.
+
+        Raises:
+            Refusal: there are too many prompts.
+            InputError: a prompt does not fit the image, or the network fails.
+        """
+        if self.history.undo_steps:
+            return self.replace(targets, prompts)
+        history = History.one_by_one(prompts, order)
+        before, self.targets = self.targets, {**self.targets, **targets}
+
+        def take_up(_: Snapshot) -> None:
+            self.history = history
+
+        try:
+            return self._become(history.present, take_up)
         except BaseException:
             self.targets = before
             raise

@@ -366,8 +366,10 @@ class _Neighbours:
 
     @property
     def needed(self) -> slice:
-        """All voxels that have a weight."""
-        return slice(self.low.min(initial=0), self.high.max(initial=-1) + 1)
+        """All voxels that have a weight; none where there are no positions."""
+        if not len(self.low):
+            return slice(0, 0)
+        return slice(self.low.min(), self.high.max() + 1)
 
     def interpolate(self, array: np.ndarray, axis: int) -> np.ndarray:
         """Interpolate ``array`` linearly along ``axis``; float32."""
