@@ -32,6 +32,7 @@ from utils.volumes.intensity import add_intensity_arguments
 
 PORT = 1527  # of nnInteractive's server
 NEW_TOKEN = "new"
+ORIGIN = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
 CLASSES_HELP = "text file of target names, one a line; a colour may follow: liver #aa3322"
 
 logger = logging.getLogger(__name__)
@@ -190,12 +191,15 @@ def port(text: str) -> int:
 
 
 def origin(text: str) -> str:
-    """Parse the value of a flag: scheme, host and port of a page's address."""
-    if not re.fullmatch(r"https?://[a-z0-9.\-]+(:[0-9]{1,5})?", text.lower()):
+    """Parse the value of a flag: scheme, host and port of a page's address, as browsers send it."""
+    match = ORIGIN.fullmatch(text.lower())
+    if not match or int(match[3] or 0) > 65535:
         raise argparse.ArgumentTypeError(
-            f"found {text}, expected the start of a page's address alone, as https://viewer.example"
+            f"found {text}, expected scheme, host and port alone, as https://viewer.example:8443"
         )
-    return text.lower()
+    scheme, host, number = match.groups()
+    is_usual = number is None or int(number) == {"http": 80, "https": 443}[scheme]
+    return f"{scheme}://{host}" + ("" if is_usual else f":{int(number)}")
 
 
 def token(text: str) -> str:

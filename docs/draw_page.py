@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,7 +90,7 @@ def draw(args: argparse.Namespace) -> None:
         wrong.write_text("no image")
         for name in args.looks:
             server = _server(checkpoint, Path(folder, name))
-            with browser(**LOOKS[name]._asdict()) as page:
+            with closing(server), browser(**LOOKS[name]._asdict()) as page:
                 for state in _states(page, server, scan, wrong, phantom.label):
                     path = args.out / f"{state}_{name}.png"
                     page.screenshot(path=path)

@@ -3,14 +3,20 @@
 import numpy as np
 import pytest
 from serving_helpers import CENTRES, SHAPE, small_predictor, voxels
+from small_networks import RULE, small_student
 
 from utils.prediction import predictor as predictor_module
 from utils.prediction.honouring import honour_clicks
 from utils.prediction.masks import LogitBox
+from utils.prediction.predictor import Predictor
+from utils.prediction.region import Region, ZoomRule
+from utils.prediction.session import PredictorOptions, State
 from utils.prompts.kinds import Click
+from utils.serving import label_map
 from utils.serving.label_map import LabelMap
 
 VOXEL_MM = (1.2, 1.1, 1.0)
+STILL = PredictorOptions(zoom=ZoomRule(passes=0), tile_above=0)
 WHOLE = (slice(4, 16), slice(5, 20), slice(3, 25))
 
 
@@ -101,3 +107,129 @@ def test_logits_that_were_returned_never_change():
     predictor.add_point(tuple((np.argwhere(before > 0)[40] + logits.start).tolist()), target=2)
     assert not np.array_equal(predictor.logits(1).values, before)
     np.testing.assert_array_equal(logits.values, before)
+
+
+@pytest.fixture
+def places(monkeypatch):
+    """A predictor whose network is a function of the place: ``places(value)``."""
+
+    def predictor_of(value, options=STILL):
+        predictor = Predictor(small_student(), RULE, options=options)
+        predictor.set_image(np.zeros((80, 80, 80), np.uint8), (1.0, 1.0, 1.0))
+
+        def decode(requests):
+            cells = predictor.session.cells
+            return [on_cells(r.grid, cells, lambda at, r=r: value(at, r.grid)) for r in requests]
+
+        monkeypatch.setattr(predictor.decoder, "decode", decode)
+        return predictor
+
+    return predictor_of
+
+
+def on_cells(grid, cells, value):
+    """The values at the middles of a cube's cells, (m, m, m) float32."""
+    middles = (np.arange(cells) + 0.5) * grid.size / cells - 0.5
+    mesh = np.stack(np.meshgrid(middles, middles, middles, indexing="ij"))
+    return value(np.stack(grid.to_volume(mesh), -1)).astype(np.float32)
+
+
+def ball_at(centre, radius):
+    return lambda at, grid=None: radius - np.linalg.norm(at - np.array(centre), axis=-1)
+
+
+def test_a_background_click_beyond_the_region_is_honoured(places):
+    """It is not decoded, so the network's logits stay the same."""
+    predictor = places(ball_at((40, 40, 40), 8), PredictorOptions(tile_above=0))
+    predictor.add_point((40, 40, 40))
+    predictor.segmentation()
+    scene, region = predictor.session.scene, predictor._states[1][-1].region
+    beyond = next(z for z in range(40, 80) if not scene.holds(region, (z, 40, 40)))
+    predictor.add_point((beyond - 1, 40, 40))  # whose spot reaches beyond the region
+    assert predictor.mask()[beyond, 40, 40]
+    predictor.add_point((beyond, 40, 40), False)
+    assert not predictor.mask()[beyond, 40, 40]
+
+
+def test_a_click_on_an_own_click_of_another_target_changes_no_order():
+    """Spots of both kinds overlap here, so that their order counts."""
+    values = np.full([s.stop - s.start for s in WHOLE], -1.0, np.float32)
+    values[..., 9:] = 1.0
+    own = [Click((10, 12, 8), True), Click((10, 12, 16), False)]
+    alone, beside = (
+        honour_clicks(LogitBox(WHOLE, values.copy()), own, others, VOXEL_MM, 9.0, SHAPE)
+        for others in ([], [Click(own[1].zyx, True)])
+    )
+    assert alone.spots == beside.spots
+    np.testing.assert_array_equal(alone.logits.values, beside.logits.values)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_component_around_a_click_is_kept_where_its_own_cell_is_outside(places, seed):
+    """A voxel may be inside of the interpolated mask while the cell around it is not."""
+    rng = np.random.default_rng(seed)
+    centres = [(24, 40, 40), (56 + rng.uniform(-2, 2), 40 + rng.uniform(-2, 2), 40)]
+    session = places(None).session
+    region = Region((39.5, 39.5, 39.5), 2.0)
+    grid = session.scene.grid(region)
+    low_res = on_cells(
+        grid, session.cells, lambda at: np.maximum(*(ball_at(c, 8.0)(at) for c in centres))
+    )
+    whole = LogitBox.from_low_res(grid, low_res)
+    inside = np.argwhere(whole.values > 0) + whole.start
+    cell_of = np.floor((grid.to_crop(inside.T) + np.float64(0.5)) * session.cells / grid.size)
+    outside = low_res[tuple(cell_of.astype(int))] <= 0
+    at = rng.choice(inside[outside & (inside[:, 0] > 42)])
+    clicks = (Click((24, 40, 40), True), Click(tuple(at.tolist()), True))
+    logits = session.logits(State(region, clicks, low_res))
+    np.testing.assert_array_equal(logits.values > 0, whole.values > 0)
+
+
+def test_an_error_while_clicks_are_honoured_leaves_no_stale_mask(monkeypatch, places):
+    """The spot in the large target is wider than the small one that is clicked."""
+    predictor = places(
+        lambda at, grid: ball_at((40, 40, 40), 30 if grid.steps[0] ** 2 > 1 else 2.5)(at)
+    )
+    shown = LabelMap((80, 80, 80))
+    predictor.add_box((0, 0, 0), (80, 80, 80), target=1)
+    predictor.add_box((38, 38, 38), (43, 43, 43), target=2)
+    shown.update(predictor.versions(), predictor.shared_logits)
+
+    def fail(*given):
+        raise MemoryError
+
+    predictor.add_point((40, 40, 40), target=2)
+    with monkeypatch.context() as once:
+        once.setattr(predictor_module, "honour_clicks", fail)
+        with pytest.raises(MemoryError):
+            predictor.versions()
+    shown.update(predictor.versions(), predictor.shared_logits)
+    np.testing.assert_array_equal(shown.labels, predictor.segmentation())
+
+
+def test_an_error_in_the_middle_of_a_label_map_changes_nothing_of_it(monkeypatch):
+    monkeypatch.setattr(label_map, "COMPETING_VOXELS", 200)
+    predictor = small_predictor()
+    predictor.set_image(voxels(), (1.2, 1.1, 1.0))
+    shown = LabelMap(SHAPE)
+    predictor.add_box((0, 0, 0), SHAPE, target=1)
+    shown.update(predictor.versions(), predictor.shared_logits)
+    before = shown.labels.copy()
+    predictor.add_point(CENTRES[0], False, target=1)
+    calls = []
+
+    def compete(*given):
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError
+        return real(*given)
+
+    real = label_map.compete
+    with monkeypatch.context() as once:
+        once.setattr(label_map, "compete", compete)
+        with pytest.raises(MemoryError):
+            shown.update(predictor.versions(), predictor.shared_logits)
+    np.testing.assert_array_equal(shown.labels, before)
+    change = shown.update(predictor.versions(), predictor.shared_logits)
+    before[change.box] = change.labels
+    np.testing.assert_array_equal(before, predictor.segmentation())

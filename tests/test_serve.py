@@ -152,3 +152,26 @@ def test_help_loads_no_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("https://viewer.example", "https://viewer.example"),
+        ("https://Viewer.Example:443", "https://viewer.example"),
+        ("http://viewer.example:80", "http://viewer.example"),
+        ("https://viewer.example:08443", "https://viewer.example:8443"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+    ],
+)
+def test_an_allowed_page_is_named_as_browsers_name_it(given, sent):
+    assert serve.parse_args(["--allow-origin", given]).allow_origin == [sent]
+
+
+@pytest.mark.parametrize(
+    "given", ["viewer.example", "ftp://a", "https://a/page", "https://a:99999", "*", "null", ""]
+)
+def test_what_is_no_page_is_no_allowed_one(capsys, given):
+    with pytest.raises(SystemExit):
+        serve.parse_args(["--allow-origin", given])
+    assert "expected scheme, host and port alone" in capsys.readouterr().err

@@ -334,10 +334,11 @@ def test_monai_labels_request_chooses_what_it_is_answered(client, tmp_path):
         answer = infer(f"image={session}&{query}", **params)
         assert answer.status_code == 400, answer.text
     before = client.get("/api/status").json()["sessions"]["open"]
-    answer = infer("output=image", file)  # the image comes with the request
-    (tmp_path / "mask.nrrd").write_bytes(answer.content)
-    np.testing.assert_array_equal(read_image(tmp_path / "mask.nrrd").array, expected)
-    assert infer("output=image").status_code == 400  # neither a name nor a file
+    for query in ("output=image", "output=image&image=scan", "output=image&image="):
+        answer = infer(query, file)  # the image comes with the request
+        (tmp_path / "mask.nrrd").write_bytes(answer.content)
+        np.testing.assert_array_equal(read_image(tmp_path / "mask.nrrd").array, expected)
+    assert infer("output=image").status_code == 404  # neither a name nor a file
     assert client.get("/api/status").json()["sessions"]["open"] == before
 
 

@@ -120,12 +120,20 @@ def test_a_page_that_was_allowed_can_use_the_server_and_no_other_can(tmp_path):
         answer = client.post("/api/sessions", headers=viewer | bearer, json={})
         assert answer.status_code == 201
         assert answer.headers["access-control-allow-origin"] == "https://viewer.example"
-        refused(client.post("/api/sessions", headers=viewer, json={}), 401, "token")
+        answer = client.post("/api/sessions", headers=viewer, json={})
+        refused(answer, 401, "token")  # which the page can read
+        assert answer.headers["access-control-allow-origin"] == "https://viewer.example"
+        private = {"Access-Control-Request-Private-Network": "true"}
+        answer = client.options("/api/status", headers=viewer | asked | private)
+        assert answer.headers["access-control-allow-private-network"] == "true"
         for other in ("https://viewer.example.evil.example", "http://viewer.example", "null"):
-            for headers in ({"Origin": other}, {"Origin": other} | asked):
-                answer = client.options("/api/status", headers=headers | bearer)
-                refused(answer, 403, "origin")
-                assert "access-control-allow-origin" not in answer.headers
+            foreign = {"Origin": other}
+            asking = client.options("/api/status", headers=foreign | asked)
+            assert asking.status_code == 400
+            answer = client.get("/api/status", headers=foreign | bearer)
+            refused(answer, 403, "origin")
+            for each in (asking, answer):
+                assert "access-control-allow-origin" not in each.headers
         two = [("Origin", "https://viewer.example"), ("Origin", "https://evil.example")]
         refused(client.get("/api/status", headers=[*two, *bearer.items()]), 403, "origin")
 

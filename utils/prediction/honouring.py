@@ -62,10 +62,14 @@ def honour_clicks(
         voxel_mm: the image's voxel size (z, y, x).
         cell_mm: edge of a cell of the low-resolution mask.
         shape: of the image, (D, H, W).
+
+    Returns:
+        the logits, in a larger box where a click lies outside of theirs, and how to restore them.
     """
     own = {click.zyx: click.is_foreground for click in clicks}
-    # Sorted by voxel, so that the numbering of targets does not matter.
-    places = dict.fromkeys(sorted(click.zyx for click in clicks_of_others), False) | own
+    # Sorted by voxel, so that the numbering of targets does not matter; own clicks keep order.
+    elsewhere = {click.zyx for click in clicks_of_others} - own.keys()
+    places = dict.fromkeys(sorted(elsewhere), False) | own
     of_kind = {
         kind: np.array([zyx for zyx, is_foreground in places.items() if is_foreground == kind])
         for kind in (True, False)
@@ -125,7 +129,7 @@ class Honoured:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the logits."""
+        """Bytes of the logits, and of what they were before."""
         return self.logits.values.nbytes + sum(each.nbytes for each in self.before.values())
 
     def undone(self) -> LogitBox:

@@ -64,8 +64,7 @@ from utils.volumes.geometry import CropRule
 #: Requests that go through the network at once. A CPU gains nothing from batches. Without batches
 #: the other targets do not change a single bit of a target's logits.
 GPU_BATCH, CPU_BATCH = 16, 1
-#: Bytes of logits that are cached between calls, enough for hundreds of small targets; those
-#: that were not used for longest go first.
+#: Bytes of logits that are cached between calls, enough for hundreds of small targets.
 LOGIT_BYTES = 2**29
 
 
@@ -80,8 +79,8 @@ class LogitsVersion(NamedTuple):
 class _Kept:
     """A target's logits; their values are dropped to save memory, and then computed again."""
 
-    def __init__(self, state: State) -> None:
-        self.state = state  # that they are computed from
+    def __init__(self, state: State, clicks: list[Click]) -> None:
+        self.state, self.clicks = state, clicks  # that they are computed from
         self.honoured: Honoured | None = None  # None: dropped
         self.raw_box: Box | None = None  # of the network's logits
         self.others: list[Click] | None = None  # foreground clicks of other targets in that box
@@ -90,7 +89,7 @@ class _Kept:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the logits."""
+        """Bytes of the values."""
         return self.honoured.nbytes if self.honoured else 0
 
 
@@ -349,6 +348,7 @@ class Predictor:
             InputError: as `segmentation`.
         """
         with self._turn:
+            self._calls += 1
             logits = self.shared_logits(target)
             return LogitBox(logits.box, logits.values.copy())
 
@@ -389,9 +389,11 @@ class Predictor:
 
     def _current(self, target: int, foreground: ForegroundClicks) -> _Kept:
         """Return a target's logits of its present prompts; their values may be dropped."""
-        state, kept = self._states[target][-1], self._kept.get(target)
-        if kept is None or kept.state is not state:
-            kept = self._kept[target] = _Kept(state)
+        state, clicks = self._states[target][-1], self._prompts[target].clicks
+        kept = self._kept.get(target)
+        # A click outside of the region leaves the state as it is, but is honoured all the same.
+        if kept is None or kept.state is not state or kept.clicks != clicks:
+            kept = self._kept[target] = _Kept(state, clicks)
         if kept.version is None or kept.others != foreground.of_others(target, kept.raw_box):
             self._compute(target, kept, foreground)
         return kept
@@ -399,20 +401,19 @@ class Predictor:
     def _compute(self, target: int, kept: _Kept, foreground: ForegroundClicks) -> None:
         before, kept.honoured = kept.honoured, None  # no longer valid, whatever happens next
         raw = before.undone() if before else self.session.logits(kept.state)
-        kept.raw_box, kept.others = raw.box, foreground.of_others(target, raw.box)
-        honoured = Honoured(raw, raw.box, {})
+        others, honoured = foreground.of_others(target, raw.box), Honoured(raw, raw.box, {})
         if self.options.honour_clicks:
-            scene, own = self.session.scene, self._prompts[target].clicks
-            cell_mm = self.session.cell_mm(kept.state)
+            scene, cell_mm = self.session.scene, self.session.cell_mm(kept.state)
             honoured = honour_clicks(
-                raw, own, kept.others, tuple(scene.voxel_mm), cell_mm, scene.shape
+                raw, kept.clicks, others, tuple(scene.voxel_mm), cell_mm, scene.shape
             )
         mark = kept.version.mark if kept.version else object()
         kept.version = LogitsVersion(honoured.logits.box, mark, honoured.spots)
+        kept.raw_box, kept.others = raw.box, others
         kept.honoured, kept.used = honoured, self._calls
 
     def _drop_some(self, newest: _Kept) -> None:
-        """Drop logits until the others have room: those that this call does not use, then these.
+        """Drop logits until the others have room: unused ones of earlier calls, then the newest.
 
         A call that needs more logits than there is room for computes the same few anew each time.
         Were the oldest dropped, it would compute all of them.

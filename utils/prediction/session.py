@@ -37,6 +37,8 @@ from utils.volumes.geometry import CropGrid, Triple
 
 #: A click that would need a region this many times larger starts a second region of its target.
 FAR = 2.0
+#: Steps from the first to each of the eight cells around a place.
+EIGHT_CELLS = np.array(list(np.ndindex(2, 2, 2)))
 #: The options that are true or false.
 FLAGS = ("box_mask", "drop_boxes", "only_prompted", "honour_clicks")
 
@@ -242,14 +244,18 @@ class ImageSession:
 
     def prompted_cells(self, state: State) -> np.ndarray:
         """Return the cells (m, m, m) bool of the mask that are connected to click or box."""
-        return self._prompted(state) > 0
+        return self._prompted(state, np.floor(self._seed_cells(state) + 0.5)) > 0
 
-    def _prompted(self, state: State) -> np.ndarray:
-        """Return the logits (m, m, m) without the components that no prompt touches."""
+    def _seed_cells(self, state: State) -> np.ndarray:
+        """Return the places (n, 3) of the foreground clicks in cells, of which 0 is a middle."""
+        grid = self.scene.grid(state.region)
+        return (np.transpose(grid.to_crop(state.seeds.T)) + 0.5) * self.cells / grid.size - 0.5
+
+    def _prompted(self, state: State, seeds: np.ndarray) -> np.ndarray:
+        """Return the logits (m, m, m) without the components that no seed or box touches."""
         grid = self.scene.grid(state.region)
         whole = LogitBox((slice(0, self.cells),) * 3, state.low_res)
         cell = grid.size / self.cells
-        seeds = np.floor((np.transpose(grid.to_crop(state.seeds.T)) + 0.5) / cell)
         faces = None if state.box is None else np.array(_box_in(grid, state.box)) / cell - 0.5
         return keep_prompted(whole, seeds, None if faces is None else Extent(*faces)).values
 
@@ -313,8 +319,12 @@ class ImageSession:
             if self.options.only_prompted:
                 logits = keep_prompted(logits, state.seeds, state.box)
             return logits
-        # Components of cells are found much faster than those of the image's voxels.
-        low_res = self._prompted(state) if self.options.only_prompted else state.low_res
+        low_res = state.low_res
+        if self.options.only_prompted:
+            # Components of cells are found much faster than those of the image's voxels. A voxel's
+            # logit is interpolated from eight cells, so any of them makes it part of a component.
+            first = np.floor(self._seed_cells(state))[:, None]
+            low_res = self._prompted(state, (first + EIGHT_CELLS).reshape(-1, 3))
         return LogitBox.from_low_res(grid, low_res)
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from http import HTTPStatus
 
 from starlette.applications import Starlette
@@ -22,7 +22,7 @@ from utils.serving.context import Context
 from utils.serving.frames import json_response
 from utils.serving.itksnap import ITKSnap
 from utils.serving.monailabel import MonaiLabel
-from utils.serving.nninteractive import LEASE, NNInteractive
+from utils.serving.nninteractive import LEASE, META, NNInteractive
 from utils.serving.page_api import PageApi
 from utils.serving.page_files import PageFiles
 from utils.serving.page_images import PageImages
@@ -44,7 +44,7 @@ def build_app(
     names: Iterable[str] = (),
     token: str = "",
     framed_by: Iterable[str] = (),
-    origins: Iterable[str] = (),
+    origins: Sequence[str] = (),
 ) -> ASGIApp:
     """Return the app.
 
@@ -76,10 +76,7 @@ def build_app(
         },
         middleware=[Middleware(Defects)],
     )
-    if origins := list(origins):
-        rules = {"allow_origins": origins, "allow_methods": ["*"], "allow_headers": ["*"]}
-        app = CORSMiddleware(app, expose_headers=["Content-Disposition"], **rules)
-    return Guard(
+    guard = Guard(
         app,
         host=host,
         names=names,
@@ -87,6 +84,17 @@ def build_app(
         cookie=f"fastsam3d_{port}",
         framed_by=framed_by,
         origins=origins,
+    )
+    if not origins:
+        return guard
+    # Around the guard, so that a page that was allowed can read why it is refused.
+    return CORSMiddleware(
+        guard,
+        allow_origins=origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        allow_private_network=True,  # public pages may ask for this machine
+        expose_headers=["Content-Disposition", "Retry-After", META],
     )
 
 

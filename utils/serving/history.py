@@ -16,6 +16,8 @@ class History:
         self.present = present
         self._before: list[Snapshot] = []
         self._undone: list[Snapshot] = []
+        # Steps whose prompts are in order, the last of them, and the order; see `order`.
+        self._ordered: tuple[int, Snapshot, list[tuple[int, int]]] = (0, {}, [])
 
     @property
     def undo_steps(self) -> int:
@@ -55,17 +57,14 @@ class History:
 
     def order(self) -> list[int]:
         """Return the target of each present prompt, in the order in which they were given."""
-        given: list[tuple[int, int]] = []  # target, and the prompt's place among the target's own
-        held: Snapshot = {}
-        for snapshot in (*self._before, self.present):
-            for target in {*held, *snapshot}:
-                old, new = held.get(target, ()), snapshot.get(target, ())
-                if old is new:
-                    continue
-                same = _common(old, new)
-                given = [each for each in given if each[0] != target or each[1] < same]
-                given += [(target, place) for place in range(same, len(new))]
-            held = snapshot
+        steps = (*self._before, self.present)
+        count, last, given = self._ordered
+        if not (0 < count <= len(steps) and steps[count - 1] is last):
+            count, last, given = 0, {}, []
+        for snapshot in steps[count:]:  # after a click, the last one alone
+            given = _ordered(given, last, snapshot)
+            last = snapshot
+        self._ordered = len(steps), last, given
         return [target for target, _ in given]
 
     @classmethod
@@ -96,10 +95,22 @@ class History:
                 return
 
 
-def _common(old: Sequence[Prompt], new: Sequence[Prompt]) -> int:
-    """Return how many prompts two lists begin with in common."""
-    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False))
-    return sum(1 for _ in pairs)
+def _ordered(given: list[tuple[int, int]], old: Snapshot, new: Snapshot) -> list[tuple[int, int]]:
+    """Return the order of a snapshot's prompts, from that of the snapshot before it.
+
+    Args:
+        given: the target of each prompt, and its place among the target's own.
+    """
+    for target in {*old, *new}:
+        before, after = old.get(target, ()), new.get(target, ())
+        if before is after:
+            continue
+        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
+        same = sum(1 for _ in pairs)
+        if same < len(before):
+            given = [each for each in given if each[0] != target or each[1] < same]
+        given = given + [(target, place) for place in range(same, len(after))]
+    return given
 
 
 def _by_target(snapshot: Snapshot) -> list[int]:

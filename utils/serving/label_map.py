@@ -1,6 +1,6 @@
 """The masks of all targets as one label map that is updated where logits changed.
 
-`Predictor.segmentation` goes through all voxels of the image. Here only the boxes of targets whose
+`Predictor.segmentation` goes through all voxels of the image. Here only boxes in which a target's
 logits changed are gone through; the labels are the same, voxel by voxel.
 """
 
@@ -64,14 +64,19 @@ class LabelMap:
             versions: of each target, as `Predictor.versions` returns them.
             logits_of: returns a target's logits. It is called for few targets, one by one.
         """
-        regions = self._changed_regions(versions)
-        self._stale = regions  # until all of them are renewed
+        slabs = [
+            slab
+            for region in self._changed_regions(versions)
+            for slab in _slabs(region, COMPETING_VOXELS)
+        ]
+        patches = []  # pasted at the end: an error must not leave a part of them
+        for slab in slabs:
+            near = [n for n in sorted(versions) if _shared(versions[n].box, slab)]
+            parts = ((n, logits_in(logits_of(n), slab)) for n in near)
+            patches.append(compete(_shape(slab), parts))
         changed = []
-        for region in regions:
-            for slab in _slabs(region, COMPETING_VOXELS):
-                near = [n for n in sorted(versions) if _shared(versions[n].box, slab)]
-                parts = ((n, logits_in(logits_of(n), slab)) for n in near)
-                changed += self._paste(slab, compete(_shape(slab), parts))
+        for slab, labels in zip(slabs, patches, strict=True):
+            changed += self._paste(slab, labels)
         self._stale, self._seen = [], dict(versions)
         return self._change(changed)
 
@@ -85,7 +90,7 @@ class LabelMap:
         whole = tuple(slice(0, n) for n in self.labels.shape)
         change = self._change(self._paste(whole, labels.astype(np.uint8, copy=False)))
         shown = box_of(self.labels != 0)
-        self._stale = [box for box in (shown, change.box) if box is not None]
+        self._stale += [box for box in (shown, change.box) if box is not None]
         return change
 
     def _changed_regions(self, versions: Mapping[int, LogitsVersion]) -> list[Box]:

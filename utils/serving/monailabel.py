@@ -18,11 +18,12 @@ from utils.files.strict_json import JsonError, parse_json
 from utils.prompts.kinds import Click, Prompt, checked_box
 from utils.serving.context import Context
 from utils.serving.downloads import target_file
-from utils.serving.forms import bad_form, file_of, form_of
+from utils.serving.forms import bad_form, form_of
 from utils.serving.frames import json_response
 from utils.serving.monailabel_images import KIND, MonaiImages
 from utils.serving.refusals import Refusal
 from utils.serving.registry import OpenSession
+from utils.serving.scan import Scan
 from utils.serving.session import Session
 from utils.serving.uploads import most_bytes
 
@@ -127,23 +128,26 @@ class MonaiLabel:
         output = request.query_params.get("output", "all")
         if output not in OUTPUTS:
             raise Refusal(400, "bad_request", f"output is none of {', '.join(OUTPUTS)}.")
-        # A request without the image's name brings its file.
-        named = "session_id" in request.query_params or "image" in request.query_params
-        each = self._opened(request) if named else None
-        most = 0 if named else most_bytes(self.context.max_voxels)
-        with self.context.registry.intake(each) as intake:
+        # A session goes before a file, and a file before the name of an image.
+        registry, session_id = self.context.registry, request.query_params.get("session_id")
+        each = self._session(session_id) if session_id else None
+        most = 0 if session_id else most_bytes(self.context.max_voxels)
+        with registry.intake(each) as intake:
             form = await form_of(request, 2**20 + most, intake)
             params = _params(form.fields.get("params", "{}"))
-            if each is None:
-                content = file_of(form)
-                scan = await self.images.read(form.names["file"], content, intake)
-                each = self.context.registry.open(KIND)
-                await self.images.open(request, each, scan)
+            if each is None and "file" in form.files:
+                scan = await self.images.read(form.names["file"], form.files["file"], intake)
+                return await self._answer_once(scan, params, output)
+        return await self._answer(each or self._named(request), params, output)
+
+    async def _answer_once(self, scan: Scan, params: Params, output: str) -> Response:
+        """Answer a request that brings its image, in a session for it alone."""
+        each = self.context.registry.open(KIND)
         try:
+            await self.context.registry.run(each, lambda session: session.set_scan(scan))
             return await self._answer(each, params, output)
         finally:
-            if not named:
-                self.context.registry.close(each.id)
+            self.context.registry.close(each.id)
 
     async def _answer(self, each: OpenSession, params: Params, output: str) -> Response:
         file_format = FORMATS[params.result_extension]
@@ -160,13 +164,12 @@ class MonaiLabel:
             return Response(mask, media_type="application/octet-stream")
         return _two_parts(found, mask, f"res{params.result_extension}")
 
-    def _opened(self, request: Request) -> OpenSession:
-        """Return the session that a request names, or that of the image which it names."""
-        query = request.query_params
-        session_id = query.get("session_id") or query.get("image", "")
-        if query.get("session_id") or self.context.registry.has(session_id):
-            return self._session(session_id)
-        return self.images.find(request, session_id)
+    def _named(self, request: Request) -> OpenSession:
+        """Return the session of the image that a request names, which may be a session's id."""
+        image = request.query_params.get("image", "")
+        if self.context.registry.has(image):
+            return self._session(image)
+        return self.images.find(request, image)
 
     def _session(self, session_id: str) -> OpenSession:
         return self.context.registry.get(session_id, KIND)

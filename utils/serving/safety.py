@@ -3,7 +3,7 @@
 A page of another site that is open in the user's browser can send requests to a local server, also
 ones that need no permission of the server (forms, plain text). A name of another site can be made
 to point to this machine (DNS rebinding). So a request must name this server by a name that it has,
-and must not come from another page.
+and must not come from another page, unless the user has allowed that page.
 """
 
 import base64
@@ -114,8 +114,7 @@ class Guard:
                 "the request comes from a page of another site. Expected the server's own page or "
                 "a program: open the server's address itself.",
             )  # fmt: skip
-        is_question = scope["method"] == "OPTIONS"  # of a browser, which sends no token with it
-        if (is_allowed and is_question) or self._is_known(scope, headers):
+        if self._is_known(scope, headers):
             return None
         if is_page:
             scope["path"] = "/login"  # the page that asks for the token

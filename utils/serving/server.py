@@ -98,7 +98,7 @@ class Served:
     save_dir: Path
     classes: Sequence[str] = ()
     class_colors: Mapping[str, str] = field(default_factory=dict)  # "#rrggbb" of some classes
-    worker: Worker = field(default_factory=Worker)  # whose thread the network was opened in
+    worker: Worker = field(default_factory=Worker)  # open the network in its thread: see there
 
 
 def context_of(served: Served) -> Context:

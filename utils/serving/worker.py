@@ -29,7 +29,10 @@ class Worker:
         self.waiting = 0  # jobs that are not finished
 
     def call(self, job: Callable[[], Result]) -> Result:
-        """Run a job in the thread, and wait for its result; not for the event loop's thread."""
+        """Run a job in the thread, and wait for its result.
+
+        Not for the event loop's thread, which would stand still, nor for a job of this thread.
+        """
         return self._executor.submit(job).result()
 
     async def run(self, job: Callable[[], Result]) -> Result:
