@@ -1,7 +1,7 @@
 """Draw the page of serve.py in every state, in light and dark, for a person to look at.
 
 Reads   --checkpoint  a network file (default: weights/student.pth)
-Writes  --out         a folder of PNG files, such as masks_light.png, which the README shows
+Writes  --out         a folder of PNG files: one a state and look, such as masks_light.png
 
     python docs/draw_page.py --out work_dir/page
 
