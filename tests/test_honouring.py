@@ -5,7 +5,7 @@ import pytest
 from serving_helpers import CENTRES, SHAPE, small_predictor, voxels
 from small_networks import RULE, small_student
 
-from utils.prediction import predictor as predictor_module
+from utils.prediction import logit_cache
 from utils.prediction.honouring import honour_clicks
 from utils.prediction.masks import LogitBox
 from utils.prediction.predictor import Predictor
@@ -66,7 +66,7 @@ def test_logits_of_other_clicks_differ_in_the_spots_of_one_of_them_alone(seed):
 
 @pytest.mark.parametrize("room", [0, 20_000, 2**29])
 def test_labels_are_right_whatever_logits_were_dropped(monkeypatch, room):
-    monkeypatch.setattr(predictor_module, "LOGIT_BYTES", room)
+    monkeypatch.setattr(logit_cache, "LOGIT_BYTES", room)
     predictor = small_predictor()
     predictor.set_image(voxels(), (1.2, 1.1, 1.0))
     shown, rng = LabelMap(SHAPE), np.random.default_rng(0)
@@ -78,7 +78,7 @@ def test_labels_are_right_whatever_logits_were_dropped(monkeypatch, room):
             near = rng.integers(-4, 5, 3) + CENTRES[target % 2]
             predictor.add_point(tuple(near.tolist()), bool(rng.integers(3)), target=target)
         shown.update(predictor.versions(), predictor.shared_logits)
-        assert sum(kept.nbytes for kept in predictor._kept.values()) <= room
+        assert predictor.cache.nbytes <= room
         np.testing.assert_array_equal(shown.labels, predictor.segmentation())
 
 
@@ -200,7 +200,7 @@ def test_an_error_while_clicks_are_honoured_leaves_no_stale_mask(monkeypatch, pl
 
     predictor.add_point((40, 40, 40), target=2)
     with monkeypatch.context() as once:
-        once.setattr(predictor_module, "honour_clicks", fail)
+        once.setattr(logit_cache, "honour_clicks", fail)
         with pytest.raises(MemoryError):
             predictor.versions()
     shown.update(predictor.versions(), predictor.shared_logits)

@@ -8,8 +8,7 @@ from bright_network import bright_predictor
 from small_networks import RULE, small_sam
 
 from benchmarks.geometry import CarrySession
-from utils.prediction import batching
-from utils.prediction import predictor as predictor_module
+from utils.prediction import batching, logit_cache
 from utils.prediction.lockstep import in_lockstep
 from utils.prediction.predictor import Predictor
 from utils.prediction.region import ZoomRule
@@ -257,10 +256,10 @@ def test_only_targets_with_new_prompts_are_pasted_again(monkeypatch):
     assert len(pasted) == 1
 
 
-@pytest.mark.parametrize("room", [0, predictor_module.LOGIT_BYTES])
+@pytest.mark.parametrize("room", [0, logit_cache.LOGIT_BYTES])
 def test_cached_logits_do_not_change_the_answer(monkeypatch, room):
     """A click of one target inside the mask of another, an undo, a reset."""
-    monkeypatch.setattr(predictor_module, "LOGIT_BYTES", room)
+    monkeypatch.setattr(logit_cache, "LOGIT_BYTES", room)
     predictor, steps = predictor_on(noise((24, 28, 30))), []
     click_six(predictor)
     first = predictor.segmentation()

@@ -7,7 +7,7 @@ from bright_network import bright_predictor
 from small_networks import RULE, small_sam
 
 from utils.errors import InputError
-from utils.prediction import predictor as predictor_module
+from utils.prediction import logit_cache
 from utils.prediction.predictor import CPU_BATCH, Predictor, ready_predictor
 from utils.prediction.region import ZoomRule
 from utils.prediction.session import PredictorOptions
@@ -252,7 +252,7 @@ def test_logits_of_one_target_do_not_decode_the_others(predictor):
 
 @pytest.mark.parametrize(("room", "pasted"), [(0, 6), (2**29, 3)])
 def test_logits_are_kept_as_long_as_there_is_room(monkeypatch, predictor, room, pasted):
-    monkeypatch.setattr(predictor_module, "LOGIT_BYTES", room)
+    monkeypatch.setattr(logit_cache, "LOGIT_BYTES", room)
     calls, logits = [], predictor.session.logits
     predictor.session.logits = lambda state: calls.append(state) or logits(state)
     for target in (1, 2, 3):
@@ -266,15 +266,15 @@ def test_kept_logits_never_exceed_their_room(monkeypatch, predictor):
     for target in (1, 2, 3, 4):
         predictor.add_point((4 * target, 12, 14), target=target)
     predictor.segmentation()
-    sizes = [kept.nbytes for kept in predictor._kept.values()]
+    sizes = [kept.nbytes for kept in predictor.cache._kept.values()]
     assert len(sizes) == 4
     room = max(sizes) + min(sizes)
-    monkeypatch.setattr(predictor_module, "LOGIT_BYTES", room)
+    monkeypatch.setattr(logit_cache, "LOGIT_BYTES", room)
     predictor.reset()
     for target in (1, 2, 3, 4):
         predictor.add_point((4 * target, 12, 14), target=target)
     predictor.segmentation()
-    held = sum(kept.nbytes for kept in predictor._kept.values())
+    held = predictor.cache.nbytes
     assert 0 < held <= room
 
 

@@ -32,7 +32,6 @@ How prompts become masks: utils/prediction/session.py and docs/prediction.md.
 import copy
 import threading
 from collections.abc import Generator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,9 +40,10 @@ from segment_anything import CropPredictor, Engine, Sam3D
 from utils.errors import InputError
 from utils.prediction import checks
 from utils.prediction.batching import BatchDecoder
-from utils.prediction.honouring import ForegroundClicks, Honoured, Spot, honour_clicks
+from utils.prediction.honouring import ForegroundClicks
 from utils.prediction.lockstep import in_lockstep
-from utils.prediction.masks import Box, LogitBox, compete
+from utils.prediction.logit_cache import Asked, LogitCache, LogitsVersion
+from utils.prediction.masks import LogitBox, compete
 from utils.prediction.prompts import PromptHistory
 from utils.prediction.region import Scene
 from utils.prediction.session import DecodeRequest, ImageSession, PredictorOptions, State
@@ -64,33 +64,6 @@ from utils.volumes.geometry import CropRule
 #: Requests that go through the network at once. A CPU gains nothing from batches. Without batches
 #: the other targets do not change a single bit of a target's logits.
 GPU_BATCH, CPU_BATCH = 16, 1
-#: Bytes of logits that are cached between calls, enough for hundreds of small targets.
-LOGIT_BYTES = 2**29
-
-
-class LogitsVersion(NamedTuple):
-    """Which logits a target has. They differ from others of the same mark in the spots alone."""
-
-    box: Box  # that they fill
-    mark: object  # of the target's own prompts
-    spots: frozenset[Spot]  # changed so that clicks are honoured
-
-
-class _Kept:
-    """A target's logits; their values are dropped to save memory, and then computed again."""
-
-    def __init__(self, state: State, clicks: list[Click]) -> None:
-        self.state, self.clicks = state, clicks  # that they are computed from
-        self.honoured: Honoured | None = None  # None: dropped
-        self.raw_box: Box | None = None  # of the network's logits
-        self.others: list[Click] | None = None  # foreground clicks of other targets in that box
-        self.version: LogitsVersion | None = None  # None: never computed
-        self.used = 0  # when the values were used last
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the values."""
-        return self.honoured.nbytes if self.honoured else 0
 
 
 class Predictor:
@@ -131,15 +104,14 @@ class Predictor:
         self.rule, self.options = rule, options
         self.session: ImageSession | None = None
         self.decoder: BatchDecoder | None = None
-        self.logit_bytes: int | None = None  # that are cached; None: `LOGIT_BYTES`
-        self._calls = 0
+        self.cache: LogitCache | None = None
         self._turn = threading.RLock()
         self.reset()
 
     def sibling(self) -> "Predictor":
         """Return a predictor without image that shares this one's network and compiled kernels."""
         other = copy.copy(self)
-        other.session, other.decoder = None, None
+        other.session, other.decoder, other.cache = None, None, None
         other._turn = threading.RLock()
         other.reset()
         return other
@@ -178,7 +150,7 @@ class Predictor:
             decoder = BatchDecoder(self.network, volume, hounsfield=hounsfield)
             scene = Scene(volume.shape, affine, self.rule, self.options.zoom)
             self.session = ImageSession(scene, decoder.cells, self.options, boxes=decoder.boxes)
-            self.decoder = decoder
+            self.decoder, self.cache = decoder, LogitCache(self.session)
             self.reset()
 
     def add_point(self, zyx: Sequence[float], positive: bool = True, *, target: int = 1) -> None:
@@ -278,7 +250,7 @@ class Predictor:
             history = self._history(target, "has no prompt to undo")
             kept = 0 if isinstance(history.undo(), MaskPrompt) else len(history.counted)
             del self._states[target][kept:]
-            self._kept.pop(target, None)
+            self.cache.forget(target)
 
     def reset(self, target: int | None = None) -> None:
         """Remove all prompts of a target, or of all targets if none is named; the image stays.
@@ -290,11 +262,12 @@ class Predictor:
             if target is None:
                 self._prompts: dict[int, PromptHistory] = {}
                 self._states: dict[int, list[State]] = {}  # after each prompt that counts
-                self._kept: dict[int, _Kept] = {}
             else:
                 target = checks.checked_target(target)
-                for held in (self._prompts, self._states, self._kept):
+                for held in (self._prompts, self._states):
                     held.pop(target, None)
+            if self.cache is not None:
+                self.cache.forget(target)
 
     @property
     def targets(self) -> list[int]:
@@ -330,9 +303,10 @@ class Predictor:
         with self._turn:
             shape, targets = self._shape, self.targets
             self._decode_new_prompts(targets)
-            clicks = self._foreground_clicks()
-            self._calls += 1
-            return compete(shape, ((target, self._logits(target, clicks)) for target in targets))
+            clicks, cache = self._foreground_clicks(), self.cache
+            cache.new_call()
+            parts = ((target, cache.logits(self._asked(target), clicks)) for target in targets)
+            return compete(shape, parts)
 
     def logits(self, target: int) -> LogitBox:
         """Return one target's logits, before targets compete for voxels.
@@ -347,8 +321,10 @@ class Predictor:
             PromptError: the target has no prompt.
             InputError: as `segmentation`.
         """
+        target = checks.checked_target(target)
         with self._turn:
-            self._calls += 1
+            self._history(target, "has no prompt")
+            self.cache.new_call()
             logits = self.shared_logits(target)
             return LogitBox(logits.box, logits.values.copy())
 
@@ -362,13 +338,8 @@ class Predictor:
             targets = self.targets
             self._decode_new_prompts(targets)
             clicks = self._foreground_clicks()
-            self._calls += 1
-            found = {}
-            for target in targets:
-                kept = self._current(target, clicks)
-                found[target] = kept.version
-                self._drop_some(kept)
-            return found
+            self.cache.new_call()
+            return {target: self.cache.version(self._asked(target), clicks) for target in targets}
 
     def shared_logits(self, target: int) -> LogitBox:
         """Return `logits` without a copy; the next prompt of any target may change them."""
@@ -376,56 +347,11 @@ class Predictor:
         with self._turn:
             self._history(target, "has no prompt")
             self._decode_new_prompts([target])
-            return self._logits(target, self._foreground_clicks())
+            return self.cache.logits(self._asked(target), self._foreground_clicks())
 
-    def _logits(self, target: int, foreground: ForegroundClicks) -> LogitBox:
-        """Return a target's logits; a later call may change them in place."""
-        kept = self._current(target, foreground)
-        if kept.honoured is None:
-            self._compute(target, kept, foreground)
-        kept.used, logits = self._calls, kept.honoured.logits
-        self._drop_some(kept)
-        return logits
-
-    def _current(self, target: int, foreground: ForegroundClicks) -> _Kept:
-        """Return a target's logits of its present prompts; their values may be dropped."""
-        state, clicks = self._states[target][-1], self._prompts[target].clicks
-        kept = self._kept.get(target)
-        # A click outside of the region leaves the state as it is, but is honoured all the same.
-        if kept is None or kept.state is not state or kept.clicks != clicks:
-            kept = self._kept[target] = _Kept(state, clicks)
-        if kept.version is None or kept.others != foreground.of_others(target, kept.raw_box):
-            self._compute(target, kept, foreground)
-        return kept
-
-    def _compute(self, target: int, kept: _Kept, foreground: ForegroundClicks) -> None:
-        before, kept.honoured = kept.honoured, None  # no longer valid, whatever happens next
-        raw = before.undone() if before else self.session.logits(kept.state)
-        others, honoured = foreground.of_others(target, raw.box), Honoured(raw, raw.box, {})
-        if self.options.honour_clicks:
-            scene, cell_mm = self.session.scene, self.session.cell_mm(kept.state)
-            honoured = honour_clicks(
-                raw, kept.clicks, others, tuple(scene.voxel_mm), cell_mm, scene.shape
-            )
-        mark = kept.version.mark if kept.version else object()
-        kept.version = LogitsVersion(honoured.logits.box, mark, honoured.spots)
-        kept.raw_box, kept.others = raw.box, others
-        kept.honoured, kept.used = honoured, self._calls
-
-    def _drop_some(self, newest: _Kept) -> None:
-        """Drop logits until the others have room: unused ones of earlier calls, then the newest.
-
-        A call that needs more logits than there is room for computes the same few anew each time.
-        Were the oldest dropped, it would compute all of them.
-        """
-        most = LOGIT_BYTES if self.logit_bytes is None else self.logit_bytes
-        too_many = sum(kept.nbytes for kept in self._kept.values()) - most
-        unused = [kept for kept in self._kept.values() if kept.used < self._calls]
-        for kept in (*sorted(unused, key=lambda kept: kept.used), newest):
-            if too_many <= 0:
-                break
-            too_many -= kept.nbytes
-            kept.honoured = None
+    def _asked(self, target: int) -> Asked:
+        """Return what a target's logits are computed from, once its prompts are decoded."""
+        return Asked(target, self._states[target][-1], self._prompts[target].clicks)
 
     def _decode_new_prompts(self, targets: Sequence[int]) -> None:
         """Decode the prompts that have no state yet, those of all targets in common batches."""

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.prediction.logit_cache import LogitsVersion
 from utils.prediction.masks import Box, LogitBox, compete
-from utils.prediction.predictor import LogitsVersion
 from utils.volumes.geometry import bounding_box
 
 #: The largest id of a target in a label map, which is uint8.

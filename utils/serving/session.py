@@ -98,7 +98,7 @@ class Session:
         label_map = LabelMap(scan.shape)  # first: no room for it must change nothing
         self.predictor.set_image(scan.image, affine=scan.volume.affine, hounsfield=scan.hounsfield)
         self.predictor.decoder.embedding_bytes = EMBEDDING_BYTES
-        self.predictor.logit_bytes = LOGIT_BYTES
+        self.predictor.cache.most_bytes = LOGIT_BYTES
         self.scan = scan
         self._restart(label_map)
         self._changed()
