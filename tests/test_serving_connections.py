@@ -53,7 +53,7 @@ def test_no_answer_waits_for_the_confirmation_of_its_first_part(port):
             while b"\r\n\r\n" not in found or found.endswith(b"\r\n\r\n"):
                 found += connection.recv(2**16)
             times.append(time.perf_counter() - start)
-    assert sorted(times)[4] < 0.03  # 0.04 with Nagle's algorithm
+    assert min(times[4:]) < 0.03  # 0.04 with Nagle's algorithm, also on a busy machine
 
 
 def test_an_answer_that_takes_long_is_waited_for(port, context):
