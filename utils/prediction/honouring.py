@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.prediction.masks import SURE_LOGIT, Box, LogitBox
+from utils.prediction.masks import SURE_LOGIT, Box, LogitBox, within
 from utils.prompts.kinds import Click
 from utils.volumes.geometry import Triple
 
@@ -108,10 +108,7 @@ class Spot(NamedTuple):
 
     def within(self, logits: LogitBox) -> Box:
         """Return the same voxels as a part of the logits' array."""
-        return tuple(
-            slice(a - side.start, b - side.start)
-            for a, b, side in zip(self.start, self.stop, logits.box, strict=True)
-        )
+        return within(self.box, logits.box)
 
 
 @dataclass(frozen=True)
@@ -137,11 +134,7 @@ class Honoured:
         logits = self.logits
         for spot, values in reversed(self.before.items()):
             logits.values[spot.within(logits)] = values
-        inner = tuple(
-            slice(side.start - own.start, side.stop - own.start)
-            for side, own in zip(self.given, logits.box, strict=True)
-        )
-        return LogitBox(self.given, logits.values[inner])
+        return LogitBox(self.given, logits.values[within(self.given, logits.box)])
 
 
 def _agrees(logits: LogitBox, zyx: tuple[int, int, int], is_foreground: bool) -> bool:

@@ -27,6 +27,22 @@ THIN = 0.1
 Box = tuple[slice, slice, slice]
 
 
+def shared(one: Box, other: Box) -> Box | None:
+    """Return the voxels that two boxes share; None if there are none."""
+    both = tuple(
+        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True)
+    )
+    return both if all(side.start < side.stop for side in both) else None
+
+
+def within(inner: Box, outer: Box) -> Box:
+    """Return a box as a part of an array that fills another box around it."""
+    return tuple(
+        slice(side.start - around.start, side.stop - around.start)
+        for side, around in zip(inner, outer, strict=True)
+    )
+
+
 @dataclass
 class LogitBox:
     """Logits on a box of the image's voxels; everything outside of the box is background."""

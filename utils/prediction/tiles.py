@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from utils.prediction.masks import LogitBox
+from utils.prediction.masks import LogitBox, shared, within
 from utils.prediction.region import Extent, Region, Scene
 from utils.volumes.geometry import CropGrid
 
@@ -74,9 +74,11 @@ def blended(coarse: LogitBox, tiles: Iterable[tuple[CropGrid, np.ndarray]]) -> L
         box = grid.covered_box()
         tile = LogitBox(box, grid.paste_box(low_res, box))
         depth = grid.paste_box(_hat(low_res.shape[0]), box)
-        inner, outer = _overlap(tile, coarse)
-        total[outer] += (tile.values * depth)[inner]
-        weights[outer] += depth[inner]
+        both = shared(tile.box, coarse.box)
+        if both is not None:
+            inner, outer = within(both, tile.box), within(both, coarse.box)
+            total[outer] += (tile.values * depth)[inner]
+            weights[outer] += depth[inner]
     return LogitBox(coarse.box, total / weights)
 
 
@@ -84,13 +86,3 @@ def _hat(cells: int) -> np.ndarray:
     """Return (cells, cells, cells) weights, 1 in the middle and almost 0 at the border."""
     along = 1 - np.abs((np.arange(cells) + 0.5) / cells * 2 - 1)
     return (along[:, None, None] * along[None, :, None] * along).astype(np.float32)
-
-
-def _overlap(first: LogitBox, second: LogitBox) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return the voxels that two boxes share, as an index into each of them."""
-    in_first, in_second = [], []
-    for a, b in zip(first.box, second.box, strict=True):
-        start, stop = max(a.start, b.start), max(a.start, b.start, min(a.stop, b.stop))
-        in_first.append(slice(start - a.start, stop - a.start))
-        in_second.append(slice(start - b.start, stop - b.start))
-    return tuple(in_first), tuple(in_second)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.prediction.logit_cache import LogitsVersion
-from utils.prediction.masks import Box, LogitBox, compete
+from utils.prediction.masks import Box, LogitBox, compete, shared, within
 from utils.volumes.geometry import bounding_box
 
 #: The largest id of a target in a label map, which is uint8.
@@ -71,7 +71,7 @@ class LabelMap:
         ]
         patches = []  # pasted at the end: an error must not leave a part of them
         for slab in slabs:
-            near = [n for n in sorted(versions) if _shared(versions[n].box, slab)]
+            near = [n for n in sorted(versions) if shared(versions[n].box, slab)]
             parts = ((n, logits_in(logits_of(n), slab)) for n in near)
             patches.append(compete(_shape(slab), parts))
         changed = []
@@ -151,22 +151,10 @@ def box_of(mask: np.ndarray) -> Box | None:
 
 def logits_in(logits: LogitBox, region: Box) -> LogitBox | None:
     """Return the logits that lie in a region, in its coordinates; None if none do."""
-    shared = _shared(logits.box, region)
-    if shared is None:
+    both = shared(logits.box, region)
+    if both is None:
         return None
-    place, inner = (
-        tuple(slice(s.start - o.start, s.stop - o.start) for s, o in zip(shared, box, strict=True))
-        for box in (region, logits.box)
-    )
-    return LogitBox(place, logits.values[inner])
-
-
-def _shared(one: Box, other: Box) -> Box | None:
-    """Return the voxels that two boxes share; None if there are none."""
-    shared = tuple(
-        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True)
-    )
-    return shared if all(side.start < side.stop for side in shared) else None
+    return LogitBox(within(both, region), logits.values[within(both, logits.box)])
 
 
 def _shape(box: Box) -> tuple[int, ...]:
